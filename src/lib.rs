@@ -1,0 +1,23 @@
+//! Highwater: a PostgreSQL WAL archiver and point-in-time-recovery engine.
+//!
+//! The crate is a house with floors; imports go down only, and
+//! `tests/tidy.rs` checks it. See `docs/architecture.md` for the drawing.
+//!
+//! ```text
+//! 4  cli                              arguments, settings, output, exit codes
+//! 3  ops                              one file per use case
+//! 2  plan, repo                       pure decisions; the archive as verbs
+//! 1  format, store, walsender, pgdata bytes and names; stores; servers; disks
+//! 0  pg, failure                      PostgreSQL's facts; what a user sees
+//! ```
+
+pub mod cli;
+pub mod failure;
+pub mod format;
+pub mod ops;
+pub mod pg;
+pub mod pgdata;
+pub mod plan;
+pub mod repo;
+pub mod store;
+pub mod walsender;
