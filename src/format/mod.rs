@@ -1,1 +1,31 @@
-//! placeholder
+//! Every byte and every name that Highwater stores, versioned.
+//!
+//! Owns the grammar of keys, the sealed object, the JSON documents, chunk maps
+//! and the file list. Never here: I/O, listing, deciding. `docs/format.md`
+//! draws what this room defines; change both together.
+
+mod chunks;
+mod codec;
+mod documents;
+mod file_list;
+mod names;
+mod sealed;
+
+pub use chunks::{
+    CHUNK_BYTES, ChunkDigest, ChunkEntry, ChunkMap, ChunkMapError, FrameRef, MAP_CHUNKS_MAX, Run,
+    digest_chunk,
+};
+pub use codec::{Codec, CodecError, FrameWriter, Packing, read_frames};
+pub use documents::{
+    Begun, Committed, Document, DocumentError, FORMAT_VERSION, FileIndex, Identity, PackUse,
+    Reference, ServerLimits, TablespaceAt,
+};
+pub use file_list::{
+    EntryKind, FileContent, FileEntry, INLINE_CHUNKS_MAX, LIST_FRAME_BYTES, ListError, parse_line,
+    write_line,
+};
+pub use names::{BackupId, ClusterName, NameError, Place, WalObject, parse_wal_object};
+pub use sealed::{
+    HEADER_PROBE_BYTES, Header, Kind, PACK_HEADER_BYTES, RestorePointMark, SealError, WalSummary,
+    encode_header, encode_header_padded, parse_header,
+};

@@ -4,7 +4,9 @@
 //! names the PostgreSQL source file or manual section it comes from.
 
 mod lsn;
+mod timestamp;
 mod wal_name;
 
 pub use lsn::{Lsn, ParseLsnError, SegmentSize, SystemId, Timeline};
+pub use timestamp::PgTimestamp;
 pub use wal_name::{SegmentName, WalFileName, WalFileNameError};

@@ -1,1 +1,68 @@
-//! placeholder
+//! The archive as verbs: put once, fetch verified, inventory, begin, commit
+//! and forget a backup.
+//!
+//! Owns what every use of the repository must obey: create-if-absent, reading
+//! back after a doubtful answer, checking an object's header against its own
+//! name before a byte of it is believed. Never here: policy, which backup or
+//! which WAL to choose, or connections to PostgreSQL.
+
+mod backup_files;
+mod backup_list;
+mod backup_writer;
+mod error;
+mod frames;
+mod identity;
+mod inventory;
+mod objects;
+mod parent;
+mod wal;
+
+use std::sync::Arc;
+
+pub use backup_files::{FileMeta, FileRecorder, RecordedFiles};
+pub use backup_list::{BackupState, UnfinishedBackup};
+pub use backup_writer::BackupWriter;
+pub use error::RepoError;
+pub use frames::FrameFetcher;
+pub use identity::{Claim, claim_of};
+pub use inventory::{TimelineWal, WalInventory};
+pub use objects::{Put, SealedObject};
+pub use parent::ParentFiles;
+pub use wal::{PIECE_BYTES, SegmentSource, WHOLE_SEGMENT_BYTES_MAX, WalSealer};
+
+use crate::format::{ClusterName, Place};
+use crate::store::Store;
+
+/// One cluster's place in a repository.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    store: Arc<dyn Store>,
+    place: Place,
+}
+
+impl Repository {
+    /// Makes the repository of `cluster` in `store`; nothing is read or written.
+    pub fn new(store: Arc<dyn Store>, cluster: ClusterName) -> Self {
+        Self { store, place: Place::new(cluster) }
+    }
+
+    /// Returns the names of things in it.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Returns the cluster's name.
+    pub fn cluster(&self) -> &ClusterName {
+        self.place.cluster()
+    }
+
+    /// Returns the store below.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// Returns the store's URL without secrets, for messages.
+    pub fn describe(&self) -> String {
+        self.store.describe()
+    }
+}

@@ -1,0 +1,356 @@
+//! Compression: standard zstd or lz4 frames, or plain bytes.
+//!
+//! Every frame carries its codec's own checksum, so that `zstd -d` and `lz4 -d`
+//! notice damage without Highwater.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// How the bytes of an object are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// zstd at a level from 1 to 19. Level 1 is the default: on WAL, level 3
+    /// is no smaller and costs two to four times the CPU (`docs/benchmarks.md`).
+    Zstd(i32),
+    /// lz4 frames: less CPU, about half as small on WAL.
+    Lz4,
+    /// As they are.
+    None,
+}
+
+/// How stored bytes are compressed, as headers and frame references name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Packing {
+    /// zstd frames.
+    Zstd,
+    /// lz4 frames.
+    Lz4,
+    /// Plain bytes.
+    None,
+}
+
+impl Packing {
+    /// Returns the number that chunk maps carry.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::None => 0,
+            Self::Zstd => 1,
+            Self::Lz4 => 2,
+        }
+    }
+
+    /// Returns the packing with that number.
+    pub fn of_code(code: u8) -> Option<Self> {
+        [Self::None, Self::Zstd, Self::Lz4].into_iter().find(|packing| packing.code() == code)
+    }
+}
+
+/// The codec's setting could not be understood, or a frame could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// The setting names no codec.
+    #[error("`{0}` is not a compression; use `zstd`, `zstd:1` to `zstd:19`, `lz4` or `none`")]
+    Unknown(String),
+    /// The stored bytes are damaged or cut short.
+    #[error("the compressed bytes are damaged")]
+    Damaged(#[source] io::Error),
+    /// More came out than the header or entry promised.
+    #[error("the compressed bytes hold more than the {expected_bytes} bytes they should")]
+    TooLong {
+        /// The promised plain length.
+        expected_bytes: u64,
+    },
+    /// Less came out than the header or entry promised.
+    #[error("the compressed bytes hold {found_bytes} bytes, not the {expected_bytes} they should")]
+    TooShort {
+        /// The promised plain length.
+        expected_bytes: u64,
+        /// What was found.
+        found_bytes: u64,
+    },
+}
+
+impl Codec {
+    /// The codec used unless another is set.
+    pub const DEFAULT: Self = Self::Zstd(1);
+
+    /// Returns what readers need to know; the level is not among it.
+    pub fn packing(self) -> Packing {
+        match self {
+            Self::Zstd(_) => Packing::Zstd,
+            Self::Lz4 => Packing::Lz4,
+            Self::None => Packing::None,
+        }
+    }
+
+    /// Compresses `plain` into one frame.
+    ///
+    /// # Errors
+    /// Only if the codec itself fails, which means no memory.
+    pub fn frame(self, plain: &[u8]) -> io::Result<Vec<u8>> {
+        let mut writer = FrameWriter::new(self, Some(plain.len() as u64))?;
+        writer.write_all(plain)?;
+        writer.finish()
+    }
+}
+
+impl FromStr for Codec {
+    type Err = CodecError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "zstd" => Ok(Self::DEFAULT),
+            "lz4" => Ok(Self::Lz4),
+            "none" => Ok(Self::None),
+            _ => text
+                .strip_prefix("zstd:")
+                .and_then(|level| level.parse().ok())
+                .filter(|level| (1..=19).contains(level))
+                .map(Self::Zstd)
+                .ok_or_else(|| CodecError::Unknown(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Codec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Zstd(level) => write!(f, "zstd:{level}"),
+            Self::Lz4 => f.write_str("lz4"),
+            Self::None => f.write_str("none"),
+        }
+    }
+}
+
+/// Compresses a stream of bytes into one frame held in memory.
+pub struct FrameWriter {
+    inner: Inner,
+}
+
+enum Inner {
+    Zstd(zstd::stream::write::Encoder<'static, Vec<u8>>),
+    Lz4(Box<lz4_flex::frame::FrameEncoder<Vec<u8>>>),
+    Plain(Vec<u8>),
+}
+
+impl fmt::Debug for FrameWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FrameWriter").finish_non_exhaustive()
+    }
+}
+
+impl FrameWriter {
+    /// Begins a frame. With `plain_bytes`, exactly so many must be written.
+    pub fn new(codec: Codec, plain_bytes: Option<u64>) -> io::Result<Self> {
+        let inner = match codec {
+            Codec::Zstd(level) => {
+                let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), level)?;
+                encoder.include_checksum(true)?;
+                encoder.set_pledged_src_size(plain_bytes)?;
+                Inner::Zstd(encoder)
+            }
+            Codec::Lz4 => {
+                let info = lz4_flex::frame::FrameInfo::new()
+                    .content_checksum(true)
+                    .content_size(plain_bytes)
+                    .block_size(lz4_flex::frame::BlockSize::Max256KB);
+                Inner::Lz4(Box::new(lz4_flex::frame::FrameEncoder::with_frame_info(
+                    info,
+                    Vec::new(),
+                )))
+            }
+            Codec::None => Inner::Plain(Vec::new()),
+        };
+        Ok(Self { inner })
+    }
+
+    /// Ends the frame and returns its bytes.
+    pub fn finish(self) -> io::Result<Vec<u8>> {
+        match self.inner {
+            Inner::Zstd(encoder) => encoder.finish(),
+            Inner::Lz4(encoder) => encoder.finish().map_err(io::Error::other),
+            Inner::Plain(bytes) => Ok(bytes),
+        }
+    }
+}
+
+impl Write for FrameWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.inner {
+            Inner::Zstd(encoder) => encoder.write(bytes),
+            Inner::Lz4(encoder) => encoder.write(bytes),
+            Inner::Plain(out) => out.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Decompresses a sequence of frames and gives the plain bytes to `sink`, in
+/// blocks of at most 256 KiB.
+///
+/// Exactly `plain_bytes` must come out: memory and disk stay bounded by what
+/// the (checked) header promised, whatever the stored bytes claim.
+///
+/// # Errors
+/// [`CodecError`] for damage; an error of `sink` is passed on as it is.
+pub fn read_frames<E: From<CodecError>>(
+    packing: Packing,
+    stored: impl Read,
+    plain_bytes: u64,
+    mut sink: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut reader: Box<dyn Read> = match packing {
+        Packing::Zstd => {
+            let decoder = zstd::stream::read::Decoder::new(stored).map_err(CodecError::Damaged)?;
+            Box::new(LimitedWindow::checked(decoder)?)
+        }
+        Packing::Lz4 => Box::new(Lz4Frames { stored: Some(stored), current: None }),
+        Packing::None => Box::new(stored),
+    };
+    let mut block = vec![0; 256 << 10];
+    let mut found_bytes: u64 = 0;
+    loop {
+        let n = match reader.read(&mut block) {
+            Ok(0) => break,
+            Ok(n) => n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(CodecError::Damaged(error).into()),
+        };
+        found_bytes += n as u64;
+        if found_bytes > plain_bytes {
+            return Err(CodecError::TooLong { expected_bytes: plain_bytes }.into());
+        }
+        sink(&block[..n])?;
+    }
+    if found_bytes < plain_bytes {
+        return Err(CodecError::TooShort { expected_bytes: plain_bytes, found_bytes }.into());
+    }
+    Ok(())
+}
+
+/// A zstd decoder that refuses frames whose window would need more than 64 MiB,
+/// so that damaged bytes cannot make it allocate gigabytes.
+struct LimitedWindow<R: Read>(zstd::stream::read::Decoder<'static, io::BufReader<R>>);
+
+impl<R: Read> LimitedWindow<R> {
+    const WINDOW_LOG_MAX: u32 = 26;
+
+    fn checked(
+        mut decoder: zstd::stream::read::Decoder<'static, io::BufReader<R>>,
+    ) -> Result<Self, CodecError> {
+        decoder.window_log_max(Self::WINDOW_LOG_MAX).map_err(CodecError::Damaged)?;
+        Ok(Self(decoder))
+    }
+}
+
+impl<R: Read> Read for LimitedWindow<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        self.0.read(out)
+    }
+}
+
+/// Reads one lz4 frame after another; the library's decoder stops at the first one's end.
+struct Lz4Frames<R: Read> {
+    stored: Option<R>,
+    current: Option<lz4_flex::frame::FrameDecoder<R>>,
+}
+
+impl<R: Read> Read for Lz4Frames<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if let Some(stored) = self.stored.take() {
+            self.current = Some(lz4_flex::frame::FrameDecoder::new(stored));
+        }
+        match &mut self.current {
+            // At the end of a frame the decoder begins the next one by itself on
+            // the following read; at the end of the input it gives 0.
+            Some(decoder) => match decoder.read(out)? {
+                0 => decoder.read(out),
+                n => Ok(n),
+            },
+            None => Ok(0),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn unframe(codec: Codec, stored: &[u8], plain_bytes: u64) -> Result<Vec<u8>, CodecError> {
+        let mut plain = Vec::new();
+        read_frames(codec.packing(), stored, plain_bytes, |block| {
+            plain.extend_from_slice(block);
+            Ok::<_, CodecError>(())
+        })?;
+        Ok(plain)
+    }
+
+    const ALL: [Codec; 3] = [Codec::Zstd(1), Codec::Lz4, Codec::None];
+
+    #[test]
+    fn frames_that_follow_each_other_are_one_text() {
+        let long: Vec<u8> = (0..3_000_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
+        for codec in ALL {
+            let mut stored = codec.frame(b"first ").unwrap();
+            stored.extend(codec.frame(&long).unwrap());
+            stored.extend(codec.frame(b" last").unwrap());
+            let plain = unframe(codec, &stored, long.len() as u64 + 11).unwrap();
+            assert!(plain.starts_with(b"first ") && plain.ends_with(b" last"), "{codec}");
+            assert_eq!(plain.len(), long.len() + 11);
+        }
+    }
+
+    #[test]
+    fn a_cut_frame_is_never_taken_for_a_shorter_text() {
+        let plain = b"water marks ".repeat(1000);
+        for codec in ALL {
+            let stored = codec.frame(&plain).unwrap();
+            for cut in [0, 1, stored.len() / 2, stored.len() - 1] {
+                assert!(
+                    unframe(codec, &stored[..cut], plain.len() as u64).is_err(),
+                    "{codec} {cut}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn more_bytes_than_promised_are_refused() {
+        for codec in ALL {
+            let stored = codec.frame(&[7; 10_000]).unwrap();
+            let error = unframe(codec, &stored, 9_999).unwrap_err();
+            assert!(matches!(error, CodecError::TooLong { .. }), "{codec}: {error}");
+        }
+    }
+
+    #[test]
+    fn settings_name_their_codec() {
+        assert_eq!("zstd".parse::<Codec>().unwrap(), Codec::Zstd(1));
+        assert_eq!("zstd:19".parse::<Codec>().unwrap(), Codec::Zstd(19));
+        for bad in ["", "gzip", "zstd:0", "zstd:20", "zstd:", "LZ4"] {
+            assert!(bad.parse::<Codec>().is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_comes_back(plain: Vec<u8>, which in 0usize..3) {
+            let stored = ALL[which].frame(&plain).unwrap();
+            prop_assert_eq!(unframe(ALL[which], &stored, plain.len() as u64).unwrap(), plain);
+        }
+
+        #[test]
+        fn no_stored_bytes_panic(stored: Vec<u8>, which in 0usize..3) {
+            let _ = unframe(ALL[which], &stored, 100);
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The JSON documents: identity, begun, committed, and the index of the file list.
+//!
+//! Each carries the format version. A reader refuses a newer one by name
+//! instead of guessing, and ignores fields it does not know within its own.
+
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::{BackupId, ClusterName, FrameRef};
+use crate::pg::{Lsn, PgTimestamp, SegmentSize, SystemId, Timeline};
+
+/// The version of everything this room defines.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// A stored document could not be understood.
+#[derive(Debug, thiserror::Error)]
+pub enum DocumentError {
+    /// It was written by a newer Highwater.
+    #[error(
+        "its {what} has format version {found}, and this version of Highwater reads up to {FORMAT_VERSION}"
+    )]
+    Newer {
+        /// Which document.
+        what: &'static str,
+        /// Its version.
+        found: u32,
+    },
+    /// It is not the JSON that was expected.
+    #[error("its {what} cannot be understood")]
+    Malformed {
+        /// Which document.
+        what: &'static str,
+        /// The parser's complaint.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// A versioned JSON document.
+pub trait Document: Serialize + DeserializeOwned {
+    /// What errors call it.
+    const WHAT: &'static str;
+
+    /// Returns the version it carries.
+    fn format(&self) -> u32;
+
+    /// Parses a document, looking at the version first.
+    ///
+    /// # Errors
+    /// [`DocumentError`]; a retry does not help.
+    fn parse(json: &[u8]) -> Result<Self, DocumentError> {
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
+        }
+        let malformed = |source| DocumentError::Malformed { what: Self::WHAT, source };
+        let version: Version = serde_json::from_slice(json).map_err(malformed)?;
+        if version.format > FORMAT_VERSION {
+            return Err(DocumentError::Newer { what: Self::WHAT, found: version.format });
+        }
+        serde_json::from_slice(json).map_err(malformed)
+    }
+
+    /// Returns the document as JSON with a newline, indented for people.
+    ///
+    /// # Errors
+    /// [`DocumentError::Malformed`] if it cannot be written, which no document of ours can cause.
+    fn to_json(&self) -> Result<Vec<u8>, DocumentError> {
+        let mut json = serde_json::to_vec_pretty(self)
+            .map_err(|source| DocumentError::Malformed { what: Self::WHAT, source })?;
+        json.push(b'\n');
+        Ok(json)
+    }
+}
+
+/// `identity/<system id>.json`: one incarnation of a cluster owns this place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The format version.
+    pub format: u32,
+    /// The cluster's name in the repository.
+    pub cluster: ClusterName,
+    /// The system identifier that every WAL segment and backup must carry.
+    pub system_identifier: SystemId,
+    /// The WAL segment size, in bytes.
+    pub segment_size: SegmentSize,
+    /// The major version of the server.
+    pub postgres_major: u32,
+    /// 1 for the first incarnation, one more for each successor after `pg_upgrade`.
+    pub incarnation: u32,
+    /// The incarnation before this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub succeeds: Option<SystemId>,
+    /// When it was claimed, by the claimer's clock.
+    pub claimed_at: PgTimestamp,
+    /// The host that claimed it.
+    pub claimed_by: String,
+    /// The version of Highwater that claimed it.
+    pub tool: String,
+}
+
+impl Document for Identity {
+    const WHAT: &'static str = "identity document";
+
+    fn format(&self) -> u32 {
+        self.format
+    }
+}
+
+/// `begun.json`: a backup is being made, and which backup it leans on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    /// The format version.
+    pub format: u32,
+    /// The backup.
+    pub id: BackupId,
+    /// When, by the clock of the host that makes it.
+    pub begun_at: PgTimestamp,
+    /// The host that makes it.
+    pub host: String,
+    /// Its process there.
+    pub pid: u32,
+    /// The backup whose chunks it may reference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<BackupId>,
+    /// Every backup whose packs the parent references, the parent included.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leans_on: Vec<BackupId>,
+    /// The version of Highwater.
+    pub tool: String,
+}
+
+impl Document for Begun {
+    const WHAT: &'static str = "begun document";
+
+    fn format(&self) -> u32 {
+        self.format
+    }
+}
+
+/// A tablespace as the server had it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TablespaceAt {
+    /// The tablespace's OID, the name of its link in `pg_tblspc`.
+    pub oid: u32,
+    /// Where it stood on the server.
+    pub location: String,
+}
+
+/// Live bytes of one pack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PackUse {
+    /// The pack's number.
+    pub pack: u32,
+    /// Stored bytes of it that this backup needs.
+    pub live_bytes: u64,
+}
+
+/// The packs of one backup that this backup needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reference {
+    /// The backup that the packs belong to; may be the backup itself.
+    pub backup: BackupId,
+    /// Its packs, ascending.
+    pub packs: Vec<PackUse>,
+}
+
+/// Settings that a server must have at least when it replays this cluster's WAL
+/// with `hot_standby = on` (PostgreSQL manual, "Hot Standby", administrator's overview).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::struct_field_names)]
+pub struct ServerLimits {
+    /// `max_connections`
+    pub max_connections: i32,
+    /// `max_worker_processes`
+    pub max_worker_processes: i32,
+    /// `max_wal_senders`
+    pub max_wal_senders: i32,
+    /// `max_prepared_transactions`
+    pub max_prepared_transactions: i32,
+    /// `max_locks_per_transaction`
+    pub max_locks_per_transaction: i32,
+}
+
+/// `committed.json`: written last; the backup exists from here on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Committed {
+    /// The format version.
+    pub format: u32,
+    /// The backup.
+    pub id: BackupId,
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// The cluster's system identifier.
+    pub system_identifier: SystemId,
+    /// `server_version_num` of the server that gave it.
+    pub postgres_version: u32,
+    /// The server's catalog version, which names tablespace directories.
+    pub catalog_version: u32,
+    /// The WAL segment size.
+    pub segment_size: SegmentSize,
+    /// Whether the cluster has data page checksums.
+    pub data_checksums: bool,
+    /// The label given to `BASE_BACKUP`.
+    pub label: String,
+    /// What the operator wrote beside it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// How it was taken: `stream`.
+    pub source: String,
+    /// `primary` or `standby`.
+    pub taken_from: String,
+    /// When it began, by the clock of the host that made it.
+    pub started_at: PgTimestamp,
+    /// When it was committed, by the same clock.
+    pub finished_at: PgTimestamp,
+    /// The timeline it began on.
+    pub timeline: Timeline,
+    /// Where replay begins (included).
+    pub start_lsn: Lsn,
+    /// Where it becomes consistent (excluded).
+    pub stop_lsn: Lsn,
+    /// The timeline at its end; differs when a standby followed a switch.
+    pub stop_timeline: Timeline,
+    /// The earliest time that recovery from this backup may be asked to reach:
+    /// no commit before `stop_lsn` is later.
+    pub reaches_from: PgTimestamp,
+    /// Tablespaces.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tablespaces: Vec<TablespaceAt>,
+    /// Files in the list, directories excluded.
+    pub files: u64,
+    /// Bytes of all files.
+    pub size_bytes: u64,
+    /// Bytes this backup added to the repository.
+    pub stored_bytes: u64,
+    /// Packs of its own: numbers from 0 to this, excluded.
+    pub packs: u32,
+    /// Every pack that it needs.
+    pub references: Vec<Reference>,
+    /// The backup it referenced chunks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<BackupId>,
+    /// The least settings for replay.
+    pub limits: ServerLimits,
+    /// The version of Highwater.
+    pub tool: String,
+}
+
+impl Document for Committed {
+    const WHAT: &'static str = "committed document";
+
+    fn format(&self) -> u32 {
+        self.format
+    }
+}
+
+/// `files`: where the frames of the file list stand. Its lines are described in [`super::FileEntry`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileIndex {
+    /// The format version.
+    pub format: u32,
+    /// The backup.
+    pub id: BackupId,
+    /// The bytes of one chunk.
+    pub chunk_bytes: u32,
+    /// Entries in the list, directories included.
+    pub entries: u64,
+    /// The frames that hold the list's lines, in order; no line crosses from one to the next.
+    pub frames: Vec<FrameRef>,
+}
+
+impl Document for FileIndex {
+    const WHAT: &'static str = "file index";
+
+    fn format(&self) -> u32 {
+        self.format
+    }
+}

@@ -1,0 +1,344 @@
+//! The grammar of keys: where each thing stands in a repository.
+//!
+//! ```text
+//! <cluster>/identity/<system id>.json
+//! <cluster>/wal/<system id>/<TLI+log, 16 digits>/<segment>
+//! <cluster>/wal/<system id>/<16 digits>/<segment>.parts/<start>-<end>    byte offsets, 8 hex digits, end excluded
+//! <cluster>/wal/<system id>/<16 digits>/<segment>.partial
+//! <cluster>/wal/<system id>/<16 digits>/<segment>.<offset>.backup
+//! <cluster>/wal/<system id>/<TLI>.history
+//! <cluster>/backup/<id>/begun.json | files | committed.json | pack/<n, 8 digits>
+//! ```
+//!
+//! A name never depends on codec or digest, so that it can be predicted
+//! without a listing and can be claimed by a create.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::pg::{SegmentName, SystemId, Timeline, WalFileName};
+
+/// The text cannot be the name of a cluster or of a backup.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// A cluster's name has other characters than the keys allow.
+    #[error(
+        "`{0}` cannot be a cluster name: use letters, digits, `.`, `_` and `-`, beginning with a letter or digit, at most 63 characters"
+    )]
+    Cluster(String),
+    /// A backup id is a time such as `20261122T031500Z`, with `-2`, `-3` … behind it when two fell in one second.
+    #[error("`{0}` is not a backup id; one looks like `20261122T031500Z` (see `highwater info`)")]
+    Backup(String),
+}
+
+/// The name under which a cluster lives in a repository.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ClusterName(String);
+
+impl ClusterName {
+    /// Returns the name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ClusterName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let first_ok = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+        let rest_ok =
+            text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+        if first_ok && rest_ok && text.len() <= 63 {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(NameError::Cluster(text.to_owned()))
+        }
+    }
+}
+
+impl TryFrom<String> for ClusterName {
+    type Error = NameError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<ClusterName> for String {
+    fn from(name: ClusterName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for ClusterName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The id of a backup: the UTC time it began, to the second. Ids sort by time.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BackupId(Arc<str>);
+
+impl BackupId {
+    /// Returns the id of a backup that begins at `at`; `attempt` above 1 tells
+    /// backups of one second apart.
+    pub fn at(at: jiff::Timestamp, attempt: u32) -> Self {
+        let stem = at.strftime("%Y%m%dT%H%M%SZ").to_string();
+        if attempt <= 1 { Self(stem.into()) } else { Self(format!("{stem}-{attempt}").into()) }
+    }
+
+    /// Returns the id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for BackupId {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bad = || NameError::Backup(text.to_owned());
+        let (stem, attempt) = match text.split_once('-') {
+            Some((stem, attempt)) => (stem, Some(attempt)),
+            None => (text, None),
+        };
+        let shape: String =
+            stem.chars().map(|c| if c.is_ascii_digit() { '9' } else { c }).collect();
+        let attempt_ok = attempt.is_none_or(|number| {
+            number.len() <= 4
+                && !number.starts_with(['0', '+'])
+                && number.parse::<u32>().is_ok_and(|n| n >= 2)
+        });
+        if shape == "99999999T999999Z" && attempt_ok { Ok(Self(text.into())) } else { Err(bad()) }
+    }
+}
+
+impl TryFrom<String> for BackupId {
+    type Error = NameError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<BackupId> for String {
+    fn from(id: BackupId) -> Self {
+        id.0.as_ref().to_owned()
+    }
+}
+
+impl fmt::Display for BackupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One object below `wal/<system id>/<group>/`, as its key's tail tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum WalObject {
+    /// A complete segment, a `.partial`, a `.backup` or a history file.
+    File(WalFileName),
+    /// A piece of a segment: byte offsets within it, the end excluded.
+    Piece {
+        /// The segment it is a piece of.
+        segment: SegmentName,
+        /// The offset of its first byte.
+        start: u32,
+        /// The offset behind its last byte.
+        end: u32,
+    },
+}
+
+impl WalObject {
+    /// Returns the tail of the key below `wal/<system id>/`; unique within a cluster's lineage.
+    pub fn tail(self) -> String {
+        match self {
+            Self::File(WalFileName::History(timeline)) => timeline.history_file_name(),
+            Self::File(
+                name @ (WalFileName::Segment(segment)
+                | WalFileName::Partial(segment)
+                | WalFileName::Backup(segment, _)),
+            ) => format!("{}/{name}", segment.group()),
+            Self::Piece { segment, start, end } => {
+                format!("{}/{segment}.parts/{start:08X}-{end:08X}", segment.group())
+            }
+        }
+    }
+}
+
+/// Parses the tail of a key below `wal/<system id>/`; `None` for anything that
+/// this version does not store.
+pub fn parse_wal_object(tail: &str) -> Option<WalObject> {
+    let parts: Vec<&str> = tail.split('/').collect();
+    let object = match parts.as_slice() {
+        [name] => WalObject::File(WalFileName::parse(name).ok()?),
+        [_, name] => WalObject::File(WalFileName::parse(name).ok()?),
+        [_, directory, range] => {
+            let segment = SegmentName::parse(directory.strip_suffix(".parts")?)?;
+            let (start, end) = range.split_once('-')?;
+            let offset = |digits: &str| {
+                (digits.len() == 8).then(|| u32::from_str_radix(digits, 16).ok()).flatten()
+            };
+            let (start, end) = (offset(start)?, offset(end)?);
+            (start < end).then_some(WalObject::Piece { segment, start, end })?
+        }
+        _ => return None,
+    };
+    // Only the one spelling that `tail` writes is ours.
+    (object.tail() == tail).then_some(object)
+}
+
+/// A cluster's place in a repository: makes every key below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    cluster: ClusterName,
+}
+
+impl Place {
+    /// Returns the place of `cluster`.
+    pub fn new(cluster: ClusterName) -> Self {
+        Self { cluster }
+    }
+
+    /// Returns the cluster's name.
+    pub fn cluster(&self) -> &ClusterName {
+        &self.cluster
+    }
+
+    /// Returns the directory of the identities.
+    pub fn identity_dir(&self) -> String {
+        format!("{}/identity", self.cluster)
+    }
+
+    /// Returns the key of one incarnation's identity.
+    pub fn identity(&self, system_id: SystemId) -> String {
+        format!("{}/identity/{system_id}.json", self.cluster)
+    }
+
+    /// Returns the directory of all WAL of one incarnation.
+    pub fn wal_dir(&self, system_id: SystemId) -> String {
+        format!("{}/wal/{system_id}", self.cluster)
+    }
+
+    /// Returns the directory of one group: 4 GiB of WAL of one timeline.
+    pub fn wal_group_dir(&self, system_id: SystemId, group: &str) -> String {
+        format!("{}/wal/{system_id}/{group}", self.cluster)
+    }
+
+    /// Returns the directory of a segment's pieces.
+    pub fn pieces_dir(&self, system_id: SystemId, segment: SegmentName) -> String {
+        format!("{}/wal/{system_id}/{}/{segment}.parts", self.cluster, segment.group())
+    }
+
+    /// Returns the key of one WAL object.
+    pub fn wal(&self, system_id: SystemId, object: WalObject) -> String {
+        format!("{}/wal/{system_id}/{}", self.cluster, object.tail())
+    }
+
+    /// Returns the key of a timeline's history file.
+    pub fn history(&self, system_id: SystemId, timeline: Timeline) -> String {
+        self.wal(system_id, WalObject::File(WalFileName::History(timeline)))
+    }
+
+    /// Returns the directory of all backups.
+    pub fn backups_dir(&self) -> String {
+        format!("{}/backup", self.cluster)
+    }
+
+    /// Returns the key that says who began a backup.
+    pub fn begun(&self, id: &BackupId) -> String {
+        format!("{}/backup/{id}/begun.json", self.cluster)
+    }
+
+    /// Returns the key of pack `number`.
+    pub fn pack(&self, id: &BackupId, number: u32) -> String {
+        format!("{}/backup/{id}/pack/{number:08}", self.cluster)
+    }
+
+    /// Returns the key of the index of the file list.
+    pub fn files(&self, id: &BackupId) -> String {
+        format!("{}/backup/{id}/files", self.cluster)
+    }
+
+    /// Returns the key whose existence makes the backup exist.
+    pub fn committed(&self, id: &BackupId) -> String {
+        format!("{}/backup/{id}/committed.json", self.cluster)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::pg::{Lsn, SegmentSize};
+    use proptest::prelude::*;
+
+    #[test]
+    fn keys_are_as_the_format_page_draws_them() {
+        let place = Place::new("main".parse().unwrap());
+        let id = SystemId(7_000_000_000_000_000_001);
+        let segment = SegmentName::parse("000000010000000A000000FE").unwrap();
+        let key = |object| place.wal(id, object);
+        assert_eq!(
+            key(WalObject::File(WalFileName::Segment(segment))),
+            "main/wal/7000000000000000001/000000010000000A/000000010000000A000000FE"
+        );
+        assert_eq!(
+            key(WalObject::Piece { segment, start: 0, end: 0x1_0000 }),
+            "main/wal/7000000000000000001/000000010000000A/000000010000000A000000FE.parts/00000000-00010000"
+        );
+        assert_eq!(place.history(id, Timeline(2)), "main/wal/7000000000000000001/00000002.history");
+        let backup = BackupId::at("2026-11-22T03:15:00Z".parse().unwrap(), 1);
+        assert_eq!(place.pack(&backup, 7), "main/backup/20261122T031500Z/pack/00000007");
+        assert_eq!(place.committed(&backup), "main/backup/20261122T031500Z/committed.json");
+    }
+
+    #[test]
+    fn names_that_would_leave_the_place_are_refused() {
+        for bad in ["", "..", ".hidden", "a/b", "-x", "ä", &"x".repeat(64)] {
+            assert!(bad.parse::<ClusterName>().is_err(), "{bad}");
+        }
+        for bad in ["", "latest", "20261122T031500", "20261122T031500Z-1", "20261122T031500Z-x"] {
+            assert!(bad.parse::<BackupId>().is_err(), "{bad}");
+        }
+        assert!("20261122T031500Z-12".parse::<BackupId>().is_ok());
+    }
+
+    #[test]
+    fn foreign_tails_are_not_taken_for_wal() {
+        for tail in [
+            "",
+            "000000010000000A/README",
+            "000000010000000B/000000010000000A000000FE",
+            "000000010000000A/000000010000000A000000FE.parts/00000010-00000010",
+            "000000010000000A/000000010000000A000000FE.parts/0-10",
+            "a/b/c/d",
+        ] {
+            assert_eq!(parse_wal_object(tail), None, "{tail}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_tail_is_understood_again(
+            timeline in 1u32.., lsn: u64, start in 0u32..1 << 30, len in 1u32..1 << 20, kind in 0..5,
+        ) {
+            let segment = SegmentName::containing(Timeline(timeline), Lsn(lsn), SegmentSize::DEFAULT);
+            let object = match kind {
+                0 => WalObject::File(WalFileName::Segment(segment)),
+                1 => WalObject::File(WalFileName::Partial(segment)),
+                2 => WalObject::File(WalFileName::Backup(segment, start)),
+                3 => WalObject::File(WalFileName::History(Timeline(timeline))),
+                _ => WalObject::Piece { segment, start, end: start + len },
+            };
+            prop_assert_eq!(parse_wal_object(&object.tail()), Some(object));
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! Writing a backup: frames gather in packs, packs are created, and
+//! `committed.json` makes the backup exist.
+//!
+//! ```text
+//! push_frame -> compress (several at a time) -> pack being filled -> create (two at a time)
+//! ```
+//!
+//! Memory is bounded by `COMPRESSING_MAX` frames and `UPLOADING_MAX + 1` packs, whatever
+//! the size of the database: `push_frame` waits when they are in use.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::objects::{Put, SealedObject};
+use super::{RepoError, Repository};
+use crate::format::{
+    BackupId, Begun, Codec, Committed, Document, FileIndex, FrameRef, Header, Kind,
+    PACK_HEADER_BYTES, encode_header_padded,
+};
+use crate::pg::SystemId;
+use crate::store::{Body, Key, StoreError};
+
+/// A pack is closed when its frames reach this size. The format's limit is 64 MiB.
+const PACK_BYTES: usize = 24 << 20;
+
+/// Packs being created at a time.
+const UPLOADING_MAX: usize = 2;
+
+/// The number of a frame, in the order of [`BackupWriter::push_frame`].
+pub(super) type Ticket = u64;
+
+type Compressing = JoinHandle<(Ticket, u32, std::io::Result<Vec<u8>>)>;
+
+/// Writes one backup.
+#[derive(Debug)]
+pub struct BackupWriter {
+    repository: Repository,
+    id: BackupId,
+    system_id: SystemId,
+    codec: Codec,
+    compressing_max: usize,
+    compressing: FuturesOrdered<Compressing>,
+    uploading: JoinSet<Result<(), RepoError>>,
+    frames: Vec<Bytes>,
+    frames_bytes: usize,
+    packs: u32,
+    stored_bytes: u64,
+    placed: BTreeMap<Ticket, FrameRef>,
+}
+
+impl BackupWriter {
+    /// Announces the backup by creating `begun.json`, and makes its writer. `jobs` frames are
+    /// compressed at a time.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`] inside if the id is taken: try the next attempt's id.
+    pub async fn begin(
+        repository: &Repository,
+        begun: &Begun,
+        system_id: SystemId,
+        codec: Codec,
+        jobs: usize,
+    ) -> Result<Self, RepoError> {
+        let key = Key::new(repository.place().begun(&begun.id));
+        // The document names host, process and time, so the same bytes there can only be
+        // our own create whose answer was lost.
+        match repository.put_document(&key, begun).await {
+            Ok(Put::Stored | Put::AlreadyThere) => {}
+            Err(RepoError::Conflict { key, .. }) => return Err(StoreError::Exists { key }.into()),
+            Err(error) => return Err(error),
+        }
+        Ok(Self {
+            repository: repository.clone(),
+            id: begun.id.clone(),
+            system_id,
+            codec,
+            compressing_max: jobs.max(1),
+            compressing: FuturesOrdered::new(),
+            uploading: JoinSet::new(),
+            frames: Vec::new(),
+            frames_bytes: 0,
+            packs: 0,
+            stored_bytes: 0,
+            placed: BTreeMap::new(),
+        })
+    }
+
+    /// Returns the backup's id.
+    pub fn id(&self) -> &BackupId {
+        &self.id
+    }
+
+    /// Returns the repository it is written to.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// Returns the packs begun so far.
+    pub fn packs(&self) -> u32 {
+        self.packs
+    }
+
+    /// Returns the bytes stored so far, headers of packs included.
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored_bytes
+    }
+
+    /// Takes a frame's plain bytes. Its place is known some pushes later, or
+    /// after [`Self::close_packs`].
+    pub(super) async fn push_frame(
+        &mut self,
+        ticket: Ticket,
+        plain: Vec<u8>,
+    ) -> Result<(), RepoError> {
+        while self.compressing.len() >= self.compressing_max {
+            self.place_next_frame().await?;
+        }
+        let codec = self.codec;
+        self.compressing.push_back(tokio::task::spawn_blocking(move || {
+            let plain_len = u32::try_from(plain.len()).unwrap_or(u32::MAX);
+            (ticket, plain_len, codec.frame(&plain))
+        }));
+        Ok(())
+    }
+
+    /// Returns the place of a frame once it is known.
+    pub(super) fn place_of(&self, ticket: Ticket) -> Option<&FrameRef> {
+        self.placed.get(&ticket)
+    }
+
+    /// Forgets the places of frames before `ticket`.
+    pub(super) fn forget_places_before(&mut self, ticket: Ticket) {
+        self.placed = self.placed.split_off(&ticket);
+    }
+
+    /// Waits until every frame has its place and every pack is durable in the store.
+    pub(super) async fn close_packs(&mut self) -> Result<(), RepoError> {
+        while !self.compressing.is_empty() {
+            self.place_next_frame().await?;
+        }
+        self.close_pack().await?;
+        while let Some(done) = self.uploading.join_next().await {
+            done.map_err(RepoError::task)??;
+        }
+        Ok(())
+    }
+
+    /// Waits until every frame pushed so far has its place.
+    pub(super) async fn place_all(&mut self) -> Result<(), RepoError> {
+        while !self.compressing.is_empty() {
+            self.place_next_frame().await?;
+        }
+        Ok(())
+    }
+
+    async fn place_next_frame(&mut self) -> Result<(), RepoError> {
+        let Some(done) = self.compressing.next().await else { return Ok(()) };
+        let (ticket, plain, frame) = done.map_err(RepoError::task)?;
+        let frame = frame.map_err(RepoError::task)?;
+        if self.frames_bytes + frame.len() > PACK_BYTES && !self.frames.is_empty() {
+            self.close_pack().await?;
+        }
+        // Both are far below 4 GiB: a pack is at most 64 MiB.
+        let offset = u32::try_from(PACK_HEADER_BYTES + self.frames_bytes).unwrap_or(u32::MAX);
+        let stored = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+        let place = FrameRef {
+            backup: self.id.clone(),
+            pack: self.packs,
+            offset,
+            stored,
+            plain,
+            codec: self.codec.packing(),
+        };
+        self.placed.insert(ticket, place);
+        self.frames_bytes += frame.len();
+        self.frames.push(frame.into());
+        Ok(())
+    }
+
+    async fn close_pack(&mut self) -> Result<(), RepoError> {
+        if self.frames.is_empty() {
+            return Ok(());
+        }
+        while self.uploading.len() >= UPLOADING_MAX {
+            if let Some(done) = self.uploading.join_next().await {
+                done.map_err(RepoError::task)??;
+            }
+        }
+        let key = Key::new(self.repository.place().pack(&self.id, self.packs));
+        let name = self.repository.below(&key);
+        let mut header = Header::new(Kind::Pack, name, self.system_id, self.codec.packing());
+        header.stored_bytes = self.frames_bytes as u64;
+        let head = encode_header_padded(&header, PACK_HEADER_BYTES)
+            .map_err(|error| RepoError::of_document(&key, error))?;
+        let mut body = Body::from(head);
+        for frame in self.frames.drain(..) {
+            body.push(frame);
+        }
+        self.stored_bytes += body.len();
+        self.frames_bytes = 0;
+        self.packs += 1;
+        let store = self.repository.store().clone();
+        self.uploading.spawn(async move {
+            match store.create(&key, body.clone()).await {
+                Ok(()) => Ok(()),
+                // The id is ours alone since `begun.json`: only our own create whose
+                // answer was lost can have made it. Its bytes are compared all the same.
+                Err(StoreError::Exists { .. }) => settle_pack(&*store, &key, &body).await,
+                Err(error) => Err(error.into()),
+            }
+        });
+        Ok(())
+    }
+
+    /// Creates the index of the file list, and then `committed.json`: from here on the
+    /// backup exists. Every pack must be closed.
+    ///
+    /// # Errors
+    /// After an error of the store the backup may exist: list backups to know.
+    pub async fn commit(self, index: &FileIndex, committed: &Committed) -> Result<(), RepoError> {
+        let key = Key::new(self.repository.place().files(&self.id));
+        let json = index.to_json().map_err(|error| RepoError::of_document(&key, error))?;
+        let object = seal_bytes(
+            &json,
+            self.codec,
+            Header::new(
+                Kind::Files,
+                self.repository.below(&key),
+                self.system_id,
+                self.codec.packing(),
+            ),
+        )?;
+        self.repository.put_sealed(&key, &object).await?;
+        let key = Key::new(self.repository.place().committed(&self.id));
+        self.repository.put_document(&key, committed).await?;
+        Ok(())
+    }
+
+    /// Removes what a failed backup has stored: packs first, `begun.json` last.
+    ///
+    /// # Errors
+    /// What could not be removed stays, without a `committed.json`, and is no backup.
+    pub async fn forget(mut self) -> Result<(), RepoError> {
+        self.uploading.shutdown().await;
+        let repository = self.repository;
+        for pack in 0..self.packs {
+            repository.store().delete(&Key::new(repository.place().pack(&self.id, pack))).await?;
+        }
+        repository.store().delete(&Key::new(repository.place().files(&self.id))).await?;
+        repository.store().delete(&Key::new(repository.place().begun(&self.id))).await?;
+        Ok(())
+    }
+}
+
+impl Repository {
+    /// Returns the part of a key below the cluster's place, as headers carry it.
+    pub fn below(&self, key: &Key) -> String {
+        let place = format!("{}/", self.cluster());
+        key.as_str().strip_prefix(&place).unwrap_or(key.as_str()).to_owned()
+    }
+}
+
+/// Seals bytes that are at hand.
+fn seal_bytes(plain: &[u8], codec: Codec, mut header: Header) -> Result<SealedObject, RepoError> {
+    let frame = codec.frame(plain).map_err(RepoError::task)?;
+    header.plain_bytes = plain.len() as u64;
+    header.stored_bytes = frame.len() as u64;
+    header.blake3 = Some(blake3::hash(plain).to_hex().to_string());
+    Ok(SealedObject { header, body: Body::from(frame) })
+}
+
+async fn settle_pack(
+    store: &dyn crate::store::Store,
+    key: &Key,
+    ours: &Body,
+) -> Result<(), RepoError> {
+    let reading = store.read(key, None).await?;
+    let stored = super::objects::collect(key, reading.bytes, ours.len()).await?;
+    let digest = |pieces: &[Bytes]| {
+        let mut hasher = blake3::Hasher::new();
+        for piece in pieces {
+            hasher.update(piece);
+        }
+        hasher.finalize()
+    };
+    if digest(&stored) == digest(ours.pieces()) {
+        return Ok(());
+    }
+    let (stored, ours) = ("another pack".to_owned(), "this backup's".to_owned());
+    Err(RepoError::Conflict { key: key.clone(), stored, ours })
+}

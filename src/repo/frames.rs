@@ -1,0 +1,71 @@
+//! Reading frames back from packs: ranged, coalesced, bounded.
+
+use bytes::Bytes;
+
+use super::objects::collect;
+use super::{RepoError, Repository};
+use crate::format::{CodecError, FrameRef, read_frames};
+use crate::store::Key;
+
+/// No frame of ours is longer before compression (a map of 16384 chunks with four runs each is below 3 MiB).
+const FRAME_PLAIN_MAX: u32 = 8 << 20;
+
+/// Reads frames of the packs of a repository.
+#[derive(Debug, Clone)]
+pub struct FrameFetcher {
+    repository: Repository,
+}
+
+impl FrameFetcher {
+    /// Makes a fetcher.
+    pub fn new(repository: Repository) -> Self {
+        Self { repository }
+    }
+
+    /// Returns the key of the pack that holds `frame`.
+    pub fn pack_key(&self, frame: &FrameRef) -> Key {
+        Key::new(self.repository.place().pack(&frame.backup, frame.pack))
+    }
+
+    /// Reads the bytes from `start` to `end` (excluded) of the pack of `frame`, as stored.
+    pub async fn range(&self, pack: &Key, start: u32, end: u32) -> Result<Vec<u8>, RepoError> {
+        let wanted = u64::from(end.saturating_sub(start));
+        let range = u64::from(start)..u64::from(end);
+        let reading = self.repository.store().read(pack, Some(range)).await?;
+        let pieces: Vec<Bytes> = collect(pack, reading.bytes, wanted).await?;
+        let len: usize = pieces.iter().map(Bytes::len).sum();
+        if len as u64 != wanted {
+            return Err(RepoError::damaged(pack, "it ends before the frames that it should hold"));
+        }
+        Ok(pieces.concat())
+    }
+
+    /// Reads one frame and returns its plain bytes.
+    pub async fn frame(&self, frame: &FrameRef) -> Result<Vec<u8>, RepoError> {
+        let pack = self.pack_key(frame);
+        let stored = self.range(&pack, frame.offset, frame.offset.saturating_add(frame.stored));
+        decode_frame(&pack, frame, &stored.await?)
+    }
+}
+
+/// Decompresses one frame.
+///
+/// # Errors
+/// [`RepoError::Damaged`] naming the pack.
+pub(crate) fn decode_frame(
+    pack: &Key,
+    frame: &FrameRef,
+    stored: &[u8],
+) -> Result<Vec<u8>, RepoError> {
+    let plain_bytes = frame.plain;
+    if plain_bytes > FRAME_PLAIN_MAX {
+        return Err(RepoError::damaged(pack, format_args!("a frame claims {plain_bytes} bytes")));
+    }
+    let mut plain = Vec::with_capacity(plain_bytes as usize);
+    read_frames(frame.codec, stored, u64::from(plain_bytes), |block| {
+        plain.extend_from_slice(block);
+        Ok::<_, CodecError>(())
+    })
+    .map_err(|error| RepoError::of_codec(pack, error))?;
+    Ok(plain)
+}

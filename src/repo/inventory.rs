@@ -1,0 +1,173 @@
+//! What WAL the repository holds, from names alone: one listing for each 4 GiB of WAL.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::{StreamExt, TryStreamExt};
+
+use super::wal::unbroken_prefix;
+use super::{RepoError, Repository};
+use crate::format::{WalObject, parse_wal_object};
+use crate::pg::{Lsn, SegmentName, SegmentSize, SystemId, Timeline, WalFileName};
+use crate::store::Key;
+
+/// How many groups are listed at a time.
+const IN_FLIGHT: usize = 8;
+
+/// The WAL of one timeline.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TimelineWal {
+    /// Stored stretches, ascending, disjoint and not touching: start included, end excluded. Complete
+    /// segments and unbroken pieces from a segment's start count; `.partial` files do not.
+    pub ranges: Vec<(Lsn, Lsn)>,
+    /// Segments of which a `.partial` is stored.
+    pub partials: Vec<SegmentName>,
+    /// Bytes as stored.
+    pub stored_bytes: u64,
+}
+
+impl TimelineWal {
+    /// Returns the end (excluded) of the unbroken WAL that holds the byte at `lsn`.
+    pub fn unbroken_end(&self, lsn: Lsn) -> Option<Lsn> {
+        let holding = self.ranges.iter().find(|(start, end)| *start <= lsn && lsn < *end);
+        holding.map(|(_, end)| *end)
+    }
+}
+
+/// All WAL of one incarnation.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WalInventory {
+    /// By timeline.
+    pub timelines: BTreeMap<Timeline, TimelineWal>,
+    /// Timelines whose history file is stored.
+    pub histories: BTreeSet<Timeline>,
+}
+
+#[derive(Default)]
+struct Found {
+    /// Start and end of each stored stretch, unsorted.
+    stretches: Vec<(Timeline, Lsn, Lsn)>,
+    pieces: BTreeMap<SegmentName, Vec<(u32, u32)>>,
+    partials: Vec<SegmentName>,
+    bytes: BTreeMap<Timeline, u64>,
+}
+
+impl Repository {
+    /// Lists all WAL of one incarnation. Memory grows with gaps, not with segments,
+    /// except for one group at a time.
+    pub async fn wal_inventory(
+        &self,
+        system_id: SystemId,
+        size: SegmentSize,
+    ) -> Result<WalInventory, RepoError> {
+        let root = self.place().wal_dir(system_id);
+        let level = self.store().list_level(&Key::new(root.clone())).await?;
+        let mut inventory = WalInventory::default();
+        for object in &level.objects {
+            if let Ok(WalFileName::History(timeline)) = WalFileName::parse(object.key.file_name()) {
+                inventory.histories.insert(timeline);
+            }
+        }
+        let root = &root;
+        let mut groups = futures_util::stream::iter(level.directories)
+            .map(|group| async move { self.list_group(system_id, &group, root, size).await })
+            .buffered(IN_FLIGHT);
+        while let Some(found) = groups.try_next().await? {
+            inventory.add(found);
+        }
+        for wal in inventory.timelines.values_mut() {
+            wal.ranges = merged(std::mem::take(&mut wal.ranges));
+        }
+        Ok(inventory)
+    }
+
+    async fn list_group(
+        &self,
+        system_id: SystemId,
+        group: &str,
+        root: &str,
+        size: SegmentSize,
+    ) -> Result<Found, RepoError> {
+        let mut found = Found::default();
+        let prefix = Key::new(self.place().wal_group_dir(system_id, group));
+        let mut listing = self.store().list(&prefix);
+        while let Some(object) = listing.try_next().await? {
+            let tail = object.key.as_str().strip_prefix(root).and_then(|t| t.strip_prefix('/'));
+            let Some(known) = tail.and_then(parse_wal_object) else {
+                tracing::warn!("`{}` is not an object of Highwater; it is ignored", object.key);
+                continue;
+            };
+            found.add(known, object.size_bytes, size);
+        }
+        found.settle_pieces(size);
+        Ok(found)
+    }
+}
+
+impl Found {
+    fn add(&mut self, object: WalObject, stored_bytes: u64, size: SegmentSize) {
+        let timeline = match object {
+            WalObject::File(WalFileName::Segment(name)) => {
+                if let Some(start) = name.start_lsn(size) {
+                    let end = Lsn(start.0.saturating_add(size.bytes()));
+                    self.stretches.push((name.timeline, start, end));
+                }
+                name.timeline
+            }
+            WalObject::File(WalFileName::Partial(name)) => {
+                self.partials.push(name);
+                name.timeline
+            }
+            WalObject::Piece { segment, start, end } => {
+                self.pieces.entry(segment).or_default().push((start, end));
+                segment.timeline
+            }
+            WalObject::File(_) => return,
+        };
+        *self.bytes.entry(timeline).or_default() += stored_bytes;
+    }
+}
+
+impl Found {
+    /// Turns the unbroken pieces at each segment's start into a stretch.
+    fn settle_pieces(&mut self, size: SegmentSize) {
+        for (segment, mut pieces) in std::mem::take(&mut self.pieces) {
+            pieces.sort_unstable();
+            let end = unbroken_prefix(&pieces).last().map(|piece| u64::from(piece.1));
+            if let (Some(start), Some(end)) = (segment.start_lsn(size), end) {
+                let end = Lsn(start.0.saturating_add(end.min(size.bytes())));
+                self.stretches.push((segment.timeline, start, end));
+            }
+        }
+    }
+}
+
+impl WalInventory {
+    fn add(&mut self, found: Found) {
+        for (timeline, start, end) in merged_by_timeline(found.stretches) {
+            self.timelines.entry(timeline).or_default().ranges.push((start, end));
+        }
+        for name in found.partials {
+            self.timelines.entry(name.timeline).or_default().partials.push(name);
+        }
+        for (timeline, bytes) in found.bytes {
+            self.timelines.entry(timeline).or_default().stored_bytes += bytes;
+        }
+    }
+}
+
+fn merged_by_timeline(mut stretches: Vec<(Timeline, Lsn, Lsn)>) -> Vec<(Timeline, Lsn, Lsn)> {
+    stretches.sort_unstable();
+    let mut out: Vec<(Timeline, Lsn, Lsn)> = Vec::new();
+    for (timeline, start, end) in stretches {
+        match out.last_mut() {
+            Some(last) if last.0 == timeline && start <= last.2 => last.2 = last.2.max(end),
+            _ => out.push((timeline, start, end)),
+        }
+    }
+    out
+}
+
+fn merged(ranges: Vec<(Lsn, Lsn)>) -> Vec<(Lsn, Lsn)> {
+    let one = ranges.into_iter().map(|(start, end)| (Timeline::FIRST, start, end)).collect();
+    merged_by_timeline(one).into_iter().map(|(_, start, end)| (start, end)).collect()
+}

@@ -1,0 +1,85 @@
+//! The backup before this one: looking up a file's chunks in it, in bounded memory.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+
+use super::frames::FrameFetcher;
+use super::{RepoError, Repository};
+use crate::format::{BackupId, ChunkEntry, ChunkMap, FileContent, FileEntry, FrameRef};
+
+/// Paths that the index holds at most (48 MiB of memory). Files beyond are stored
+/// anew instead of being referenced: dearer, never wrong.
+const INDEX_MAX: usize = 1_500_000;
+
+/// An index from path to line of the parent's file list: 16 bytes and change for each.
+#[derive(Debug)]
+pub struct ParentFiles {
+    repository: Repository,
+    fetcher: FrameFetcher,
+    id: BackupId,
+    hasher: RandomState,
+    /// Hash of a path to the list frame that holds its line. Two paths with one hash: the later wins,
+    /// and the other is stored anew, since the path in the line is compared.
+    index: HashMap<u64, u32>,
+    frames: Vec<FrameRef>,
+    /// The list frame read last; neighbours in one backup are mostly neighbours in the next.
+    cached: Option<(u32, HashMap<Vec<u8>, FileEntry>)>,
+}
+
+impl ParentFiles {
+    /// Reads the parent's whole file list once and indexes it.
+    pub async fn load(repository: &Repository, id: &BackupId) -> Result<Self, RepoError> {
+        let frames = repository.file_index(id).await?.frames;
+        let hasher = RandomState::new();
+        let mut index = HashMap::new();
+        for (number, frame) in frames.iter().enumerate() {
+            let number = u32::try_from(number).unwrap_or(u32::MAX);
+            for entry in repository.file_entries(frame).await? {
+                if index.len() < INDEX_MAX {
+                    index.insert(hasher.hash_one(&entry.path), number);
+                }
+            }
+        }
+        let fetcher = FrameFetcher::new(repository.clone());
+        let repository = repository.clone();
+        Ok(Self { repository, fetcher, id: id.clone(), hasher, index, frames, cached: None })
+    }
+
+    /// Returns the parent's id.
+    pub fn id(&self) -> &BackupId {
+        &self.id
+    }
+
+    /// Returns the parent's entry of a path.
+    pub async fn entry(&mut self, path: &[u8]) -> Result<Option<FileEntry>, RepoError> {
+        let Some(&number) = self.index.get(&self.hasher.hash_one(path)) else { return Ok(None) };
+        if self.cached.as_ref().is_none_or(|(cached, _)| *cached != number) {
+            let Some(frame) = self.frames.get(number as usize) else { return Ok(None) };
+            let entries = self.repository.file_entries(frame).await?;
+            let by_path = entries.into_iter().map(|entry| (entry.path.clone(), entry)).collect();
+            self.cached = Some((number, by_path));
+        }
+        Ok(self.cached.as_ref().and_then(|(_, entries)| entries.get(path).cloned()))
+    }
+
+    /// Returns the chunks of an entry that one of its maps describes, or all if they are inline.
+    pub async fn chunks(
+        &self,
+        entry: &FileEntry,
+        map: usize,
+    ) -> Result<Vec<ChunkEntry>, RepoError> {
+        match &entry.content {
+            FileContent::Inline(chunks) if map == 0 => Ok(chunks.clone()),
+            FileContent::Inline(_) => Ok(Vec::new()),
+            FileContent::Maps(maps) => match maps.get(map) {
+                None => Ok(Vec::new()),
+                Some(frame) => {
+                    let bytes = self.fetcher.frame(frame).await?;
+                    let map = ChunkMap::decode(&bytes)
+                        .map_err(|e| RepoError::of_map(&self.fetcher.pack_key(frame), e))?;
+                    Ok(map.chunks)
+                }
+            },
+        }
+    }
+}
