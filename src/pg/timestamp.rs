@@ -13,3 +13,8 @@ impl<'de> Deserialize<'de> for PgTimestamp {
         Ok(Self(t.parse().map_err(serde::de::Error::custom)?))
     }
 }
+impl std::fmt::Display for PgTimestamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}

@@ -1,1 +1,10 @@
-//! placeholder
+//! Pure decisions: what to do, given what is known.
+//!
+//! Never here: I/O, async, a clock, randomness, logging. Each function is
+//! tested by values alone.
+
+pub mod backup;
+pub mod lineage;
+pub mod restore;
+pub mod target;
+pub mod window;

@@ -1,0 +1,305 @@
+//! Which backup a restore begins from, and whether its target can be reached.
+//!
+//! PostgreSQL's own rules decide (manual, "Recovery Target";
+//! `src/backend/access/transam/xlogrecovery.c`, `recoveryStopsBefore` and `recoveryStopsAfter`):
+//!
+//! - a time is reached only when a commit or abort *later* than it is seen;
+//! - an LSN is reached when a record *begins* at or behind it;
+//! - a stop before the backup is consistent is fatal;
+//! - a backup serves a timeline only if the fork lies behind the backup's end.
+//!
+//! What this page adds: everything is known before a byte is restored, and a
+//! target that cannot be reached is refused with the nearest that can.
+
+use std::collections::BTreeMap;
+
+use super::lineage::{Coverage, Lineage};
+use super::target::{RecoveryPoint, TimelineChoice};
+use crate::format::{BackupId, Committed};
+use crate::pg::{Lsn, PgTimestamp, SegmentSize, Timeline, TimelineHistory};
+
+/// What the repository holds, as far as a decision needs it.
+#[derive(Debug, Clone, Copy)]
+pub struct Holdings<'a> {
+    /// Committed backups of the incarnation, oldest first.
+    pub backups: &'a [Committed],
+    /// Stored WAL.
+    pub coverage: &'a Coverage,
+    /// History files, by timeline.
+    pub histories: &'a BTreeMap<Timeline, TimelineHistory>,
+    /// The WAL segment size.
+    pub segment_size: SegmentSize,
+}
+
+/// A backup that recovery along a lineage can begin from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate<'a> {
+    /// The backup.
+    pub backup: &'a Committed,
+    /// How far WAL goes without a hole from it (excluded).
+    pub unbroken_end: Lsn,
+}
+
+/// What the headers of the WAL at the end of a candidate's way tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reach {
+    /// The latest time of a commit or abort in WAL that the candidate replays; `None` without any.
+    pub last_xact_time: Option<PgTimestamp>,
+    /// Where the last whole record begins.
+    pub last_record_lsn: Option<Lsn>,
+}
+
+/// Where a transaction's end or a restore point was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FoundAt {
+    /// The LSN behind its record.
+    pub end_lsn: Lsn,
+}
+
+/// Why nothing can be restored as asked, with the nearest that can.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unreachable {
+    /// There is no committed backup.
+    #[error("there is no backup of this cluster in the repository")]
+    NoBackup,
+    /// The backup named is not there, or not committed.
+    #[error("there is no backup `{0}`")]
+    NoSuchBackup(BackupId),
+    /// The timeline named has no history file.
+    #[error("timeline {0} is not in the repository: its history file `{file}` is absent", file = .0.history_file_name())]
+    NoSuchTimeline(Timeline),
+    /// No backup lies on the way to the timeline.
+    #[error(
+        "no backup lies on the way to timeline {timeline}: each of them ended after its fork, or on another branch"
+    )]
+    NotOnTimeline {
+        /// The timeline.
+        timeline: Timeline,
+    },
+    /// A backup is there, but the WAL that makes it consistent is not.
+    #[error(
+        "backup `{id}` needs WAL from {start_lsn} to {stop_lsn}, and the repository holds it only up to {unbroken_end}"
+    )]
+    NotConsistent {
+        /// The newest such backup.
+        id: BackupId,
+        /// Where its WAL begins.
+        start_lsn: Lsn,
+        /// Where it becomes consistent.
+        stop_lsn: Lsn,
+        /// How far stored WAL goes.
+        unbroken_end: Lsn,
+    },
+    /// The target lies before what any usable backup can reach.
+    #[error("{target} lies before {earliest}, the earliest point that can be reached{of}")]
+    TooEarly {
+        /// The target in words.
+        target: String,
+        /// The earliest point in words.
+        earliest: String,
+        /// ` from backup …` if one was named, else empty.
+        of: String,
+    },
+    /// The target lies behind the end of stored WAL.
+    #[error("{target} lies behind {latest}, the latest point that can be reached{because}")]
+    TooLate {
+        /// The target in words.
+        target: String,
+        /// The latest point in words.
+        latest: String,
+        /// Why not further: the end of the archive or a gap.
+        because: String,
+    },
+    /// A restore point or transaction is nowhere in the WAL that can be replayed.
+    #[error(
+        "{target} is not in the archived WAL on the way to timeline {timeline} (looked from {from} to {to})"
+    )]
+    NotFound {
+        /// The target in words.
+        target: String,
+        /// The timeline.
+        timeline: Timeline,
+        /// Where the search began.
+        from: Lsn,
+        /// Where it ended.
+        to: Lsn,
+    },
+}
+
+/// Returns the way to the timeline that was asked for.
+///
+/// `latest` is the highest timeline that anything is stored of, as PostgreSQL
+/// chooses it; `current` is that of the backup named, or else of the newest one.
+///
+/// # Errors
+/// [`Unreachable::NoBackup`], [`Unreachable::NoSuchBackup`], [`Unreachable::NoSuchTimeline`].
+pub fn lineage(
+    holdings: &Holdings<'_>,
+    choice: TimelineChoice,
+    named: Option<&BackupId>,
+) -> Result<Lineage, Unreachable> {
+    let newest = holdings.backups.last().ok_or(Unreachable::NoBackup)?;
+    let backup = match named {
+        None => newest,
+        Some(id) => holdings
+            .backups
+            .iter()
+            .find(|backup| backup.id == *id)
+            .ok_or_else(|| Unreachable::NoSuchBackup(id.clone()))?,
+    };
+    let timeline = match choice {
+        TimelineChoice::Current => backup.stop_timeline,
+        TimelineChoice::Number(timeline) => timeline,
+        TimelineChoice::Latest => {
+            let stored = holdings.coverage.keys().chain(holdings.histories.keys());
+            stored.copied().max().unwrap_or(backup.stop_timeline).max(backup.stop_timeline)
+        }
+    };
+    match holdings.histories.get(&timeline) {
+        Some(history) => Ok(Lineage::of(history)),
+        None if timeline == Timeline::FIRST => Ok(Lineage::first(timeline)),
+        None => Err(Unreachable::NoSuchTimeline(timeline)),
+    }
+}
+
+/// Returns the backups that recovery along `lineage` can begin from, newest first.
+///
+/// # Errors
+/// Why there is none.
+pub fn candidates<'a>(
+    holdings: &Holdings<'a>,
+    lineage: &Lineage,
+    named: Option<&BackupId>,
+) -> Result<Vec<Candidate<'a>>, Unreachable> {
+    let wanted = |backup: &&Committed| named.is_none_or(|id| backup.id == *id);
+    let on_the_way: Vec<&Committed> = holdings
+        .backups
+        .iter()
+        .filter(wanted)
+        .filter(|backup| {
+            lineage.contains(backup.timeline, backup.start_lsn)
+                && lineage.contains(backup.stop_timeline, backup.stop_lsn)
+        })
+        .collect();
+    let newest =
+        *on_the_way.last().ok_or(Unreachable::NotOnTimeline { timeline: lineage.target() })?;
+    let end_of = |backup: &Committed| {
+        lineage.unbroken_end(holdings.coverage, backup.start_lsn, holdings.segment_size)
+    };
+    let usable: Vec<Candidate<'a>> = on_the_way
+        .into_iter()
+        .rev()
+        .map(|backup| Candidate { backup, unbroken_end: end_of(backup) })
+        .filter(|candidate| candidate.unbroken_end >= candidate.backup.stop_lsn)
+        .collect();
+    if usable.is_empty() {
+        return Err(Unreachable::NotConsistent {
+            id: newest.id.clone(),
+            start_lsn: newest.start_lsn,
+            stop_lsn: newest.stop_lsn,
+            unbroken_end: end_of(newest),
+        });
+    }
+    Ok(usable)
+}
+
+/// Returns the newest candidate that can stop at a time, given what the WAL at its end tells.
+///
+/// # Errors
+/// [`Unreachable::TooEarly`] or [`Unreachable::TooLate`] with the nearest points.
+pub fn for_time<'a>(
+    candidates: &[Candidate<'a>],
+    time: PgTimestamp,
+    inclusive: bool,
+    named: bool,
+    reach_of: impl Fn(&Candidate<'a>) -> Reach,
+) -> Result<Candidate<'a>, Unreachable> {
+    // Inclusive stops before the first commit later than the time; exclusive
+    // before the first that is as late.
+    let consistent_by = |candidate: &Candidate<'_>| {
+        let reached = candidate.backup.reaches_from;
+        if inclusive { reached <= time } else { reached < time }
+    };
+    let Some(chosen) = candidates.iter().find(|candidate| consistent_by(candidate)) else {
+        let earliest = candidates
+            .last()
+            .map_or_else(String::new, |candidate| candidate.backup.reaches_from.to_string());
+        let of = if named { " from that backup".to_owned() } else { String::new() };
+        return Err(Unreachable::TooEarly { target: time.to_string(), earliest, of });
+    };
+    let seen = |last: PgTimestamp| if inclusive { last > time } else { last >= time };
+    match reach_of(chosen).last_xact_time {
+        Some(last) if seen(last) => Ok(*chosen),
+        last => {
+            let latest = match last {
+                Some(last) => PgTimestamp(last.0.saturating_sub(1)),
+                None => chosen.backup.reaches_from,
+            };
+            Err(Unreachable::TooLate {
+                target: time.to_string(),
+                latest: latest.to_string(),
+                because: format!(
+                    ": WAL goes on without a hole up to {}, and PostgreSQL stops at a time only when a commit or abort after it follows",
+                    chosen.unbroken_end
+                ),
+            })
+        }
+    }
+}
+
+/// Returns the newest candidate that can stop at an LSN.
+///
+/// # Errors
+/// [`Unreachable::TooEarly`] or [`Unreachable::TooLate`] with the nearest points.
+pub fn for_lsn<'a>(
+    candidates: &[Candidate<'a>],
+    lsn: Lsn,
+    named: bool,
+    reach_of: impl Fn(&Candidate<'a>) -> Reach,
+) -> Result<Candidate<'a>, Unreachable> {
+    let target = format!("LSN {lsn}");
+    let chosen = candidates.iter().find(|candidate| candidate.backup.stop_lsn <= lsn);
+    let Some(chosen) = chosen else {
+        let earliest = candidates
+            .last()
+            .map_or_else(String::new, |candidate| format!("LSN {}", candidate.backup.stop_lsn));
+        let of = if named { " from that backup".to_owned() } else { String::new() };
+        return Err(Unreachable::TooEarly { target, earliest, of });
+    };
+    let last = reach_of(chosen).last_record_lsn;
+    if last.is_some_and(|last| last >= lsn) {
+        return Ok(*chosen);
+    }
+    let latest = last.unwrap_or(chosen.backup.stop_lsn);
+    Err(Unreachable::TooLate {
+        target,
+        latest: format!("LSN {latest}"),
+        because: ", where the last archived record begins".to_owned(),
+    })
+}
+
+/// Returns the newest candidate that is consistent before what was found.
+///
+/// # Errors
+/// [`Unreachable::TooEarly`] when it lies inside or before every backup.
+pub fn for_found<'a>(
+    candidates: &[Candidate<'a>],
+    point: &RecoveryPoint,
+    found: FoundAt,
+    named: bool,
+) -> Result<Candidate<'a>, Unreachable> {
+    let reaches = |candidate: &&Candidate<'a>| {
+        candidate.backup.stop_lsn <= found.end_lsn && found.end_lsn <= candidate.unbroken_end
+    };
+    candidates.iter().find(reaches).copied().ok_or_else(|| {
+        let earliest = candidates
+            .last()
+            .map_or_else(String::new, |candidate| format!("LSN {}", candidate.backup.stop_lsn));
+        let of = if named { " from that backup".to_owned() } else { String::new() };
+        Unreachable::TooEarly {
+            target: format!("{point}, at LSN {},", found.end_lsn),
+            earliest,
+            of,
+        }
+    })
+}
