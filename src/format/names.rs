@@ -257,6 +257,11 @@ impl Place {
         format!("{}/backup/{id}/begun.json", self.cluster)
     }
 
+    /// Returns the directory of a backup's packs.
+    pub fn packs_dir(&self, id: &BackupId) -> String {
+        format!("{}/backup/{id}/pack", self.cluster)
+    }
+
     /// Returns the key of pack `number`.
     pub fn pack(&self, id: &BackupId, number: u32) -> String {
         format!("{}/backup/{id}/pack/{number:08}", self.cluster)

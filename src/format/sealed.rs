@@ -83,6 +83,9 @@ pub struct WalSummary {
     /// The latest time of a commit record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_commit_time: Option<PgTimestamp>,
+    /// Where the last whole record begins; absent where none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_record_lsn: Option<Lsn>,
     /// Restore points, in WAL order; at most as many as fit the header.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub restore_points: Vec<RestorePointMark>,

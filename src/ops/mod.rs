@@ -1,2 +1,89 @@
-//! placeholder
+//! The use cases, one file each: gather, plan, act, report.
+//!
+//! The only maker of [`Failure`]s besides `cli`. Never here: printing, the
+//! process environment, or one use case importing another.
+
+mod failures;
+mod wal_times;
+
+pub mod archive_get;
+pub mod archive_push;
+pub mod backup;
+pub mod check;
+pub mod info;
+pub mod init;
 pub mod progress;
+pub mod restore;
+
+use std::path::Path;
+
+use crate::failure::{Failure, Kind};
+use crate::format::Identity;
+use crate::pg::{ControlFile, PgTimestamp, SystemId};
+use crate::pgdata::{Rereads, read_control_bytes, read_stable};
+use crate::repo::{RepoError, Repository, claim_of};
+
+/// What documents name as their writer.
+const TOOL: &str = concat!("highwater ", env!("CARGO_PKG_VERSION"));
+
+/// Returns this host's clock.
+fn now() -> PgTimestamp {
+    PgTimestamp::from_unix_micros(jiff::Timestamp::now().as_microsecond())
+}
+
+/// Reads `global/pg_control` of a data directory; `None` when it cannot be read or is not whole.
+pub(crate) fn control_of(data_directory: &Path) -> Option<ControlFile> {
+    let read = || read_control_bytes(data_directory);
+    read_stable(Rereads::DEFAULT, read, ControlFile::parse).ok()
+}
+
+/// Finds the identity of the cluster whose data directory this is; without a readable
+/// `pg_control` there, that of the incarnation that lives in the place now.
+async fn identity_of(
+    repository: &Repository,
+    data_directory: &Path,
+    unharmed: &str,
+) -> Result<Identity, Failure> {
+    if let Some(control) = control_of(data_directory) {
+        return claimed_identity(repository, control.system_id, unharmed).await;
+    }
+    current_identity(repository, unharmed).await
+}
+
+/// Finds the incarnation that lives in the place now.
+async fn current_identity(repository: &Repository, unharmed: &str) -> Result<Identity, Failure> {
+    let what = || format!("could not read who owns `{}`", repository.cluster());
+    let identities = repository
+        .identities()
+        .await
+        .map_err(|error| failures::of_repo(error, what(), unharmed))?;
+    claim_of(&identities).cloned().ok_or_else(|| never_claimed(repository, unharmed))
+}
+
+/// Reads the identity of the cluster `system_id`, or says whose place this is instead.
+async fn claimed_identity(
+    repository: &Repository,
+    system_id: SystemId,
+    unharmed: &str,
+) -> Result<Identity, Failure> {
+    let what = || format!("could not read who owns `{}`", repository.cluster());
+    match repository.identity(system_id).await {
+        Ok(identity) => return Ok(identity),
+        Err(RepoError::NotClaimed { .. }) => {}
+        Err(error) => return Err(failures::of_repo(error, what(), unharmed)),
+    }
+    let owner = current_identity(repository, unharmed).await?.system_identifier;
+    let cluster = repository.cluster().to_string();
+    let error = RepoError::OtherCluster { cluster, owner, ours: system_id };
+    let what = format!("this place in {} belongs to another cluster", repository.describe());
+    Err(failures::of_repo(error, what, unharmed))
+}
+
+fn never_claimed(repository: &Repository, unharmed: &str) -> Failure {
+    Failure::new(
+        Kind::Usage,
+        format!("`{}` was never set up in {}", repository.cluster(), repository.describe()),
+        unharmed,
+        "Check repository URL and cluster name. If they are right, run `highwater init` once for this cluster.",
+    )
+}

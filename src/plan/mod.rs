@@ -5,6 +5,7 @@
 
 pub mod backup;
 pub mod lineage;
+pub mod push;
 pub mod restore;
 pub mod target;
 pub mod window;

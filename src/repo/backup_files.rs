@@ -121,11 +121,6 @@ impl FileRecorder {
         }
     }
 
-    /// Returns the writer, for instance to forget a failed backup.
-    pub fn into_writer(self) -> BackupWriter {
-        self.writer
-    }
-
     /// Returns the bytes stored so far.
     pub fn stored_bytes(&self) -> u64 {
         self.writer.stored_bytes()
@@ -162,11 +157,18 @@ impl FileRecorder {
         self.add(Chunk::Known(entry)).await
     }
 
+    /// Says the size of the current file, where it was not known when it began.
+    pub fn set_size(&mut self, size: u64) {
+        if let Some(file) = &mut self.current {
+            file.meta.size = size;
+        }
+    }
+
     async fn add(&mut self, chunk: Chunk) -> Result<(), RepoError> {
         let Some(file) = &mut self.current else { return Ok(()) };
         file.chunks.push(chunk);
-        // A file above 1 GiB writes its maps as it goes, so that its memory stays bounded.
-        if file.chunks.len() == MAP_CHUNKS_MAX && file.meta.size > map_bytes() {
+        // A large file writes its maps as it goes, so that its memory stays bounded.
+        if file.chunks.len() == MAP_CHUNKS_MAX {
             self.close_data_frame().await?;
             self.writer.place_all().await?;
             if let Some(mut file) = self.current.take() {
@@ -393,8 +395,4 @@ impl FileRecorder {
         let packs = self.uses.entry(frame.backup.clone()).or_default();
         *packs.entry(frame.pack).or_default() += live;
     }
-}
-
-fn map_bytes() -> u64 {
-    MAP_CHUNKS_MAX as u64 * u64::from(crate::format::CHUNK_BYTES)
 }

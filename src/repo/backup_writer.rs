@@ -239,24 +239,27 @@ impl BackupWriter {
         self.repository.put_document(&key, committed).await?;
         Ok(())
     }
-
-    /// Removes what a failed backup has stored: packs first, `begun.json` last.
-    ///
-    /// # Errors
-    /// What could not be removed stays, without a `committed.json`, and is no backup.
-    pub async fn forget(mut self) -> Result<(), RepoError> {
-        self.uploading.shutdown().await;
-        let repository = self.repository;
-        for pack in 0..self.packs {
-            repository.store().delete(&Key::new(repository.place().pack(&self.id, pack))).await?;
-        }
-        repository.store().delete(&Key::new(repository.place().files(&self.id))).await?;
-        repository.store().delete(&Key::new(repository.place().begun(&self.id))).await?;
-        Ok(())
-    }
 }
 
 impl Repository {
+    /// Removes what a backup that failed has stored: packs first, `begun.json` last.
+    /// Does nothing to a committed backup. May be repeated.
+    ///
+    /// # Errors
+    /// What could not be removed stays, without a `committed.json`, and is no backup.
+    pub async fn forget_unfinished(&self, id: &BackupId) -> Result<(), RepoError> {
+        if self.committed(id).await?.is_some() {
+            return Ok(());
+        }
+        let packs = self.store().list_level(&Key::new(self.place().packs_dir(id))).await?;
+        for pack in packs.objects {
+            self.store().delete(&pack.key).await?;
+        }
+        self.store().delete(&Key::new(self.place().files(id))).await?;
+        self.store().delete(&Key::new(self.place().begun(id))).await?;
+        Ok(())
+    }
+
     /// Returns the part of a key below the cluster's place, as headers carry it.
     pub fn below(&self, key: &Key) -> String {
         let place = format!("{}/", self.cluster());

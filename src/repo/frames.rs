@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::objects::collect;
 use super::{RepoError, Repository};
-use crate::format::{CodecError, FrameRef, read_frames};
+use crate::format::{ChunkMap, CodecError, FrameRef, read_frames};
 use crate::store::Key;
 
 /// No frame of ours is longer before compression (a map of 16384 chunks with four runs each is below 3 MiB).
@@ -40,6 +40,20 @@ impl FrameFetcher {
         Ok(pieces.concat())
     }
 
+    /// Decompresses one frame.
+    ///
+    /// # Errors
+    /// [`RepoError::Damaged`] naming the pack.
+    pub fn decode(&self, frame: &FrameRef, stored: &[u8]) -> Result<Vec<u8>, RepoError> {
+        decode_frame(&self.pack_key(frame), frame, stored)
+    }
+
+    /// Reads a chunk map.
+    pub async fn map(&self, frame: &FrameRef) -> Result<ChunkMap, RepoError> {
+        let bytes = self.frame(frame).await?;
+        ChunkMap::decode(&bytes).map_err(|error| RepoError::of_map(&self.pack_key(frame), error))
+    }
+
     /// Reads one frame and returns its plain bytes.
     pub async fn frame(&self, frame: &FrameRef) -> Result<Vec<u8>, RepoError> {
         let pack = self.pack_key(frame);
@@ -52,7 +66,7 @@ impl FrameFetcher {
 ///
 /// # Errors
 /// [`RepoError::Damaged`] naming the pack.
-pub(crate) fn decode_frame(
+fn decode_frame(
     pack: &Key,
     frame: &FrameRef,
     stored: &[u8],

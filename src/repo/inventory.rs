@@ -25,14 +25,6 @@ pub struct TimelineWal {
     pub stored_bytes: u64,
 }
 
-impl TimelineWal {
-    /// Returns the end (excluded) of the unbroken WAL that holds the byte at `lsn`.
-    pub fn unbroken_end(&self, lsn: Lsn) -> Option<Lsn> {
-        let holding = self.ranges.iter().find(|(start, end)| *start <= lsn && lsn < *end);
-        holding.map(|(_, end)| *end)
-    }
-}
-
 /// All WAL of one incarnation.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct WalInventory {
@@ -40,6 +32,13 @@ pub struct WalInventory {
     pub timelines: BTreeMap<Timeline, TimelineWal>,
     /// Timelines whose history file is stored.
     pub histories: BTreeSet<Timeline>,
+}
+
+impl WalInventory {
+    /// Returns the stored stretches alone.
+    pub fn coverage(&self) -> BTreeMap<Timeline, Vec<(Lsn, Lsn)>> {
+        self.timelines.iter().map(|(timeline, wal)| (*timeline, wal.ranges.clone())).collect()
+    }
 }
 
 #[derive(Default)]
@@ -59,6 +58,19 @@ impl Repository {
         system_id: SystemId,
         size: SegmentSize,
     ) -> Result<WalInventory, RepoError> {
+        self.wal_between(system_id, size, Lsn(0), Lsn(u64::MAX)).await
+    }
+
+    /// Lists the WAL of the groups that hold the bytes from `start_lsn` to `end_lsn`, of
+    /// every timeline, and all history files.
+    pub async fn wal_between(
+        &self,
+        system_id: SystemId,
+        size: SegmentSize,
+        start_lsn: Lsn,
+        end_lsn: Lsn,
+    ) -> Result<WalInventory, RepoError> {
+        let logs = start_lsn.0 >> 32..=end_lsn.0 >> 32;
         let root = self.place().wal_dir(system_id);
         let level = self.store().list_level(&Key::new(root.clone())).await?;
         let mut inventory = WalInventory::default();
@@ -68,7 +80,11 @@ impl Repository {
             }
         }
         let root = &root;
-        let mut groups = futures_util::stream::iter(level.directories)
+        let wanted = level.directories.into_iter().filter(|group| {
+            let log = group.get(8..16).and_then(|log| u64::from_str_radix(log, 16).ok());
+            log.is_some_and(|log| logs.contains(&log))
+        });
+        let mut groups = futures_util::stream::iter(wanted)
             .map(|group| async move { self.list_group(system_id, &group, root, size).await })
             .buffered(IN_FLIGHT);
         while let Some(found) = groups.try_next().await? {

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use super::frames::FrameFetcher;
 use super::{RepoError, Repository};
-use crate::format::{BackupId, ChunkEntry, ChunkMap, FileContent, FileEntry, FrameRef};
+use crate::format::{BackupId, ChunkEntry, FileContent, FileEntry, FrameRef};
 
 /// Paths that the index holds at most (48 MiB of memory). Files beyond are stored
 /// anew instead of being referenced: dearer, never wrong.
@@ -73,12 +73,7 @@ impl ParentFiles {
             FileContent::Inline(_) => Ok(Vec::new()),
             FileContent::Maps(maps) => match maps.get(map) {
                 None => Ok(Vec::new()),
-                Some(frame) => {
-                    let bytes = self.fetcher.frame(frame).await?;
-                    let map = ChunkMap::decode(&bytes)
-                        .map_err(|e| RepoError::of_map(&self.fetcher.pack_key(frame), e))?;
-                    Ok(map.chunks)
-                }
+                Some(frame) => Ok(self.fetcher.map(frame).await?.chunks),
             },
         }
     }

@@ -1,0 +1,489 @@
+//! `archive-push`: store one WAL file, checked against its name.
+//!
+//! ```text
+//! name -> identity of the place -> read, walk, hash, compress (one pass) -> create -> done
+//! ```
+//!
+//! A file that does not look whole is read again before it is refused, since a
+//! false alarm stops archiving. Success is returned only when the store has
+//! confirmed the object, or holds the same content already.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::failures::of_repo;
+use super::identity_of;
+use crate::failure::{Failure, Kind};
+use crate::format::{Codec, Header, Identity, Kind as ObjectKind, WalObject};
+use crate::pg::{
+    BackupHistory, Extent, Lsn, SegmentExpectation, SegmentName, SegmentWalk, SystemId, Timeline,
+    TimelineHistory, WalDamage, WalFileName,
+};
+use crate::plan::push::SummaryBuilder;
+use crate::repo::{PIECE_BYTES, Put, Repository, SealedObject, WHOLE_SEGMENT_BYTES_MAX, WalSealer};
+use crate::store::Key;
+
+/// How often a file that does not look whole is read before it is refused.
+const READINGS: u32 = 3;
+
+/// The pause before it is read again.
+const REREAD_PAUSE: Duration = Duration::from_millis(200);
+
+/// No history file or backup history file is longer.
+const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// How much of a file is read at a time.
+const READ_BYTES: usize = 256 << 10;
+
+const UNHARMED: &str = "Nothing was stored under this name by this call, and the server keeps the file in pg_wal until it is archived.";
+
+/// What is asked.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The file, as PostgreSQL's `%p` names it.
+    pub path: PathBuf,
+    /// How it is compressed.
+    pub codec: Codec,
+    /// How long all of it may take.
+    pub deadline: Duration,
+}
+
+/// What was done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The file's name.
+    pub name: WalFileName,
+    /// Whether this call stored it.
+    pub outcome: Put,
+    /// Its length.
+    pub plain_bytes: u64,
+    /// Its length as stored.
+    pub stored_bytes: u64,
+}
+
+/// Stores one WAL file.
+pub async fn run(repository: &Repository, request: &Request) -> Result<Report, Failure> {
+    let pushed = tokio::time::timeout(request.deadline, push(repository, request)).await;
+    pushed.unwrap_or_else(|_| {
+        Err(Failure::new(
+            Kind::Store,
+            format!(
+                "`{}` was not stored within {} s",
+                request.path.display(),
+                request.deadline.as_secs()
+            ),
+            UNHARMED,
+            "PostgreSQL tries again by itself. If this goes on, look at the store's latency, or raise `archive_push_deadline`.",
+        ))
+    })
+}
+
+async fn push(repository: &Repository, request: &Request) -> Result<Report, Failure> {
+    let text = request.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let name = WalFileName::parse(text).map_err(|error| {
+        Failure::new(
+            Kind::Usage,
+            format!("`{}` is not the path of a WAL file", request.path.display()),
+            "Nothing was read or stored.",
+            "archive_command must be `highwater archive-push %p`.",
+        )
+        .because(error)
+    })?;
+    match name {
+        WalFileName::Segment(segment) => push_segment(repository, request, segment).await,
+        WalFileName::Partial(segment) => push_partial(repository, request, segment).await,
+        WalFileName::Backup(..) | WalFileName::History(_) => {
+            push_small(repository, request, name).await
+        }
+    }
+}
+
+/// A file as it was read and sealed.
+struct Read1 {
+    objects: Vec<(WalObject, SealedObject)>,
+    plain_bytes: u64,
+}
+
+async fn push_segment(
+    repository: &Repository,
+    request: &Request,
+    segment: SegmentName,
+) -> Result<Report, Failure> {
+    let identity = identity_of_segment(repository, request).await?;
+    let expectation = expectation(request, segment, &identity, Extent::Whole)?;
+    let name = WalFileName::Segment(segment);
+    if identity.segment_size.bytes() <= WHOLE_SEGMENT_BYTES_MAX {
+        let read = read_until_whole(request, || {
+            read_whole(request, repository, segment, &identity, expectation)
+        })
+        .await?;
+        return store(repository, name, read).await;
+    }
+    let digests = read_until_whole(request, || walk_pieces(request, expectation)).await?;
+    push_pieces(repository, request, segment, &identity, digests).await
+}
+
+/// Repeats a reading that found damage; what stays damaged is refused.
+async fn read_until_whole<T>(
+    request: &Request,
+    mut read: impl FnMut() -> Result<T, ReadError>,
+) -> Result<T, Failure> {
+    for reading in 1.. {
+        match read() {
+            Ok(value) => return Ok(value),
+            Err(ReadError::Damage(_)) if reading < READINGS => {
+                tokio::time::sleep(REREAD_PAUSE).await;
+            }
+            Err(ReadError::Damage(damage)) => return Err(refusal(&request.path, damage)),
+            Err(ReadError::Io(error)) => return Err(unreadable(&request.path, error)),
+        }
+    }
+    unreachable!("the loop ends by returning")
+}
+
+enum ReadError {
+    Damage(WalDamage),
+    Io(std::io::Error),
+}
+
+impl From<std::io::Error> for ReadError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<WalDamage> for ReadError {
+    fn from(damage: WalDamage) -> Self {
+        Self::Damage(damage)
+    }
+}
+
+/// Reads a file block by block to its end, but never more than one block past `bytes_max`.
+fn each_block(
+    path: &Path,
+    bytes_max: u64,
+    mut take: impl FnMut(&[u8]) -> Result<(), ReadError>,
+) -> Result<u64, ReadError> {
+    let mut file = File::open(path)?;
+    let mut block = vec![0; READ_BYTES];
+    let mut total = 0;
+    while total <= bytes_max {
+        let n = file.read(&mut block)?;
+        if n == 0 {
+            break;
+        }
+        total += n as u64;
+        take(&block[..n])?;
+    }
+    Ok(total)
+}
+
+/// Walks, hashes and compresses a segment in one pass.
+fn read_whole(
+    request: &Request,
+    repository: &Repository,
+    segment: SegmentName,
+    identity: &Identity,
+    expectation: SegmentExpectation,
+) -> Result<Read1, ReadError> {
+    let size = identity.segment_size.bytes();
+    let mut walk = SegmentWalk::new(expectation);
+    let mut summary = SummaryBuilder::new(segment.timeline, expectation.start_lsn);
+    let mut sealer = WalSealer::new(request.codec, Some(size))?;
+    let mut fed: u64 = 0;
+    each_block(&request.path, size, |block| {
+        fed += block.len() as u64;
+        walk.feed_with(block, &mut |mark| summary.add(mark))?;
+        // Past the pledged size the walk's own finding is the better message.
+        if fed <= size { Ok(sealer.push(block)?) } else { Ok(()) }
+    })?;
+    let facts = walk.finish()?;
+    let object = WalObject::File(WalFileName::Segment(segment));
+    let key = repository.wal_key(identity.system_identifier, object);
+    let mut header = Header::new(
+        ObjectKind::Segment,
+        repository.below(&key),
+        identity.system_identifier,
+        request.codec.packing(),
+    );
+    header.wal = Some(summary.finish(&facts));
+    let sealed = sealer.finish(header)?;
+    Ok(Read1 { objects: vec![(object, sealed)], plain_bytes: size })
+}
+
+/// Walks a large segment and returns the digest of each of its pieces.
+fn walk_pieces(
+    request: &Request,
+    expectation: SegmentExpectation,
+) -> Result<Vec<blake3::Hash>, ReadError> {
+    let mut walk = SegmentWalk::new(expectation);
+    let mut digests = Vec::new();
+    let mut hasher = blake3::Hasher::new();
+    let mut in_piece = 0;
+    each_block(&request.path, expectation.segment_size.bytes(), |mut block| {
+        walk.feed(block)?;
+        while !block.is_empty() {
+            let (now, later) = block.split_at(block.len().min(PIECE_BYTES as usize - in_piece));
+            hasher.update(now);
+            in_piece += now.len();
+            block = later;
+            if in_piece == PIECE_BYTES as usize {
+                digests.push(std::mem::take(&mut hasher).finalize());
+                in_piece = 0;
+            }
+        }
+        Ok(())
+    })?;
+    walk.finish()?;
+    Ok(digests)
+}
+
+/// Stores a large segment piece by piece; each must be what the walk has seen.
+async fn push_pieces(
+    repository: &Repository,
+    request: &Request,
+    segment: SegmentName,
+    identity: &Identity,
+    digests: Vec<blake3::Hash>,
+) -> Result<Report, Failure> {
+    let expectation = expectation(request, segment, identity, Extent::Whole)?;
+    let mut walk = SegmentWalk::new(expectation);
+    let mut report = Report {
+        name: WalFileName::Segment(segment),
+        outcome: Put::AlreadyThere,
+        plain_bytes: identity.segment_size.bytes(),
+        stored_bytes: 0,
+    };
+    let mut file = File::open(&request.path).map_err(|error| unreadable(&request.path, error))?;
+    for (number, digest) in (0u32..).zip(digests) {
+        let start = number * PIECE_BYTES;
+        let piece = WalObject::Piece { segment, start, end: start + PIECE_BYTES };
+        let key = repository.wal_key(identity.system_identifier, piece);
+        let mut header = Header::new(
+            ObjectKind::Piece,
+            repository.below(&key),
+            identity.system_identifier,
+            request.codec.packing(),
+        );
+        let piece_lsn = Lsn(expectation.start_lsn.0 + u64::from(start));
+        let sealed = seal_piece(&mut file, &mut walk, &mut header, request.codec, piece_lsn)
+            .map_err(|error| match error {
+                ReadError::Damage(damage) => refusal(&request.path, damage),
+                ReadError::Io(error) => unreadable(&request.path, error),
+            })?;
+        if sealed.header.blake3.as_deref() != Some(digest.to_hex().as_str()) {
+            return Err(changed_while_read(&request.path));
+        }
+        report.stored_bytes += sealed.header.stored_bytes;
+        let what = format!("could not store a piece of `{segment}`");
+        match repository.put_sealed(&key, &sealed).await {
+            Ok(Put::Stored) => report.outcome = Put::Stored,
+            Ok(Put::AlreadyThere) => {}
+            Err(error) => return Err(of_repo(error, what, UNHARMED)),
+        }
+    }
+    Ok(report)
+}
+
+fn seal_piece(
+    file: &mut File,
+    walk: &mut SegmentWalk,
+    header: &mut Header,
+    codec: Codec,
+    start_lsn: Lsn,
+) -> Result<SealedObject, ReadError> {
+    let mut sealer = WalSealer::new(codec, Some(u64::from(PIECE_BYTES)))?;
+    let mut summary = SummaryBuilder::new(Timeline::FIRST, start_lsn);
+    let mut block = vec![0; READ_BYTES];
+    let mut left = PIECE_BYTES as usize;
+    while left > 0 {
+        let n = file.read(&mut block[..left.min(READ_BYTES)])?;
+        if n == 0 {
+            return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+        }
+        walk.feed_with(&block[..n], &mut |mark| summary.add(mark))?;
+        sealer.push(&block[..n])?;
+        left -= n;
+    }
+    header.wal = Some(summary.finish_piece(walk, PIECE_BYTES));
+    Ok(sealer.finish(header.clone())?)
+}
+
+async fn push_partial(
+    repository: &Repository,
+    request: &Request,
+    segment: SegmentName,
+) -> Result<Report, Failure> {
+    let identity = identity_of_segment(repository, request).await?;
+    let expectation = expectation(request, segment, &identity, Extent::Prefix)?;
+    let object = WalObject::File(WalFileName::Partial(segment));
+    let key = repository.wal_key(identity.system_identifier, object);
+    let read = read_until_whole(request, || {
+        let mut walk = SegmentWalk::new(expectation);
+        let mut summary = SummaryBuilder::new(segment.timeline, expectation.start_lsn);
+        let mut sealer = WalSealer::new(request.codec, None)?;
+        let plain_bytes = each_block(&request.path, identity.segment_size.bytes(), |block| {
+            walk.feed_with(block, &mut |mark| summary.add(mark))?;
+            Ok(sealer.push(block)?)
+        })?;
+        let facts = walk.finish()?;
+        let mut header = Header::new(
+            ObjectKind::Partial,
+            repository.below(&key),
+            identity.system_identifier,
+            request.codec.packing(),
+        );
+        header.wal = Some(summary.finish(&facts));
+        Ok(Read1 { objects: vec![(object, sealer.finish(header)?)], plain_bytes })
+    })
+    .await?;
+    store(repository, WalFileName::Partial(segment), read).await
+}
+
+async fn push_small(
+    repository: &Repository,
+    request: &Request,
+    name: WalFileName,
+) -> Result<Report, Failure> {
+    let mut bytes = Vec::new();
+    let read = each_block(&request.path, SMALL_FILE_BYTES_MAX, |block| {
+        bytes.extend_from_slice(block);
+        Ok(())
+    });
+    if let Err(ReadError::Io(error)) = read {
+        return Err(unreadable(&request.path, error));
+    }
+    let checked = match name {
+        _ if bytes.len() as u64 > SMALL_FILE_BYTES_MAX => Err("it is too long".to_owned()),
+        WalFileName::History(timeline) => {
+            TimelineHistory::parse(timeline, &bytes).map(drop).map_err(|error| error.to_string())
+        }
+        _ => BackupHistory::parse(&bytes).map(drop).map_err(|error| error.to_string()),
+    };
+    if let Err(why) = checked {
+        return Err(Failure::new(
+            Kind::Integrity,
+            format!("`{}` is not what its name says: {why}", request.path.display()),
+            UNHARMED,
+            "Look at the file; PostgreSQL writes it whole before it is archived. A disk error or an edit by hand are the usual causes.",
+        ));
+    }
+    let identity = identity_of(repository, &data_directory_of(&request.path), UNHARMED).await?;
+    let kind = match name {
+        WalFileName::History(_) => ObjectKind::TimelineHistory,
+        _ => ObjectKind::BackupHistory,
+    };
+    let object = WalObject::File(name);
+    let key = repository.wal_key(identity.system_identifier, object);
+    let header = Header::new(
+        kind,
+        repository.below(&key),
+        identity.system_identifier,
+        request.codec.packing(),
+    );
+    let sealed = WalSealer::new(request.codec, Some(bytes.len() as u64))
+        .and_then(|mut sealer| sealer.push(&bytes).and_then(|()| sealer.finish(header)))
+        .map_err(|error| unreadable(&request.path, error))?;
+    let plain_bytes = bytes.len() as u64;
+    store(repository, name, Read1 { objects: vec![(object, sealed)], plain_bytes }).await
+}
+
+async fn store(repository: &Repository, name: WalFileName, read: Read1) -> Result<Report, Failure> {
+    let plain_bytes = read.plain_bytes;
+    let mut report = Report { name, outcome: Put::AlreadyThere, plain_bytes, stored_bytes: 0 };
+    for (object, sealed) in read.objects {
+        let key = repository.wal_key(sealed.header.system_identifier, object);
+        report.stored_bytes += sealed.header.stored_bytes;
+        match repository.put_sealed(&key, &sealed).await {
+            Ok(outcome) => report.outcome = outcome,
+            Err(error) => {
+                let what = format!("could not store `{name}` in {}", repository.describe());
+                return Err(of_repo(error, what, UNHARMED));
+            }
+        }
+    }
+    Ok(report)
+}
+
+/// Reads whose segment it is from its first page, and looks whether that cluster lives here.
+async fn identity_of_segment(
+    repository: &Repository,
+    request: &Request,
+) -> Result<Identity, Failure> {
+    let mut head = [0; 40];
+    File::open(&request.path)
+        .and_then(|mut file| file.read_exact(&mut head))
+        .map_err(|error| unreadable(&request.path, error))?;
+    let page = crate::pg::PageHeader::parse(&head).ok();
+    let owner = page.and_then(|page| page.cluster).map(|cluster| cluster.system_id);
+    let Some(owner) = owner else {
+        // Not a first page. Walk it all the same, as this place's own cluster's, for the exact finding.
+        return identity_of(repository, &data_directory_of(&request.path), UNHARMED).await;
+    };
+    super::claimed_identity(repository, SystemId(owner.0), UNHARMED).await
+}
+
+/// `%p` is `pg_wal/<name>`, relative to the data directory.
+fn data_directory_of(path: &Path) -> PathBuf {
+    match path.parent().and_then(Path::parent) {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+fn expectation(
+    request: &Request,
+    segment: SegmentName,
+    identity: &Identity,
+    extent: Extent,
+) -> Result<SegmentExpectation, Failure> {
+    let size = identity.segment_size;
+    let system_id = Some(identity.system_identifier);
+    SegmentExpectation::of(segment, size, system_id, extent).ok_or_else(|| {
+        Failure::new(
+            Kind::Integrity,
+            format!(
+                "`{}` cannot be the name of a segment of {size}: its last part is too large",
+                request.path.display()
+            ),
+            UNHARMED,
+            "Check that repository and cluster name belong to this server.",
+        )
+    })
+}
+
+fn unreadable(path: &Path, error: std::io::Error) -> Failure {
+    let next = if error.kind() == std::io::ErrorKind::NotFound {
+        "archive-push runs in the server's data directory and takes PostgreSQL's `%p`; check archive_command."
+    } else {
+        "Check the disk and that this user may read pg_wal."
+    };
+    Failure::new(Kind::Disk, format!("could not read `{}`", path.display()), UNHARMED, next)
+        .because(error)
+}
+
+/// Returns why a damaged WAL file is refused.
+fn refusal(path: &Path, damage: WalDamage) -> Failure {
+    let file = path.display();
+    if damage.is_wrong_identity() {
+        let what = format!("`{file}` does not belong to this cluster's place");
+        let next = "Check repository and cluster name: each cluster needs a place of its own.";
+        return Failure::new(Kind::Conflict, what, UNHARMED, next).because(damage);
+    }
+    let what = format!("`{file}` is not the complete WAL segment that its name says");
+    let next = format!(
+        "Archiving stops here until this is settled. Run `pg_waldump {file}`: if it also complains, the server's WAL is damaged, so take a new base backup at once and look at the disk; if it reads to the end, please report this as a defect."
+    );
+    Failure::new(Kind::Integrity, what, UNHARMED, next).because(damage)
+}
+
+fn changed_while_read(path: &Path) -> Failure {
+    Failure::new(
+        Kind::Integrity,
+        format!("`{}` changed while it was read", path.display()),
+        UNHARMED,
+        "PostgreSQL tries again by itself. If this goes on, something else writes into pg_wal.",
+    )
+}

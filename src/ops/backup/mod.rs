@@ -1,0 +1,273 @@
+//! `backup`: a base backup over the replication protocol.
+//!
+//! ```text
+//! begun -> BASE_BACKUP's stream -> chunks -> packs -> file list -> manifest compared
+//!       -> its WAL is in the repository -> committed
+//! ```
+//!
+//! Until `committed.json` stands there is no backup, whatever happens; what a
+//! failed one has stored is removed again where the store allows it.
+
+mod files;
+mod manifest;
+mod server;
+mod wal;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::failures::of_repo;
+use super::progress::Progress;
+use super::{claimed_identity, now};
+use crate::failure::{Failure, Kind};
+use crate::format::{
+    BackupId, Begun, CHUNK_BYTES, Codec, Committed, FORMAT_VERSION, FileIndex, Identity,
+    ServerLimits, TablespaceAt,
+};
+use crate::pg::PgTimestamp;
+use crate::repo::{BackupWriter, FileRecorder, ParentFiles, RecordedFiles, RepoError, Repository};
+use crate::store::StoreError;
+use crate::walsender::{ConnInfo, ManifestChecksums};
+use files::Received;
+use server::Server;
+
+/// Backups of one second that are told apart.
+const ATTEMPTS_PER_SECOND: u32 = 20;
+
+const UNHARMED: &str =
+    "No backup was recorded; earlier backups, archived WAL and the server are as they were.";
+
+/// What is asked.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The server or servers.
+    pub server: ConnInfo,
+    /// Take it from a standby where one is fit.
+    pub prefer_standby: bool,
+    /// The label given to the server.
+    pub label: String,
+    /// What the operator wants to keep beside it.
+    pub annotations: BTreeMap<String, String>,
+    /// Ask for a fast checkpoint instead of a spread one.
+    pub fast_checkpoint: bool,
+    /// The most that the server may send, in KiB per second.
+    pub max_rate_kb: Option<u32>,
+    /// Which checksums the manifest carries.
+    pub manifest_checksums: ManifestChecksums,
+    /// How frames are compressed.
+    pub codec: Codec,
+    /// Frames compressed at a time.
+    pub jobs: usize,
+    /// How long to wait for the backup's WAL to arrive.
+    pub wal_timeout: Duration,
+    /// The name of this host, for the record.
+    pub host: String,
+}
+
+/// What was done.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The backup as it was committed.
+    pub backup: Committed,
+    /// Bytes that were referenced in the parent instead of being stored.
+    pub referenced_bytes: u64,
+}
+
+/// Takes a backup.
+pub async fn run(
+    repository: &Repository,
+    request: &Request,
+    progress: Arc<dyn Progress>,
+) -> Result<Report, Failure> {
+    progress.note("connecting");
+    let server = server::choose(request).await?;
+    let identity = claimed_identity(repository, server.facts.system_id, UNHARMED).await?;
+    server::check_fit(&server.facts, &identity)?;
+    let started_at = now();
+    let parent = newest_backup(repository, &identity).await?;
+    let writer = begin(repository, request, &identity, parent.as_ref(), started_at).await?;
+    let id = writer.id().clone();
+    let making = Making { repository, request, identity: &identity, progress: &*progress };
+    let outcome = making.carry_out(server, writer, parent, started_at).await;
+    if outcome.is_err()
+        && let Err(error) = repository.forget_unfinished(&id).await
+    {
+        tracing::warn!("what backup {id} had stored could not be removed: {error}");
+    }
+    outcome
+}
+
+async fn newest_backup(
+    repository: &Repository,
+    identity: &Identity,
+) -> Result<Option<Committed>, Failure> {
+    let backups = repository.committed_backups(identity.system_identifier).await;
+    let backups = backups
+        .map_err(|error| of_repo(error, "could not list the backups before this one", UNHARMED))?;
+    Ok(backups.into_iter().next_back())
+}
+
+/// Announces the backup under the first id of this second that is free.
+async fn begin(
+    repository: &Repository,
+    request: &Request,
+    identity: &Identity,
+    parent: Option<&Committed>,
+    started_at: PgTimestamp,
+) -> Result<BackupWriter, Failure> {
+    let failed = |error| of_repo(error, "could not announce a backup", UNHARMED);
+    let moment = started_at.to_jiff().unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    for attempt in 1..=ATTEMPTS_PER_SECOND {
+        let begun = Begun {
+            format: FORMAT_VERSION,
+            id: BackupId::at(moment, attempt),
+            begun_at: started_at,
+            host: request.host.clone(),
+            pid: std::process::id(),
+            parent: parent.map(|parent| parent.id.clone()),
+            leans_on: parent
+                .map(|parent| parent.references.iter().map(|r| r.backup.clone()).collect())
+                .unwrap_or_default(),
+            tool: super::TOOL.to_owned(),
+        };
+        let system_id = identity.system_identifier;
+        let writer =
+            BackupWriter::begin(repository, &begun, system_id, request.codec, request.jobs).await;
+        match writer {
+            Ok(writer) => return Ok(writer),
+            Err(RepoError::Store(StoreError::Exists { .. })) => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Err(Failure::new(
+        Kind::Conflict,
+        format!("{ATTEMPTS_PER_SECOND} backups were begun in this second"),
+        UNHARMED,
+        "Look which hosts run `highwater backup` for this cluster; one at a time is enough.",
+    ))
+}
+
+/// One backup in the making.
+struct Making<'a> {
+    repository: &'a Repository,
+    request: &'a Request,
+    identity: &'a Identity,
+    progress: &'a dyn Progress,
+}
+
+impl Making<'_> {
+    async fn carry_out(
+        &self,
+        server: Server,
+        writer: BackupWriter,
+        parent: Option<Committed>,
+        started_at: PgTimestamp,
+    ) -> Result<Report, Failure> {
+        let facts = server.facts.clone();
+        let id = writer.id().clone();
+        let parent_files = self.load_parent(parent.as_ref()).await?;
+        let parent_id = parent_files.as_ref().map(|files| files.id().clone());
+        let recorder = FileRecorder::new(writer);
+        let (recorder, received) = files::receive(self, server, recorder, parent_files).await?;
+        self.progress.note("storing the last packs");
+        let (writer, recorded) = recorder.finish().await.map_err(|e| self.not_stored(e))?;
+        self.progress.note("waiting for the backup's WAL to be archived");
+        let reaches_from = wal::settle(self, &facts, &received).await?;
+        let committed =
+            self.committed(&id, &writer, started_at, &facts, &received, &recorded, reaches_from, parent_id);
+        let index = FileIndex {
+            format: FORMAT_VERSION,
+            id,
+            chunk_bytes: CHUNK_BYTES,
+            entries: recorded.entries,
+            frames: recorded.list_frames,
+        };
+        writer.commit(&index, &committed).await.map_err(|e| self.not_stored(e))?;
+        Ok(Report { backup: committed, referenced_bytes: recorded.referenced_bytes })
+    }
+
+    /// Loads the parent's file list, unless the parent is gone by now or cannot be
+    /// read: then every chunk is stored, which costs room but is never wrong.
+    async fn load_parent(&self, parent: Option<&Committed>) -> Result<Option<ParentFiles>, Failure> {
+        let Some(parent) = parent else { return Ok(None) };
+        // `begun.json` names the parent already. Whoever deletes it deletes its
+        // `committed.json` first and looks for us afterwards: one sees the other.
+        let failed = |error| of_repo(error, "could not look for the parent again", UNHARMED);
+        if self.repository.committed(&parent.id).await.map_err(failed)?.is_none() {
+            return Ok(None);
+        }
+        match ParentFiles::load(self.repository, &parent.id).await {
+            Ok(files) => Ok(Some(files)),
+            Err(error @ (RepoError::Damaged { .. } | RepoError::NotReadable { .. })) => {
+                tracing::warn!("nothing is referenced in backup {}: {error}", parent.id);
+                Ok(None)
+            }
+            Err(error) if error.is_absent() => {
+                tracing::warn!("nothing is referenced in backup {}: {error}", parent.id);
+                Ok(None)
+            }
+            Err(error) => Err(of_repo(error, "could not read the backup before this one", UNHARMED)),
+        }
+    }
+
+    fn not_stored(&self, error: RepoError) -> Failure {
+        let what = format!("could not store the backup in {}", self.repository.describe());
+        of_repo(error, what, UNHARMED)
+    }
+
+    #[allow(clippy::too_many_arguments)] // each is one part of the document
+    fn committed(
+        &self,
+        id: &BackupId,
+        writer: &BackupWriter,
+        started_at: PgTimestamp,
+        facts: &server::Facts,
+        received: &Received,
+        recorded: &RecordedFiles,
+        reaches_from: PgTimestamp,
+        parent: Option<BackupId>,
+    ) -> Committed {
+        let control = &received.control;
+        Committed {
+            format: FORMAT_VERSION,
+            id: id.clone(),
+            cluster: self.repository.cluster().clone(),
+            system_identifier: facts.system_id,
+            postgres_version: facts.version.0,
+            catalog_version: control.catalog_version,
+            segment_size: facts.segment_size,
+            data_checksums: control.data_checksum_version != 0,
+            label: self.request.label.clone(),
+            annotations: self.request.annotations.clone(),
+            source: "stream".to_owned(),
+            taken_from: if facts.in_recovery { "standby" } else { "primary" }.to_owned(),
+            started_at,
+            finished_at: now(),
+            timeline: received.timeline,
+            start_lsn: received.start_lsn,
+            stop_lsn: received.stop_lsn,
+            stop_timeline: received.stop_timeline,
+            reaches_from,
+            tablespaces: received
+                .tablespaces
+                .iter()
+                .map(|(oid, location)| TablespaceAt { oid: *oid, location: location.clone() })
+                .collect(),
+            files: recorded.files,
+            size_bytes: recorded.size_bytes,
+            stored_bytes: writer.stored_bytes(),
+            packs: writer.packs(),
+            references: recorded.references.clone(),
+            parent,
+            limits: ServerLimits {
+                max_connections: control.max_connections,
+                max_worker_processes: control.max_worker_processes,
+                max_wal_senders: control.max_wal_senders,
+                max_prepared_transactions: control.max_prepared_transactions,
+                max_locks_per_transaction: control.max_locks_per_transaction,
+            },
+            tool: super::TOOL.to_owned(),
+        }
+    }
+}

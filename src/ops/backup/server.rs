@@ -1,0 +1,127 @@
+//! Choosing the server that gives the backup, and refusing one that cannot.
+
+use super::{Request, UNHARMED};
+use crate::failure::{Failure, Kind};
+use crate::format::Identity;
+use crate::ops::failures::of_postgres;
+use crate::pg::{SegmentSize, ServerVersion, SystemId};
+use crate::walsender::{ConnInfo, Connection, Mode, PgError};
+
+/// The oldest major version that is supported.
+const MAJOR_MIN: u32 = 14;
+
+/// A server that is connected.
+pub(super) struct Server {
+    pub(super) connection: Connection,
+    pub(super) facts: Facts,
+}
+
+/// What the server says of itself.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    pub(super) system_id: SystemId,
+    pub(super) version: ServerVersion,
+    pub(super) segment_size: SegmentSize,
+    pub(super) in_recovery: bool,
+    pub(super) archive_mode: String,
+    pub(super) wal_level: String,
+    pub(super) place: String,
+}
+
+/// Connects to the server that shall give the backup.
+pub(super) async fn choose(request: &Request) -> Result<Server, Failure> {
+    if !request.prefer_standby {
+        return connect(&request.server).await;
+    }
+    let mut fallback: Option<Server> = None;
+    let mut last_failure = None;
+    for host in request.server.each_host() {
+        match connect(&host).await {
+            Ok(server) if server.facts.in_recovery => return Ok(server),
+            Ok(server) => fallback = fallback.or(Some(server)),
+            Err(failure) => {
+                tracing::warn!("{failure}");
+                last_failure = Some(failure);
+            }
+        }
+    }
+    match (fallback, last_failure) {
+        (Some(server), _) => {
+            tracing::warn!("no standby is fit; the backup is taken from {}", server.facts.place);
+            Ok(server)
+        }
+        (None, Some(failure)) => Err(failure),
+        (None, None) => connect(&request.server).await,
+    }
+}
+
+async fn connect(info: &ConnInfo) -> Result<Server, Failure> {
+    let failed =
+        |error: PgError| of_postgres(error, "could not connect for a base backup", UNHARMED);
+    let mut connection =
+        Connection::connect(info, Mode::Replication).await.map_err(failed)?;
+    let version = ServerVersion(connection.server_version_num());
+    if version.major().0 < MAJOR_MIN {
+        return Err(Failure::new(
+            Kind::Postgres,
+            format!("the server is PostgreSQL {version}, and {MAJOR_MIN} is the oldest supported"),
+            UNHARMED,
+            "Upgrade the server; its own community has ended support for it too.",
+        ));
+    }
+    let system = connection.identify_system().await.map_err(failed)?;
+    let mut show = async |name: &str| -> Result<String, Failure> {
+        connection.show(name).await.map_err(failed)
+    };
+    let size = show("wal_segment_size").await?;
+    let archive_mode = show("archive_mode").await?;
+    let wal_level = show("wal_level").await?;
+    let segment_size = crate::walsender::parse_size(&size)
+        .and_then(|bytes| SegmentSize::new(u32::try_from(bytes).ok()?))
+        .ok_or_else(|| {
+            Failure::new(
+                Kind::Postgres,
+                format!("the server says that its wal_segment_size is `{size}`"),
+                UNHARMED,
+                "Check that the address is PostgreSQL's own and not a pooler's.",
+            )
+        })?;
+    let in_recovery = connection.parameter("in_hot_standby") == Some("on");
+    let place = connection.place().to_owned();
+    let system_id = system.system_id;
+    let facts =
+        Facts { system_id, version, segment_size, in_recovery, archive_mode, wal_level, place };
+    Ok(Server { connection, facts })
+}
+
+/// Refuses a server whose backup could not be used.
+pub(super) fn check_fit(facts: &Facts, identity: &Identity) -> Result<(), Failure> {
+    if facts.segment_size != identity.segment_size {
+        return Err(Failure::new(
+            Kind::Conflict,
+            format!(
+                "the server has WAL segments of {}, and this place was set up for {}",
+                facts.segment_size, identity.segment_size
+            ),
+            UNHARMED,
+            "pg_resetwal has changed the segment size. Set up a new place with `highwater init` under another cluster name.",
+        ));
+    }
+    if facts.wal_level == "minimal" {
+        return Err(Failure::new(
+            Kind::Postgres,
+            "the server runs with wal_level = minimal, with which no backup can be restored",
+            UNHARMED,
+            "Set wal_level = replica in postgresql.conf and restart the server.",
+        ));
+    }
+    if facts.archive_mode == "off" && !facts.in_recovery {
+        return Err(Failure::new(
+            Kind::Postgres,
+            "archive_mode is off on the server: the WAL that makes a backup usable would never arrive",
+            UNHARMED,
+            "Set archive_mode = on and archive_command = 'highwater archive-push %p', restart the server, and run `highwater check`.",
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,453 @@
+//! Filling the data directory: frames fetched in large ranges, each chunk checked
+//! against its digest before it is written at its place.
+//!
+//! ```text
+//! file list -> wants (a run of a chunk: which frame, which file, where) -> a window of them
+//!           -> by pack and offset -> ranges of neighbouring frames -> tasks: fetch, decode, check, write
+//! ```
+//!
+//! Bounded by names below: open files, the window, the bytes of a range, and tasks at a time.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+
+use super::{UNHARMED, of_tree};
+use crate::failure::{Failure, Kind};
+use crate::format::{
+    CHUNK_BYTES, ChunkDigest, ChunkEntry, Committed, EntryKind, FileContent, FileEntry, FileIndex,
+    FrameRef, digest_chunk,
+};
+use crate::ops::failures::{of_repo, of_task};
+use crate::ops::progress::Progress;
+use crate::pgdata::{
+    FileAttributes, NewFile, NewTree, RestoreMarker, TreeError, TreePlan, safe_path,
+};
+use crate::plan::backup::{chunk_len, chunks_of};
+use crate::repo::{FrameFetcher, RepoError, Repository};
+
+/// Files open at a time.
+const OPEN_FILES_MAX: usize = 256;
+
+/// Plain bytes that are gathered before they are sorted by where they are stored.
+const WINDOW_BYTES: u64 = 128 << 20;
+
+/// Stored bytes fetched in one request.
+const RANGE_BYTES_MAX: u32 = 4 << 20;
+
+/// Bytes between two wanted frames that are fetched along rather than asked for apart.
+const RANGE_GAP_MAX: u32 = 128 << 10;
+
+const CONTROL_FILE: &[u8] = b"global/pg_control";
+
+/// A file kept in memory is never longer.
+const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// What came out.
+pub(super) struct Restored {
+    pub(super) tree: NewTree,
+    /// `pg_control`, held back.
+    pub(super) control: Vec<u8>,
+    pub(super) has_postgresql_conf: bool,
+}
+
+/// A restore of files.
+pub(super) struct Restoring<'a> {
+    pub(super) repository: &'a Repository,
+    pub(super) backup: &'a Committed,
+    pub(super) tree_plan: &'a TreePlan,
+    pub(super) jobs: usize,
+    pub(super) progress: Arc<dyn Progress>,
+}
+
+/// A file being written; finished by whoever writes its last byte.
+struct OpenFile {
+    file: std::sync::Mutex<Option<NewFile>>,
+    bytes_left: AtomicU64,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Bytes wanted from a frame.
+struct Want {
+    frame: FrameRef,
+    in_frame: u32,
+    bytes: u32,
+    file: Arc<OpenFile>,
+    offset: u64,
+    /// The digest of exactly these bytes, where the chunk has one run.
+    digest: ChunkDigest,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum FillError {
+    #[error(transparent)]
+    Repo(#[from] RepoError),
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+}
+
+impl Restoring<'_> {
+    /// Restores every file but `pg_control`, which is returned.
+    pub(super) async fn run(&self, index: &FileIndex) -> Result<Restored, Failure> {
+        let marker = RestoreMarker {
+            backup: self.backup.id.to_string(),
+            started: crate::ops::now().to_string(),
+        };
+        let plan = self.tree_plan.clone();
+        let tree = tokio::task::spawn_blocking(move || NewTree::open(&plan, &marker))
+            .await
+            .map_err(|error| of_task(error, UNHARMED))?
+            .map_err(of_tree)?;
+        let mut filling = Filling {
+            restoring: self,
+            fetcher: FrameFetcher::new(self.repository.clone()),
+            tree: Arc::new(tree),
+            permits: Arc::new(Semaphore::new(OPEN_FILES_MAX)),
+            window: BTreeMap::new(),
+            window_bytes: 0,
+            tasks: JoinSet::new(),
+            control: None,
+            has_postgresql_conf: false,
+            entries: 0,
+        };
+        for frame in &index.frames {
+            let entries = self.repository.file_entries(frame).await;
+            for entry in entries.map_err(|e| self.not_fetched(e))? {
+                filling.entry(entry).await.map_err(|error| self.not_filled(error))?;
+            }
+        }
+        if filling.entries != index.entries {
+            return Err(self.damaged(format!(
+                "its file list has {} entries where its index says {}",
+                filling.entries, index.entries
+            )));
+        }
+        filling.finish().await.map_err(|error| self.not_filled(error))
+    }
+
+    fn not_fetched(&self, error: RepoError) -> Failure {
+        let what = format!(
+            "could not restore backup {} from {}",
+            self.backup.id,
+            self.repository.describe()
+        );
+        of_repo(
+            error,
+            what,
+            "The repository is as it was. The directory holds a part of the files, cannot be started by PostgreSQL, and may be emptied.",
+        )
+    }
+
+    fn damaged(&self, why: String) -> Failure {
+        let key = crate::store::Key::new(self.repository.place().files(&self.backup.id));
+        self.not_fetched(RepoError::Damaged { key, why })
+    }
+
+    fn not_filled(&self, error: FillError) -> Failure {
+        match error {
+            FillError::Repo(error) => self.not_fetched(error),
+            FillError::Tree(error) => of_tree(error),
+        }
+    }
+}
+
+struct Filling<'a> {
+    restoring: &'a Restoring<'a>,
+    fetcher: FrameFetcher,
+    tree: Arc<NewTree>,
+    permits: Arc<Semaphore>,
+    window: BTreeMap<FrameRef, Vec<Want>>,
+    window_bytes: u64,
+    tasks: JoinSet<Result<(), FillError>>,
+    control: Option<Vec<u8>>,
+    has_postgresql_conf: bool,
+    entries: u64,
+}
+
+impl Filling<'_> {
+    async fn entry(&mut self, entry: FileEntry) -> Result<(), FillError> {
+        self.entries += 1;
+        let path = safe_path(&entry.path).map_err(TreeError::from)?;
+        if entry.kind == EntryKind::Directory {
+            return Ok(self.tree.create_directory(&path, entry.mode)?);
+        }
+        if entry.path == CONTROL_FILE {
+            self.control = Some(self.whole(&entry).await?);
+            return Ok(());
+        }
+        if entry.path == b"tablespace_map" {
+            return self.tablespace_map(path, &entry).await;
+        }
+        self.has_postgresql_conf |= entry.path == b"postgresql.conf";
+        self.file(path, &entry).await
+    }
+
+    async fn file(&mut self, path: PathBuf, entry: &FileEntry) -> Result<(), FillError> {
+        let attributes = FileAttributes {
+            size_bytes: entry.size,
+            mode: entry.mode,
+            mtime_unix: entry.mtime,
+        };
+        // A window that holds files open must not wait for itself.
+        let permit = match Arc::clone(&self.permits).try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                self.send_window().await?;
+                let permit = Arc::clone(&self.permits).acquire_owned().await;
+                permit.map_err(|error| RepoError::Task(error.into()))?
+            }
+        };
+        let file = Arc::new(OpenFile {
+            file: std::sync::Mutex::new(Some(self.tree.create_file(&path, attributes)?)),
+            bytes_left: AtomicU64::new(entry.size),
+            _permit: permit,
+        });
+        let mut number = 0;
+        for map in 0..maps_of(entry) {
+            for chunk in self.chunks(entry, map).await? {
+                self.chunk(&file, entry, number, chunk).await?;
+                number += 1;
+            }
+        }
+        if number != chunks_of(entry.size) {
+            let path = path.display();
+            return Err(self.wrong(format!("`{path}` has {number} chunks listed, not those of its {} bytes", entry.size)));
+        }
+        if entry.size == 0 {
+            file.written(0)?;
+        }
+        Ok(())
+    }
+
+    async fn chunk(
+        &mut self,
+        file: &Arc<OpenFile>,
+        entry: &FileEntry,
+        number: u64,
+        chunk: ChunkEntry,
+    ) -> Result<(), FillError> {
+        let offset = number * u64::from(CHUNK_BYTES);
+        let bytes = chunk_len(entry.size, number);
+        let name = String::from_utf8_lossy(&entry.path);
+        if bytes == 0 || !chunk.is_whole(bytes) {
+            return Err(self.wrong(format!("chunk {number} of `{name}` is not whole")));
+        }
+        match chunk.runs.as_slice() {
+            [] => {
+                if chunk.digest != digest_chunk(&vec![0; bytes as usize]) {
+                    return Err(self.wrong(format!("chunk {number} of `{name}` has no bytes")));
+                }
+                self.restoring.progress.advance(u64::from(bytes));
+                file.written(u64::from(bytes))?;
+            }
+            [run] => {
+                let want = Want {
+                    frame: run.frame.clone(),
+                    in_frame: run.in_frame,
+                    bytes,
+                    file: Arc::clone(file),
+                    offset,
+                    digest: chunk.digest,
+                };
+                self.window.entry(run.frame.clone()).or_default().push(want);
+                self.window_bytes += u64::from(bytes);
+                if self.window_bytes >= WINDOW_BYTES {
+                    self.send_window().await?;
+                }
+            }
+            _ => {
+                let content = self.assemble(&chunk, bytes).await?;
+                file.write_at(&content, offset)?;
+                self.restoring.progress.advance(u64::from(bytes));
+            }
+        }
+        Ok(())
+    }
+
+    /// Joins a chunk of several runs and checks it.
+    async fn assemble(&self, chunk: &ChunkEntry, bytes: u32) -> Result<Vec<u8>, FillError> {
+        let mut content = Vec::with_capacity(bytes as usize);
+        for run in &chunk.runs {
+            let plain = self.fetcher.frame(&run.frame).await?;
+            let at = run.in_frame as usize;
+            content.extend_from_slice(&plain[at..at + run.bytes as usize]);
+        }
+        if digest_chunk(&content) != chunk.digest {
+            let key = self.fetcher.pack_key(&chunk.runs[0].frame);
+            let why = "a chunk joined from several runs has another digest".to_owned();
+            return Err(RepoError::Damaged { key, why }.into());
+        }
+        Ok(content)
+    }
+
+    async fn chunks(&self, entry: &FileEntry, map: usize) -> Result<Vec<ChunkEntry>, FillError> {
+        match &entry.content {
+            FileContent::Inline(chunks) => Ok(chunks.clone()),
+            FileContent::Maps(maps) => match maps.get(map) {
+                Some(frame) => Ok(self.fetcher.map(frame).await?.chunks),
+                None => Ok(Vec::new()),
+            },
+        }
+    }
+
+    /// Reads a small file whole.
+    async fn whole(&self, entry: &FileEntry) -> Result<Vec<u8>, FillError> {
+        let name = String::from_utf8_lossy(&entry.path);
+        if entry.size > SMALL_FILE_BYTES_MAX {
+            return Err(self.wrong(format!("`{name}` is {} bytes long", entry.size)));
+        }
+        let mut content = Vec::new();
+        for (number, chunk) in (0..).zip(self.chunks(entry, 0).await?) {
+            let bytes = chunk_len(entry.size, number);
+            if bytes == 0 || !chunk.is_whole(bytes) {
+                return Err(self.wrong(format!("chunk {number} of `{name}` is not whole")));
+            }
+            if chunk.runs.is_empty() {
+                content.resize(content.len() + bytes as usize, 0);
+            } else {
+                content.extend(self.assemble(&chunk, bytes).await?);
+            }
+        }
+        if content.len() as u64 != entry.size {
+            return Err(self.wrong(format!("`{name}` has another length than its chunks")));
+        }
+        Ok(content)
+    }
+
+    /// Writes `tablespace_map`; where a tablespace goes elsewhere, with its new place, since
+    /// PostgreSQL makes the links from it when it starts from a backup label.
+    async fn tablespace_map(&mut self, path: PathBuf, entry: &FileEntry) -> Result<(), FillError> {
+        let old = self.whole(entry).await?;
+        let tablespaces = &self.restoring.tree_plan.tablespaces;
+        let moved = tablespaces.iter().any(|tablespace| tablespace.original != tablespace.target);
+        let content = if moved {
+            let mut map = crate::pg::TablespaceMap::parse(&old)
+                .map_err(|error| self.wrong(format!("tablespace_map: {error}")))?;
+            for tablespace in tablespaces {
+                use std::os::unix::ffi::OsStrExt;
+                map.relocate(tablespace.oid, tablespace.target.as_os_str().as_bytes());
+            }
+            map.to_bytes()
+        } else {
+            old
+        };
+        self.restoring.progress.advance(entry.size);
+        Ok(self.tree.write_file(&path, &content, entry.mode, entry.mtime)?)
+    }
+
+    /// Starts the tasks of everything gathered.
+    async fn send_window(&mut self) -> Result<(), FillError> {
+        self.window_bytes = 0;
+        let window = std::mem::take(&mut self.window);
+        // Frames sort by backup, pack and offset.
+        let mut range: Vec<(FrameRef, Vec<Want>)> = Vec::new();
+        for (frame, wants) in window {
+            let fits = range.first().zip(range.last()).is_some_and(|((first, _), (last, _))| {
+                let last_end = last.offset.saturating_add(last.stored);
+                (&first.backup, first.pack) == (&frame.backup, frame.pack)
+                    && frame.offset >= last_end
+                    && frame.offset - last_end <= RANGE_GAP_MAX
+                    && frame.offset.saturating_add(frame.stored) - first.offset <= RANGE_BYTES_MAX
+            });
+            if !fits && !range.is_empty() {
+                self.start(std::mem::take(&mut range)).await?;
+            }
+            range.push((frame, wants));
+        }
+        if !range.is_empty() {
+            self.start(range).await?;
+        }
+        Ok(())
+    }
+
+    async fn start(&mut self, range: Vec<(FrameRef, Vec<Want>)>) -> Result<(), FillError> {
+        while self.tasks.len() >= self.restoring.jobs.max(1) {
+            if let Some(done) = self.tasks.join_next().await {
+                done.map_err(|error| RepoError::Task(error.into()))??;
+            }
+        }
+        let fetcher = self.fetcher.clone();
+        let progress = Arc::clone(&self.restoring.progress);
+        self.tasks.spawn(fill_range(fetcher, progress, range));
+        Ok(())
+    }
+
+    async fn finish(mut self) -> Result<Restored, FillError> {
+        self.send_window().await?;
+        while let Some(done) = self.tasks.join_next().await {
+            done.map_err(|error| RepoError::Task(error.into()))??;
+        }
+        let Some(control) = self.control.take() else {
+            return Err(self.wrong("it holds no global/pg_control".to_owned()));
+        };
+        let has_postgresql_conf = self.has_postgresql_conf;
+        let tree = Arc::into_inner(self.tree)
+            .ok_or_else(|| RepoError::Task("the tree is still in use".into()))?;
+        Ok(Restored { tree, control, has_postgresql_conf })
+    }
+
+    fn wrong(&self, why: String) -> FillError {
+        let place = self.restoring.repository.place();
+        let key = crate::store::Key::new(place.files(&self.restoring.backup.id));
+        RepoError::Damaged { key, why }.into()
+    }
+}
+
+impl OpenFile {
+    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), TreeError> {
+        if let Some(file) = &*self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            file.write_at(bytes, offset)?;
+        }
+        self.written(bytes.len() as u64)
+    }
+
+    /// Counts bytes as done; the last of them finish the file.
+    fn written(&self, bytes: u64) -> Result<(), TreeError> {
+        if self.bytes_left.fetch_sub(bytes, Ordering::AcqRel) > bytes {
+            return Ok(());
+        }
+        let file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        file.map_or(Ok(()), NewFile::finish)
+    }
+}
+
+fn maps_of(entry: &FileEntry) -> usize {
+    match &entry.content {
+        FileContent::Inline(_) => 1,
+        FileContent::Maps(maps) => maps.len(),
+    }
+}
+
+/// Fetches neighbouring frames in one request, and writes what is wanted of them.
+async fn fill_range(
+    fetcher: FrameFetcher,
+    progress: Arc<dyn Progress>,
+    range: Vec<(FrameRef, Vec<Want>)>,
+) -> Result<(), FillError> {
+    let (Some((first, _)), Some((last, _))) = (range.first(), range.last()) else { return Ok(()) };
+    let pack = fetcher.pack_key(first);
+    let start = first.offset;
+    let stored = fetcher.range(&pack, start, last.offset.saturating_add(last.stored)).await?;
+    let work = move || {
+        for (frame, wants) in &range {
+            let at = (frame.offset - start) as usize;
+            let plain = fetcher.decode(frame, &stored[at..at + frame.stored as usize])?;
+            for want in wants {
+                let from = want.in_frame as usize;
+                let bytes = plain.get(from..from + want.bytes as usize).unwrap_or_default();
+                if digest_chunk(bytes) != want.digest {
+                    let why = format!("the chunk at byte {from} of the frame at {} has another digest", frame.offset);
+                    return Err(RepoError::Damaged { key: pack, why }.into());
+                }
+                want.file.write_at(bytes, want.offset)?;
+                progress.advance(u64::from(want.bytes));
+            }
+        }
+        Ok(())
+    };
+    tokio::task::spawn_blocking(work).await.map_err(|error| RepoError::Task(error.into()))?
+}

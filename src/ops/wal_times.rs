@@ -1,0 +1,252 @@
+//! Asking archived WAL: which way leads to a timeline, and which commits it holds.
+
+use std::collections::BTreeMap;
+
+use crate::format::WalObject;
+use crate::pg::{
+    Extent, Lsn, Mark, PgTimestamp, SegmentExpectation, SegmentName, SegmentSize, SegmentWalk,
+    SystemId, Timeline, TimelineHistory, WalCarry, WalEvent, WalFileName,
+};
+use crate::plan::lineage::Lineage;
+use crate::repo::{RepoError, Repository};
+use crate::store::Key;
+
+/// Why the way to a timeline is not known.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LineageError {
+    /// Its history file is certainly absent.
+    #[error("the history file of timeline {0} is not in the repository")]
+    NoHistory(Timeline),
+    /// It could not be read.
+    #[error(transparent)]
+    Repo(#[from] RepoError),
+}
+
+/// Reads the way to a timeline from its history file.
+pub(super) async fn lineage_of(
+    repository: &Repository,
+    system_id: SystemId,
+    timeline: Timeline,
+) -> Result<Lineage, LineageError> {
+    if timeline == Timeline::FIRST {
+        return Ok(Lineage::first(timeline));
+    }
+    match history_of(repository, system_id, timeline).await? {
+        Some(history) => Ok(Lineage::of(&history)),
+        None => Err(LineageError::NoHistory(timeline)),
+    }
+}
+
+/// Reads the history files of the timelines given.
+pub(super) async fn histories_of(
+    repository: &Repository,
+    system_id: SystemId,
+    timelines: impl IntoIterator<Item = Timeline>,
+) -> Result<BTreeMap<Timeline, TimelineHistory>, RepoError> {
+    let mut histories = BTreeMap::new();
+    for timeline in timelines {
+        if let Some(history) = history_of(repository, system_id, timeline).await? {
+            histories.insert(timeline, history);
+        }
+    }
+    Ok(histories)
+}
+
+async fn history_of(
+    repository: &Repository,
+    system_id: SystemId,
+    timeline: Timeline,
+) -> Result<Option<TimelineHistory>, RepoError> {
+    let Some(bytes) = repository.fetch_history(system_id, timeline).await? else {
+        return Ok(None);
+    };
+    TimelineHistory::parse(timeline, &bytes).map(Some).map_err(|error| RepoError::Damaged {
+        key: Key::new(repository.place().history(system_id, timeline)),
+        why: error.to_string(),
+    })
+}
+
+/// Fetches a segment, walks it, and shows every mark in it. `carry` is what the walk of the
+/// segment before has left, so that a record which spans the border is seen too.
+///
+/// Returns `None` where the store says that the segment is not there, else the new carry.
+///
+/// # Errors
+/// [`RepoError::Damaged`] where stored WAL is not what was checked when it was stored.
+pub(super) async fn each_mark(
+    repository: &Repository,
+    system_id: SystemId,
+    segment: SegmentName,
+    size: SegmentSize,
+    carry: Option<WalCarry>,
+    mut on_mark: impl FnMut(&Mark),
+) -> Result<Option<Option<WalCarry>>, RepoError> {
+    let damaged = |why: String| RepoError::Damaged {
+        key: Key::new(repository.place().wal_group_dir(system_id, &segment.group())),
+        why: format!("segment {segment}: {why}"),
+    };
+    let expectation = SegmentExpectation::of(segment, size, Some(system_id), Extent::Prefix)
+        .ok_or_else(|| damaged("its name does not fit the segment size".to_owned()))?;
+    let mut walk = match carry {
+        Some(carry) => SegmentWalk::after(carry, expectation),
+        None => SegmentWalk::new(expectation),
+    };
+    let sink = |block: &[u8]| {
+        walk.feed_with(block, &mut |mark| on_mark(mark)).map_err(std::io::Error::other)
+    };
+    if repository.fetch_segment(system_id, segment, size, sink).await?.is_none() {
+        return Ok(None);
+    }
+    let (_, carry) = walk.finish_with_carry().map_err(|error| damaged(error.to_string()))?;
+    Ok(Some(carry))
+}
+
+/// Returns the latest time of a commit or abort record that begins before `before_lsn`, in the
+/// segment of that position and the one before it (not below `first`).
+pub(super) async fn xact_time_at_end(
+    repository: &Repository,
+    system_id: SystemId,
+    lineage: &Lineage,
+    size: SegmentSize,
+    first: u64,
+    before_lsn: Lsn,
+) -> Result<Option<PgTimestamp>, RepoError> {
+    let last = size.segment_before(before_lsn);
+    let mut latest: Option<PgTimestamp> = None;
+    let mut carry = None;
+    for number in last.saturating_sub(1).max(first)..=last {
+        let segment = segment_on(lineage, number, size, before_lsn);
+        let left = each_mark(repository, system_id, segment, size, carry, |mark| {
+            if let WalEvent::Transaction(end) = &mark.event
+                && mark.lsn < before_lsn
+            {
+                latest = latest.max(Some(end.time));
+            }
+        });
+        carry = left.await?.flatten();
+    }
+    Ok(latest)
+}
+
+/// Returns the segment that recovery along `lineage` reads for segment `number`: of the
+/// newest timeline that begins in it or before it, as far as `end_lsn` reaches.
+pub(super) fn segment_on(
+    lineage: &Lineage,
+    number: u64,
+    size: SegmentSize,
+    end_lsn: Lsn,
+) -> SegmentName {
+    let last_byte = Lsn(size.start_of(number + 1).0.min(end_lsn.0).saturating_sub(1));
+    SegmentName::new(lineage.owner(last_byte), number, size)
+}
+
+/// What the WAL at the end of a way tells.
+pub(super) async fn reach(
+    repository: &Repository,
+    system_id: SystemId,
+    lineage: &Lineage,
+    size: SegmentSize,
+    from_lsn: Lsn,
+    end_lsn: Lsn,
+) -> Result<EndOfWal, RepoError> {
+    let mut found = EndOfWal::default();
+    let first = size.segment_of(from_lsn);
+    for number in (first..=size.segment_before(end_lsn)).rev() {
+        let segment = segment_on(lineage, number, size, end_lsn);
+        let is_cut = end_lsn < size.start_of(number + 1);
+        let object = WalObject::File(WalFileName::Segment(segment));
+        let header = if is_cut {
+            None
+        } else {
+            match repository.header(&repository.wal_key(system_id, object)).await {
+                Ok(header) => header.wal,
+                Err(error) if error.is_absent() => None,
+                Err(error) => return Err(error),
+            }
+        };
+        match header {
+            Some(wal) => {
+                found.last_xact_time = found.last_xact_time.max(wal.last_xact_time);
+                found.last_commit_time = found.last_commit_time.max(wal.last_commit_time);
+                found.last_record_lsn = found.last_record_lsn.max(wal.last_record_lsn);
+            }
+            // Only pieces or a part of it count: look into the WAL itself.
+            None => found.add_walked(repository, system_id, segment, size, end_lsn).await?,
+        }
+        if found.is_complete() {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// The last things in stored WAL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct EndOfWal {
+    /// The latest time of a commit or abort.
+    pub(super) last_xact_time: Option<PgTimestamp>,
+    /// The latest time of a commit.
+    pub(super) last_commit_time: Option<PgTimestamp>,
+    /// Where the last whole record begins.
+    pub(super) last_record_lsn: Option<Lsn>,
+}
+
+impl EndOfWal {
+    fn is_complete(&self) -> bool {
+        self.last_xact_time.is_some()
+            && self.last_commit_time.is_some()
+            && self.last_record_lsn.is_some()
+    }
+
+    async fn add_walked(
+        &mut self,
+        repository: &Repository,
+        system_id: SystemId,
+        segment: SegmentName,
+        size: SegmentSize,
+        end_lsn: Lsn,
+    ) -> Result<(), RepoError> {
+        let walked = each_mark(repository, system_id, segment, size, None, |mark| {
+            if mark.end_lsn > end_lsn {
+                return;
+            }
+            self.last_record_lsn = self.last_record_lsn.max(Some(mark.lsn));
+            if let WalEvent::Transaction(end) = &mark.event {
+                self.last_xact_time = self.last_xact_time.max(Some(end.time));
+                if end.committed {
+                    self.last_commit_time = self.last_commit_time.max(Some(end.time));
+                }
+            }
+        });
+        walked.await.map(drop)
+    }
+}
+
+/// Walks the WAL along `lineage` from `from_lsn` to `end_lsn` until `wanted` names a mark;
+/// returns that mark's end.
+pub(super) async fn find_mark(
+    repository: &Repository,
+    system_id: SystemId,
+    lineage: &Lineage,
+    size: SegmentSize,
+    from_lsn: Lsn,
+    end_lsn: Lsn,
+    wanted: impl Fn(&WalEvent) -> bool,
+) -> Result<Option<Lsn>, RepoError> {
+    let mut carry = None;
+    for number in size.segment_of(from_lsn)..=size.segment_before(end_lsn) {
+        let segment = segment_on(lineage, number, size, end_lsn);
+        let mut found = None;
+        let left = each_mark(repository, system_id, segment, size, carry, |mark| {
+            let inside = from_lsn <= mark.lsn && mark.end_lsn <= end_lsn;
+            if found.is_none() && inside && wanted(&mark.event) {
+                found = Some(mark.end_lsn);
+            }
+        });
+        carry = left.await?.flatten();
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
