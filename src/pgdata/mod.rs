@@ -1,5 +1,6 @@
 //! placeholder
 pub mod disk;
+pub mod recovery_settings;
 pub mod running;
 pub mod safe_path;
 pub mod staged;
