@@ -156,7 +156,9 @@ impl Drop for StagedFile {
 ///
 /// Files of live processes, of other targets and of anyone else are left alone.
 /// A process id that has been given to a new process keeps its file until that one
-/// ends; the file's age is no evidence either way and is not looked at.
+/// ends; the file's age is no evidence either way and is not looked at. A writer in
+/// another container that shares the directory cannot be seen and counts as dead: its
+/// publish then fails, and the target stays as it was.
 pub fn sweep(target: &Path) -> Result<usize, DiskError> {
     let Some(name) = target.file_name() else { return Ok(0) };
     let directory = parent_of(target);
