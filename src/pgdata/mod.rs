@@ -1,1 +1,45 @@
-//! placeholder
+//! The data directory and other files on the local disk.
+//!
+//! Owns: writing that survives a crash, building a data directory, splitting
+//! the archives one arrives in, the settings that make it recover, and facts about
+//! one that stands. Never here: the network, object names, what WAL or
+//! `pg_control` mean.
+//!
+//! Everything blocks its thread; async callers use `spawn_blocking`. Errors keep
+//! the path and the act in them, and a full disk is told apart from a forbidden one.
+//!
+//! | Part | For |
+//! |---|---|
+//! | [`StagedFile`] | one file, complete or not there |
+//! | [`TarSplitter`] | the bytes of BASE_BACKUP, entry by entry |
+//! | [`TreePlan`], [`NewTree`] | a restore: refuse, build, publish the control file last |
+//! | [`RecoverySettings`] | `postgresql.auto.conf` and the signal file |
+//! | [`server_state`] and its neighbours | what is there already |
+
+mod disk;
+mod recovery_settings;
+mod restore_marker;
+mod running;
+mod safe_path;
+mod staged;
+mod tar_stream;
+mod tree;
+mod tree_plan;
+
+pub use disk::{DiskError, Owner, free_bytes};
+pub use recovery_settings::{
+    CommandWord, RECOVERY_SETTINGS, RESTORE_POINT_NAME_BYTES_MAX, RecoveryMode, RecoverySettings,
+    RecoverySettingsError, RecoveryTarget, Setting, TargetAction, command_line, rewrite_auto_conf,
+    write_recovery_settings,
+};
+pub use restore_marker::{RESTORE_MARKER_NAME, RestoreMarker};
+pub use running::{
+    CONTROL_FILE_BYTES, PgVersionError, PostmasterPid, PostmasterPidError, Rereads, ServerState,
+    SignalFiles, StableReadError, major_version, process_is_alive, read_control_bytes, read_stable,
+    server_state, signal_files,
+};
+pub use safe_path::{PATH_BYTES_MAX, UnsafePath, safe_path};
+pub use staged::{Durability, Existing, StagedFile, sweep};
+pub use tar_stream::{TarEnd, TarEntry, TarError, TarEvent, TarKind, TarSplitter};
+pub use tree::{FileAttributes, NewFile, NewTree, SyncedTree};
+pub use tree_plan::{Access, TablespaceTarget, TreeError, TreePlan};
