@@ -1,1 +1,3 @@
 //! placeholder
+pub mod progress;
+pub use progress::{Progress, Silent};
