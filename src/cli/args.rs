@@ -156,8 +156,8 @@ pub struct ArchiveGetArgs {
 /// Arguments of `backup`.
 #[derive(Args)]
 pub struct BackupArgs {
-    /// Where the files come from
-    #[arg(long, value_name = "SOURCE", default_value = "stream")]
+    /// Where the files come from: stream (a replication connection)
+    #[arg(long, value_name = "SOURCE", default_value = "stream", hide_possible_values = true)]
     source: BackupSource,
     /// Workers that compress and store [env: HIGHWATER_JOBS]
     #[arg(long, value_name = "N")]
@@ -180,8 +180,8 @@ pub struct BackupArgs {
     /// How long to wait for the backup's WAL [env: HIGHWATER_WAL_TIMEOUT]
     #[arg(long, value_name = "TIME")]
     wal_timeout: Option<String>,
-    /// Checksums that the server puts into the manifest
-    #[arg(long, value_name = "KIND", default_value = "crc32c")]
+    /// Checksums that the server puts into the manifest: crc32c (fast) or sha256
+    #[arg(long, value_name = "KIND", default_value = "crc32c", hide_possible_values = true)]
     manifest_checksums: ManifestChecksums,
 }
 
@@ -195,8 +195,6 @@ pub struct RestoreArgs {
     /// The backup to begin with (default: the best for the target)
     #[arg(long, value_name = "ID")]
     backup: Option<String>,
-    #[command(flatten)]
-    target: TargetArgs,
     /// Put a tablespace elsewhere; may be repeated
     #[arg(long, value_name = "OLD=NEW", value_parser = parse_tablespace_mapping)]
     tablespace_map: Vec<TablespaceMapping>,
@@ -212,6 +210,8 @@ pub struct RestoreArgs {
     /// Workers that fetch and write [env: HIGHWATER_JOBS]
     #[arg(long, value_name = "N")]
     jobs: Option<String>,
+    #[command(flatten)]
+    target: TargetArgs,
 }
 
 /// Where recovery goes; at most one `--to-…`.
@@ -239,19 +239,16 @@ pub struct TargetArgs {
     /// The timeline to follow: current (the backup's), latest or a number
     #[arg(long, value_name = "TIMELINE", default_value = "latest")]
     timeline: String,
-    /// What the server does at the target
-    #[arg(long, value_name = "ACTION", requires = "target")]
+    /// What the server does at the target: pause (the default), promote or shutdown
+    #[arg(long, value_name = "ACTION", requires = "target", hide_possible_values = true)]
     target_action: Option<ActionArg>,
 }
 
 /// `--target-action`.
 #[derive(Clone, Copy, ValueEnum)]
 enum ActionArg {
-    /// Wait, open for reading (the default)
     Pause,
-    /// End recovery and take writes
     Promote,
-    /// Stop
     Shutdown,
 }
 

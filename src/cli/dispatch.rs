@@ -6,7 +6,7 @@ use super::config_report::ConfigReport;
 use super::environment::Environment;
 use super::man;
 use super::output::Output;
-use super::requests::Request;
+use super::requests::{Request, RestoreRequest};
 use super::settings::{NOTHING_DONE, Settings};
 use crate::failure::{Failure, Kind};
 
@@ -26,6 +26,9 @@ pub struct Surroundings<'a> {
 /// Whatever the use case says.
 pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
     let Surroundings { settings, environment, output } = surroundings;
+    if let Request::Restore(restore) = &request {
+        tell_target(restore, *output);
+    }
     match request {
         Request::Config => {
             output.report(&ConfigReport::new(settings, environment), ConfigReport::text)
@@ -47,5 +50,12 @@ pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(),
                 "please report this",
             ))
         }
+    }
+}
+
+/// Tells a time back in full before anything is done, since a zone was perhaps only meant.
+fn tell_target(restore: &RestoreRequest, output: Output) {
+    if let Some(in_full) = &restore.target_in_full {
+        output.say(&format!("the target is {in_full}, which is {}", restore.target));
     }
 }

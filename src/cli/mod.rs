@@ -71,8 +71,12 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         quiet: false,
         stderr_is_terminal: environment.stderr_is_terminal,
     };
-    let run = AssertUnwindSafe(|| run_parsed(&args, &environment, recovery));
-    ExitCode::from(catch_unwind(run).unwrap_or_else(|_| {
+    ExitCode::from(guarded(recovery, output, || run_parsed(&args, &environment, output)))
+}
+
+/// Turns a panic below into a failure that is printed, and its exit code.
+fn guarded(recovery: bool, output: Output, run: impl FnOnce() -> u8) -> u8 {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
         let failure = Failure::new(
             Kind::Bug,
             "highwater has a bug and stopped",
@@ -82,16 +86,11 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         let code = exit_code(failure.kind, recovery);
         output.failure(&failure, code);
         code
-    }))
+    })
 }
 
 /// Parses and runs; returns the exit code after everything was printed.
-fn run_parsed(args: &[OsString], environment: &Environment, recovery: bool) -> u8 {
-    let mut output = Output {
-        json: args.iter().any(|arg| arg == "--json"),
-        quiet: false,
-        stderr_is_terminal: environment.stderr_is_terminal,
-    };
+fn run_parsed(args: &[OsString], environment: &Environment, mut output: Output) -> u8 {
     let command_line = match CommandLine::try_parse_from(args) {
         Ok(command_line) => command_line,
         Err(error) => return end_of_parsing(&error, output, args),
@@ -102,7 +101,7 @@ fn run_parsed(args: &[OsString], environment: &Environment, recovery: bool) -> u
     match run_command(command_line, environment, output) {
         Ok(()) => 0,
         Err(failure) => {
-            let code = exit_code(failure.kind, recovery);
+            let code = exit_code(failure.kind, is_recovery(args));
             output.failure(&failure, code);
             code
         }
@@ -139,7 +138,7 @@ fn end_of_parsing(error: &clap::Error, output: Output, args: &[OsString]) -> u8 
             usage_code
         }
         _ => {
-            output.failure(&usage::failure(error), usage_code);
+            output.failure(&usage::failure(error, args), usage_code);
             usage_code
         }
     }
@@ -176,8 +175,17 @@ fn is_asked_by_server(args: &[OsString]) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::panic)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bug_has_an_exit_code_that_postgresql_takes_for_a_failure() {
+        let output = Output { json: true, ..Output::default() };
+        assert_eq!(guarded(false, output, || panic!("wanted by the test")), 70);
+        assert_eq!(guarded(true, output, || panic!("wanted by the test")), 198);
+        assert_eq!(guarded(true, output, || 5), 5);
+    }
 
     #[test]
     fn only_certain_absence_tells_recovery_that_a_file_is_not_there() {

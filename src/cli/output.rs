@@ -120,19 +120,30 @@ fn failure_parts(failure: &Failure) -> Vec<(String, String)> {
     parts
 }
 
+/// The fields of a failure in JSON, in the order in which they are printed.
+#[derive(Serialize)]
+struct ErrorDocument<'a> {
+    kind: &'static str,
+    exit_code: u8,
+    what: &'a str,
+    causes: Vec<String>,
+    unharmed: &'a str,
+    next: &'a str,
+}
+
 /// Returns a failure as the JSON document that `--json` prints.
 pub fn failure_json(failure: &Failure, exit_code: u8) -> String {
-    let document = serde_json::json!({
-        "error": {
-            "kind": failure.kind.word(),
-            "exit_code": exit_code,
-            "what": failure.what,
-            "causes": failure.causes(),
-            "unharmed": failure.unharmed,
-            "next": failure.next,
-        }
-    });
-    format!("{document:#}")
+    let error = ErrorDocument {
+        kind: failure.kind.word(),
+        exit_code,
+        what: &failure.what,
+        causes: failure.causes(),
+        unharmed: &failure.unharmed,
+        next: &failure.next,
+    };
+    // Only texts and a number: serde_json cannot refuse them.
+    serde_json::to_string_pretty(&std::collections::BTreeMap::from([("error", error)]))
+        .unwrap_or_default()
 }
 
 /// Writes a page and a line end; a reader that went away is success.

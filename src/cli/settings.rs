@@ -396,11 +396,14 @@ impl Check<'_> {
 /// Tells what is wrong with a value, in a form that can be corrected at sight.
 fn wrong_value(id: Id, raw: &Raw) -> Failure {
     let setting = setting(id);
-    // A broken connection string can hold a password anywhere.
-    let given = match (setting.may_hold_secret, raw.toml_type) {
-        (true, _) => redact::HIDDEN.to_owned(),
-        (false, Some("string")) => format!("the string \"{}\"", raw.text),
-        (false, _) => format!("`{}`", raw.text),
+    let shown = match id {
+        Id::Repo => redact::url(&raw.text).0,
+        Id::Dsn => redact::conninfo(&raw.text).0,
+        _ => raw.text.clone(),
+    };
+    let given = match raw.toml_type {
+        Some("string") => format!("the string \"{shown}\""),
+        _ => format!("`{shown}`"),
     };
     let example = setting.example;
     let corrected = match &raw.origin {
@@ -548,9 +551,9 @@ mod tests {
         assert_eq!(settings.compression.value, Compression::Zstd(1));
         assert_eq!(settings.memory_max_bytes.value, 256 << 20);
         assert_eq!(settings.archiving_memory_bytes(), 64 << 20);
-        assert_eq!(settings.archive_push_deadline.value, Duration::from_secs(300));
-        assert_eq!(settings.archive_get_deadline.value, Duration::from_secs(120));
-        assert_eq!(settings.wal_timeout.value, Duration::from_secs(600));
+        assert_eq!(settings.archive_push_deadline.value, Duration::from_mins(5));
+        assert_eq!(settings.archive_get_deadline.value, Duration::from_mins(2));
+        assert_eq!(settings.wal_timeout.value, Duration::from_mins(10));
         assert!(settings.standby_fallback.value);
         assert!((1..=DEFAULT_JOBS_MAX).contains(&settings.jobs.value));
         assert_eq!(settings.require_repo().err().unwrap().kind, Kind::Usage);

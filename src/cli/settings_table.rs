@@ -135,8 +135,6 @@ pub struct Setting {
     pub default: Option<&'static str>,
     /// A value that is accepted, as text.
     pub example: &'static str,
-    /// Whether the value may contain a secret, which is hidden whenever it is shown.
-    pub may_hold_secret: bool,
     /// One line for people.
     pub meaning: &'static str,
 }
@@ -154,7 +152,6 @@ pub static TABLE: [Setting; 11] = [
         accepts: Accepts::RepoUrl,
         default: None,
         example: "s3://backups/postgres",
-        may_hold_secret: true,
         meaning: "where the repository is",
     },
     Setting {
@@ -165,7 +162,6 @@ pub static TABLE: [Setting; 11] = [
         accepts: Accepts::ClusterName,
         default: None,
         example: "main",
-        may_hold_secret: false,
         meaning: "the cluster's name in the repository",
     },
     Setting {
@@ -176,7 +172,6 @@ pub static TABLE: [Setting; 11] = [
         accepts: Accepts::Conninfo,
         default: None,
         example: "host=/run/postgresql user=highwater",
-        may_hold_secret: true,
         meaning: "how to reach PostgreSQL, over what PG* variables say",
     },
     Setting {
@@ -187,7 +182,6 @@ pub static TABLE: [Setting; 11] = [
         accepts: Accepts::Directory,
         default: None,
         example: "/var/lib/postgresql/18/main",
-        may_hold_secret: false,
         meaning: "the data directory of the cluster (restore has its own --pgdata)",
     },
     Setting {
@@ -198,7 +192,6 @@ pub static TABLE: [Setting; 11] = [
         accepts: Accepts::Compression,
         default: Some("zstd:1"),
         example: "zstd:3",
-        may_hold_secret: false,
         meaning: "how objects are compressed when they are stored",
     },
     Setting {
@@ -209,7 +202,6 @@ pub static TABLE: [Setting; 11] = [
         accepts: Accepts::Count { min: 1, max: 64 },
         default: None,
         example: "4",
-        may_hold_secret: false,
         meaning: "workers of a backup or restore; by default one per processor, at most 4",
     },
     Setting {
@@ -220,7 +212,6 @@ pub static TABLE: [Setting; 11] = [
         accepts: Accepts::Size { min: 64 * MIB, max: MIB << 20 },
         default: Some("256MiB"),
         example: "512MiB",
-        may_hold_secret: false,
         meaning: "ceiling of memory for backup and restore; archiving keeps to 64 MiB of it",
     },
     Setting {
@@ -231,7 +222,6 @@ pub static TABLE: [Setting; 11] = [
         accepts: Accepts::Duration { min: 1, max: 24 * HOUR },
         default: Some("5min"),
         example: "5min",
-        may_hold_secret: false,
         meaning: "how long one archive-push may take, retries included",
     },
     Setting {
@@ -242,7 +232,6 @@ pub static TABLE: [Setting; 11] = [
         accepts: Accepts::Duration { min: 1, max: 24 * HOUR },
         default: Some("2min"),
         example: "2min",
-        may_hold_secret: false,
         meaning: "how long one archive-get may take, retries included",
     },
     Setting {
@@ -253,7 +242,6 @@ pub static TABLE: [Setting; 11] = [
         accepts: Accepts::Switch,
         default: Some("on"),
         example: "on",
-        may_hold_secret: false,
         meaning: "archive-get on a standby exits 1 when the store stays away, so that streaming goes on",
     },
     Setting {
@@ -264,7 +252,6 @@ pub static TABLE: [Setting; 11] = [
         accepts: Accepts::Duration { min: 1, max: 7 * 24 * HOUR },
         default: Some("10min"),
         example: "10min",
-        may_hold_secret: false,
         meaning: "how long a backup waits for its WAL to arrive in the repository",
     },
 ];

@@ -2,6 +2,11 @@
 //!
 //! Owns the translation of clap's errors. Never here: which arguments there are.
 
+use std::ffi::OsString;
+
+use clap::CommandFactory;
+
+use super::args::CommandLine;
 use super::settings::NOTHING_DONE;
 use crate::failure::{Failure, Kind};
 
@@ -16,30 +21,34 @@ use crate::failure::{Failure, Kind};
 ///
 /// Usage: highwater info [OPTIONS]
 /// ```
-pub(super) fn failure(error: &clap::Error) -> Failure {
+pub(super) fn failure(error: &clap::Error, args: &[OsString]) -> Failure {
     let text = error.render().to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);
     let mut what: Vec<&str> = Vec::new();
     let mut tips: Vec<&str> = Vec::new();
-    let mut usage = "";
+    let mut in_usage = false;
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
         if let Some(tip) = line.strip_prefix("tip: ") {
             tips.push(tip);
-        } else if let Some(line) = line.strip_prefix("Usage: ") {
-            usage = line;
-        } else if usage.is_empty() && !line.starts_with("For more information") {
+        } else if line.starts_with("Usage: ") {
+            in_usage = true;
+        } else if !in_usage && !line.starts_with("For more information") {
             what.push(line);
         }
     }
-    // The words before the first argument are the command: `highwater info [OPTIONS]`.
-    let command: Vec<&str> = usage
-        .split(' ')
-        .take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase()))
-        .collect();
-    let command = if command.is_empty() { "highwater".to_owned() } else { command.join(" ") };
-    let mut next = format!("`{command} --help` shows what it takes");
+    let mut next = format!("`{} --help` shows what it takes", command_in(args));
     if !tips.is_empty() {
         next = format!("{}; {next}", tips.join("; "));
     }
     Failure::new(Kind::Usage, what.join(" "), NOTHING_DONE, next)
+}
+
+/// Returns the command whose help fits: the first argument that names one.
+fn command_in(args: &[OsString]) -> String {
+    let known = CommandLine::command();
+    let named = args.iter().skip(1).find_map(|arg| known.find_subcommand(arg));
+    named.map_or_else(
+        || "highwater".to_owned(),
+        |command| format!("highwater {}", command.get_name()),
+    )
 }
