@@ -14,6 +14,7 @@
 //! `archive-get` that is not "here it is" or "certainly absent" exits above 125.
 
 pub mod args;
+pub mod compression;
 pub mod config_report;
 pub mod dispatch;
 pub mod environment;

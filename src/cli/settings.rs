@@ -15,6 +15,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::compression::Compression;
 use super::environment::Environment;
 use super::nearest::nearest;
 use super::redact;
@@ -185,27 +186,6 @@ impl RawSettings {
     }
 }
 
-/// How stored objects are compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
-    /// zstd, at a level from 1 to 19.
-    Zstd(u8),
-    /// lz4.
-    Lz4,
-    /// Not at all.
-    None,
-}
-
-impl fmt::Display for Compression {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Zstd(level) => write!(f, "zstd:{level}"),
-            Self::Lz4 => f.write_str("lz4"),
-            Self::None => f.write_str("none"),
-        }
-    }
-}
-
 /// One store option as text; `store` checks its name and value.
 #[derive(Clone, PartialEq, Eq)]
 pub struct OptionValue {
@@ -265,7 +245,7 @@ impl Settings {
                 (text.contains('=') || text.contains("://")).then(|| text.to_owned())
             })?,
             pgdata: check.one(Id::Pgdata, absolute)?,
-            compression: check.or_default(Id::Compression, parse_compression)?,
+            compression: check.or_default(Id::Compression, Compression::parse)?,
             jobs: jobs.unwrap_or(Sourced {
                 value: processors.min(DEFAULT_JOBS_MAX),
                 origin: Origin::Default,
@@ -468,19 +448,6 @@ fn is_cluster_name(text: &str) -> bool {
 
 fn absolute(text: &str) -> Option<PathBuf> {
     text.starts_with('/').then(|| PathBuf::from(text))
-}
-
-fn parse_compression(text: &str) -> Option<Compression> {
-    match text {
-        "lz4" => Some(Compression::Lz4),
-        "none" => Some(Compression::None),
-        "zstd" => Some(Compression::Zstd(1)),
-        _ => {
-            let digits = text.strip_prefix("zstd:")?;
-            let level = digits.parse().ok().filter(|level| (1..=19).contains(level))?;
-            digits.bytes().all(|byte| byte.is_ascii_digit()).then_some(Compression::Zstd(level))
-        }
-    }
 }
 
 fn parse_switch(text: &str) -> Option<bool> {
