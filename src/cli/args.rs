@@ -1,0 +1,429 @@
+//! The command line: commands, flags and their one-line meanings.
+//!
+//! Owns what can be typed. Never here: settings' ranges (`settings_table`),
+//! the checks of arguments (`requests`, `target`), what a command does.
+
+use std::path::{Path, PathBuf};
+
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
+
+use super::environment::Environment;
+use super::help;
+use super::requests::{
+    ArchiveGetRequest, ArchivePushRequest, BackupRequest, BackupSource, CheckRequest, InfoRequest,
+    InitRequest, ManifestChecksums, Request, RestoreRequest, TablespaceMapping, check_annotations,
+    check_tablespace_map, parse_annotation, parse_label, parse_max_rate, parse_tablespace_mapping,
+};
+use super::settings::{FlagValues, NOTHING_DONE};
+use super::settings_table::Id;
+use super::target::{TargetTime, parse_lsn, parse_name, parse_time, parse_timeline, parse_xid};
+use crate::failure::{Failure, Kind};
+use crate::plan::target::{RecoveryPoint, RecoveryTarget, TargetAction, TimelineChoice};
+
+/// How long `check` waits for its segment unless told otherwise, in seconds.
+const CHECK_WAIT_SECONDS: u64 = 60;
+
+/// PostgreSQL WAL archiving, base backups and point-in-time recovery over object storage.
+#[derive(Parser)]
+#[command(
+    name = "highwater",
+    version,
+    after_help = help::MAIN,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub struct CommandLine {
+    /// Flags that every command takes.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags that every command takes, before or after its name.
+#[derive(Args)]
+#[command(next_help_heading = "Options of every command")]
+pub struct GlobalArgs {
+    /// Settings file [env: HIGHWATER_CONFIG]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Repository: file:///path, s3://…, gs://… or az://… [env: HIGHWATER_REPO]
+    #[arg(long, global = true, value_name = "URL")]
+    repo: Option<String>,
+    /// The cluster's name in the repository [env: HIGHWATER_CLUSTER]
+    #[arg(long, global = true, value_name = "NAME")]
+    cluster: Option<String>,
+    /// libpq connection string or URI; PG* variables fill the rest [env: HIGHWATER_DSN]
+    #[arg(long, global = true, value_name = "CONNINFO")]
+    dsn: Option<String>,
+    /// Report as JSON on stdout, failures too
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say more on stderr; twice for still more
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Say nothing on stderr but errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+}
+
+/// The commands.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Claim a place in the repository for this PostgreSQL cluster
+    #[command(after_help = help::INIT)]
+    Init(InitArgs),
+    /// Prove the whole path: settings, permissions, storage, a WAL segment that arrives
+    #[command(after_help = help::CHECK)]
+    Check(CheckArgs),
+    /// Store one WAL file: PostgreSQL's archive_command
+    #[command(after_help = help::ARCHIVE_PUSH)]
+    ArchivePush(ArchivePushArgs),
+    /// Bring one WAL file back: PostgreSQL's restore_command
+    #[command(after_help = help::ARCHIVE_GET)]
+    ArchiveGet(ArchiveGetArgs),
+    /// Take a base backup
+    #[command(after_help = help::BACKUP)]
+    Backup(BackupArgs),
+    /// Rebuild a data directory, as of any moment in the archive
+    #[command(after_help = help::RESTORE)]
+    Restore(Box<RestoreArgs>),
+    /// Show backups, WAL coverage, gaps and the recovery window
+    #[command(after_help = help::INFO)]
+    Info(InfoArgs),
+    /// Show the settings in force and where each came from
+    #[command(after_help = help::CONFIG)]
+    Config,
+    /// Write the manual pages into a directory
+    #[command(hide = true)]
+    Man {
+        /// An existing directory
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+}
+
+/// Arguments of `init`.
+#[derive(Args)]
+pub struct InitArgs {
+    /// Claim the place as the successor of its cluster, after pg_upgrade
+    #[arg(long)]
+    successor: bool,
+    /// The cluster's data directory, if it is on this machine [env: HIGHWATER_PGDATA]
+    #[arg(long, value_name = "DIR")]
+    pgdata: Option<PathBuf>,
+}
+
+/// Arguments of `check`.
+#[derive(Args)]
+pub struct CheckArgs {
+    /// The cluster's data directory, if it is on this machine [env: HIGHWATER_PGDATA]
+    #[arg(long, value_name = "DIR")]
+    pgdata: Option<PathBuf>,
+    /// How long to wait for the segment to arrive, in seconds
+    #[arg(
+        long, value_name = "SECONDS", default_value_t = CHECK_WAIT_SECONDS,
+        value_parser = clap::value_parser!(u64).range(1..=86_400)
+    )]
+    wait_seconds: u64,
+    /// Do not force a WAL switch; look only
+    #[arg(long)]
+    no_switch: bool,
+}
+
+/// Arguments of `archive-push`.
+#[derive(Args)]
+pub struct ArchivePushArgs {
+    /// The WAL file, %p in archive_command
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+}
+
+/// Arguments of `archive-get`.
+#[derive(Args)]
+pub struct ArchiveGetArgs {
+    /// The name of the WAL file, %f in restore_command
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// Where to put it, %p in restore_command
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+}
+
+/// Arguments of `backup`.
+#[derive(Args)]
+pub struct BackupArgs {
+    /// Where the files come from: stream (a replication connection)
+    #[arg(long, value_name = "SOURCE", default_value = "stream", hide_possible_values = true)]
+    source: BackupSource,
+    /// Workers that compress and store [env: HIGHWATER_JOBS]
+    #[arg(long, value_name = "N")]
+    jobs: Option<String>,
+    /// Begin with an immediate checkpoint instead of a spread one
+    #[arg(long)]
+    fast: bool,
+    /// Take the backup from a standby, if one of the hosts in the connection string is fit
+    #[arg(long)]
+    prefer_standby: bool,
+    /// A note kept with the backup; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_annotation)]
+    annotate: Vec<(String, String)>,
+    /// The label in backup_label
+    #[arg(long, value_name = "TEXT", value_parser = parse_label)]
+    label: Option<String>,
+    /// The most that the server may send each second, such as 50MB
+    #[arg(long, value_name = "RATE", value_parser = parse_max_rate)]
+    max_rate: Option<u64>,
+    /// How long to wait for the backup's WAL [env: HIGHWATER_WAL_TIMEOUT]
+    #[arg(long, value_name = "TIME")]
+    wal_timeout: Option<String>,
+    /// Checksums that the server puts into the manifest: crc32c (fast) or sha256
+    #[arg(long, value_name = "KIND", default_value = "crc32c", hide_possible_values = true)]
+    manifest_checksums: ManifestChecksums,
+}
+
+/// Arguments of `restore`.
+#[derive(Args)]
+#[command(group = ArgGroup::new("target").multiple(false))]
+pub struct RestoreArgs {
+    /// The directory to rebuild the cluster in; empty or absent
+    #[arg(long, value_name = "DIR")]
+    pgdata: PathBuf,
+    /// The backup to begin with (default: the best for the target)
+    #[arg(long, value_name = "ID")]
+    backup: Option<String>,
+    /// Put a tablespace elsewhere; may be repeated
+    #[arg(long, value_name = "OLD=NEW", value_parser = parse_tablespace_mapping)]
+    tablespace_map: Vec<TablespaceMapping>,
+    /// Make a standby: standby.signal instead of recovery.signal
+    #[arg(long)]
+    standby: bool,
+    /// This copy becomes the cluster and archives in its place
+    #[arg(long)]
+    take_over: bool,
+    /// Print the plan and stop
+    #[arg(long)]
+    dry_run: bool,
+    /// Workers that fetch and write [env: HIGHWATER_JOBS]
+    #[arg(long, value_name = "N")]
+    jobs: Option<String>,
+    #[command(flatten)]
+    target: TargetArgs,
+}
+
+/// Where recovery goes; at most one `--to-…`.
+#[derive(Args)]
+#[command(next_help_heading = "Target (none: as far as the archive goes)")]
+pub struct TargetArgs {
+    /// To a time, such as '2026-11-22 03:00:00', with an offset or zone if wanted
+    #[arg(long, value_name = "TIME", group = "target")]
+    to_time: Option<String>,
+    /// To a position in WAL, such as 16/B374D848
+    #[arg(long, value_name = "LSN", group = "target")]
+    to_lsn: Option<String>,
+    /// To the end of a transaction
+    #[arg(long, value_name = "XID", group = "target")]
+    to_xid: Option<String>,
+    /// To a restore point made by pg_create_restore_point()
+    #[arg(long, value_name = "NAME", group = "target")]
+    to_name: Option<String>,
+    /// To the end of the backup
+    #[arg(long, group = "target")]
+    to_immediate: bool,
+    /// Stop just before the time, position or transaction, not just after
+    #[arg(long)]
+    exclusive: bool,
+    /// The timeline to follow: current (the backup's), latest or a number
+    #[arg(long, value_name = "TIMELINE", default_value = "latest")]
+    timeline: String,
+    /// What the server does at the target: pause (the default), promote or shutdown
+    #[arg(long, value_name = "ACTION", requires = "target", hide_possible_values = true)]
+    target_action: Option<ActionArg>,
+}
+
+/// `--target-action`.
+#[derive(Clone, Copy, ValueEnum)]
+enum ActionArg {
+    Pause,
+    Promote,
+    Shutdown,
+}
+
+/// Arguments of `info`.
+#[derive(Args)]
+pub struct InfoArgs {
+    /// Only this backup
+    #[arg(long, value_name = "ID")]
+    backup: Option<String>,
+}
+
+impl CommandLine {
+    /// Turns arguments into what flags say about settings and what is asked for.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] for arguments that are wrong or contradict each other.
+    pub fn into_request(self, environment: &Environment) -> Result<(FlagValues, Request), Failure> {
+        let mut flags = FlagValues { config: self.global.config, values: Vec::new() };
+        flags.set(Id::Repo, self.global.repo);
+        flags.set(Id::Cluster, self.global.cluster);
+        flags.set(Id::Dsn, self.global.dsn);
+        if self.global.quiet && self.global.verbose > 0 {
+            return Err(usage(
+                "--quiet and --verbose contradict each other",
+                "leave one of them out",
+            ));
+        }
+        let request = match self.command {
+            Command::Init(args) => {
+                flags.set(Id::Pgdata, absolute_text(args.pgdata)?);
+                Request::Init(InitRequest { successor: args.successor })
+            }
+            Command::Check(args) => {
+                flags.set(Id::Pgdata, absolute_text(args.pgdata)?);
+                let CheckArgs { wait_seconds, no_switch, .. } = args;
+                Request::Check(CheckRequest { wait_seconds, no_switch })
+            }
+            Command::ArchivePush(args) => {
+                Request::ArchivePush(ArchivePushRequest { path: args.path })
+            }
+            Command::ArchiveGet(ArchiveGetArgs { name, path }) => {
+                Request::ArchiveGet(ArchiveGetRequest { name, path })
+            }
+            Command::Backup(args) => {
+                flags.set(Id::Jobs, args.jobs.clone());
+                flags.set(Id::WalTimeout, args.wal_timeout.clone());
+                Request::Backup(args.into_request()?)
+            }
+            Command::Restore(args) => {
+                flags.set(Id::Jobs, args.jobs.clone());
+                Request::Restore(Box::new(args.into_request(environment)?))
+            }
+            Command::Info(InfoArgs { backup }) => Request::Info(InfoRequest { backup }),
+            Command::Config => Request::Config,
+            Command::Man { directory } => Request::Man(directory),
+        };
+        Ok((flags, request))
+    }
+}
+
+impl BackupArgs {
+    fn into_request(self) -> Result<BackupRequest, Failure> {
+        check_annotations(&self.annotate)
+            .map_err(|reason| usage(&reason, "give each annotation once: --annotate KEY=VALUE"))?;
+        Ok(BackupRequest {
+            source: self.source,
+            fast: self.fast,
+            prefer_standby: self.prefer_standby,
+            annotations: self.annotate,
+            label: self.label,
+            max_rate: self.max_rate,
+            manifest_checksums: self.manifest_checksums,
+        })
+    }
+}
+
+impl RestoreArgs {
+    fn into_request(self, environment: &Environment) -> Result<RestoreRequest, Failure> {
+        check_tablespace_map(&self.tablespace_map).map_err(|reason| {
+            usage(&reason, "give each tablespace once: --tablespace-map OLD=NEW")
+        })?;
+        let (target, target_in_full) = self.target.into_target(environment)?;
+        Ok(RestoreRequest {
+            pgdata: absolute(&self.pgdata)?,
+            backup: self.backup,
+            target,
+            target_in_full,
+            tablespace_map: self.tablespace_map,
+            standby: self.standby,
+            dry_run: self.dry_run,
+            take_over: self.take_over,
+        })
+    }
+}
+
+impl TargetArgs {
+    /// Returns the target and, for a time, how it reads in full.
+    fn into_target(
+        self,
+        environment: &Environment,
+    ) -> Result<(RecoveryTarget, Option<String>), Failure> {
+        let wrong = |flag: &str, reason: String| {
+            usage(
+                &format!("{flag}: {reason}"),
+                "correct the target; `highwater restore --help` shows each form",
+            )
+        };
+        let mut in_full = None;
+        let point = if let Some(text) = self.to_time {
+            let time = parse_time(&text, || environment.time_zone());
+            let TargetTime { point, in_full: full } =
+                time.map_err(|error| wrong("--to-time", error.to_string()))?;
+            in_full = Some(full);
+            point
+        } else if let Some(text) = self.to_lsn {
+            parse_lsn(&text).map_err(|error| wrong("--to-lsn", error.to_string()))?
+        } else if let Some(text) = self.to_xid {
+            parse_xid(&text).map_err(|error| wrong("--to-xid", error.to_string()))?
+        } else if let Some(text) = self.to_name {
+            parse_name(&text).map_err(|error| wrong("--to-name", error.to_string()))?
+        } else if self.to_immediate {
+            RecoveryPoint::Immediate
+        } else {
+            RecoveryPoint::Latest
+        };
+        if self.exclusive && !point.can_be_exclusive() {
+            return Err(usage(
+                "--exclusive goes only with --to-time, --to-lsn or --to-xid",
+                "leave it out, or name one of these targets",
+            ));
+        }
+        let timeline: TimelineChoice = parse_timeline(&self.timeline)
+            .map_err(|error| wrong("--timeline", error.to_string()))?;
+        let action = match self.target_action {
+            None | Some(ActionArg::Pause) => TargetAction::Pause,
+            Some(ActionArg::Promote) => TargetAction::Promote,
+            Some(ActionArg::Shutdown) => TargetAction::Shutdown,
+        };
+        Ok((RecoveryTarget { point, inclusive: !self.exclusive, timeline, action }, in_full))
+    }
+}
+
+fn usage(what: &str, next: &str) -> Failure {
+    Failure::new(Kind::Usage, what, NOTHING_DONE, next)
+}
+
+/// Makes a path absolute by the working directory, without asking the disk.
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|error| {
+        usage(
+            &format!("`{}` cannot be made an absolute path", path.display()),
+            "give the whole path",
+        )
+        .because(error)
+    })
+}
+
+fn absolute_text(path: Option<PathBuf>) -> Result<Option<String>, Failure> {
+    let Some(path) = path else { return Ok(None) };
+    let text = absolute(&path)?.into_os_string().into_string();
+    text.map(Some).map_err(|path| {
+        usage(
+            &format!("the path {} is not UTF-8", path.display()),
+            "use a path of UTF-8 characters",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        CommandLine::command().debug_assert();
+    }
+}

@@ -1,0 +1,100 @@
+//! The longer texts of `--help` and the manual pages.
+//!
+//! Owns examples and the words around them. Never here: the arguments
+//! themselves, which `args` describes one by one.
+
+/// Under `highwater --help`.
+pub const MAIN: &str = "\
+From nothing to a backup that can be restored:
+  export HIGHWATER_REPO=s3://backups/postgres HIGHWATER_CLUSTER=main
+  highwater init                       once, with PostgreSQL running
+  archive_command = 'highwater archive-push %p'      in postgresql.conf, with archive_mode = on
+  highwater check                      proves that WAL arrives
+  highwater backup                     every night
+  highwater restore --pgdata DIR --to-time '2026-11-22 03:00:00'
+
+Settings come from flags, then HIGHWATER_* variables, then the file given by --config or
+HIGHWATER_CONFIG or /etc/highwater/highwater.toml. `highwater config` shows the result.
+
+Exit codes:
+  0 done   1 certainly absent   2 wrong use or settings   3 conflict   4 integrity
+  5 store unavailable   6 PostgreSQL unavailable   7 local disk   70 bug
+  archive-get adds 128 to all but 0 and 1.";
+
+/// Under `init --help`.
+pub const INIT: &str = "\
+Examples:
+  highwater --repo file:///backups --cluster main init
+  highwater init --successor           after pg_upgrade, to go on in the same place
+
+A place that belongs to another cluster is refused (exit 3) and stays as it is.";
+
+/// Under `check --help`.
+pub const CHECK: &str = "\
+Examples:
+  highwater check
+  highwater check --no-switch          changes nothing on the server
+
+Without --no-switch it forces a WAL switch and waits for that very segment in the repository.";
+
+/// Under `archive-push --help`.
+pub const ARCHIVE_PUSH: &str = "\
+In postgresql.conf:
+  archive_mode = on
+  archive_command = 'highwater archive-push %p'
+
+With settings by flag:
+  archive_command = 'highwater --repo s3://backups/pg --cluster main archive-push %p'
+
+Exit 0 means stored and durable. The same file again is success; another file under the same
+name is refused (exit 3). Failures exit 1 to 125, so that pg_stat_archiver counts them and
+PostgreSQL keeps the file and tries again.";
+
+/// Under `archive-get --help`.
+pub const ARCHIVE_GET: &str = "\
+In postgresql.conf (restore writes it for you):
+  restore_command = 'highwater archive-get %f %p'
+
+Exit codes:
+  0    the file is in place, checked
+  1    the repository certainly has no such file
+  130  wrong use or settings        131 conflict      132 integrity
+  133  store unavailable            135 local disk    198 bug
+Every code above 125 stops recovery, where 1 to 125 would end it as if the archive ended here.";
+
+/// Under `backup --help`.
+pub const BACKUP: &str = "\
+Examples:
+  highwater backup
+  highwater backup --fast --annotate why='before the release'
+  highwater backup --dsn 'host=db1,db2 user=highwater' --prefer-standby
+
+The backup counts from the moment its WAL is in the repository; until then, and after any
+failure, it does not exist for restore.";
+
+/// Under `restore --help`.
+pub const RESTORE: &str = "\
+Examples:
+  highwater restore --pgdata /var/lib/postgresql/18/main --dry-run
+  highwater restore --pgdata DIR --to-time '2026-11-22 03:00:00'
+  highwater restore --pgdata DIR --to-time '2026-11-22 01:00:00+00' --exclusive
+  highwater restore --pgdata DIR --to-name before_release --target-action promote
+  highwater restore --pgdata DIR --standby
+
+A time without a zone is read in the machine's zone and told back with its offset. DIR must
+be empty or absent. The new cluster does not archive unless --take-over says that it
+replaces the old one.";
+
+/// Under `info --help`.
+pub const INFO: &str = "\
+Examples:
+  highwater info
+  highwater info --json | jq -r .recovery_window.latest_time";
+
+/// Under `config --help`.
+pub const CONFIG: &str = "\
+Examples:
+  highwater config
+  sudo -u postgres highwater config    what archive_command will see from the file
+
+Secrets are hidden. Each value is shown with its origin: a flag, a variable or a line of the file.";
