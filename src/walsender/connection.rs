@@ -373,21 +373,4 @@ fn server_version_num(version: &str) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions_are_numbered_as_the_server_numbers_them() {
-        for (text, number) in [
-            ("15.20 (Debian 15.20-0+deb12u1)", Some(150_020)),
-            ("14.23", Some(140_023)),
-            ("18beta1", Some(180_000)),
-            ("19devel", Some(190_000)),
-            ("", None),
-            ("x", None),
-            ("99999999999", None),
-        ] {
-            assert_eq!(server_version_num(text), number, "{text}");
-        }
-    }
-}
+mod tests;

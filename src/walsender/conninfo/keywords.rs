@@ -119,12 +119,13 @@ pub(super) fn find(name: &str) -> Option<&'static Keyword> {
     KEYWORDS.iter().find(|keyword| keyword.name == name)
 }
 
-/// Returns the keyword nearest to a misspelt one; of equals, the first.
+/// Returns the keyword nearest to a misspelt one; of equals, the first. One
+/// that is only too long, such as `username`, means what it begins with.
 pub(super) fn nearest(name: &str) -> &'static str {
     KEYWORDS
         .iter()
         .map(|keyword| keyword.name)
-        .min_by_key(|known| edit_distance(name, known))
+        .min_by_key(|known| (!name.starts_with(known), edit_distance(name, known)))
         .unwrap_or("host")
 }
 
