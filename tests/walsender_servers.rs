@@ -36,6 +36,12 @@ fn server_user() -> (u32, u32) {
     find("postgres").or_else(|| find("nobody")).expect("a user to run servers as")
 }
 
+/// Lets the user that runs servers have a file or directory.
+fn give(path: &Path) {
+    let (uid, gid) = server_user();
+    chown(path, Some(uid), Some(gid)).unwrap();
+}
+
 fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -83,6 +89,11 @@ fn make_certificates() -> tempfile::TempDir {
              -out {name}.crt -extfile {extensions} -sha384"
         ));
     }
+    // What the manual's recipe makes with OpenSSL 3.0: X.509 version 1.
+    openssl(&format!("req -new {key} -keyout version1.key -out version1.csr -subj /CN=localhost"));
+    openssl(
+        "x509 -req -days 30 -in version1.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out version1.crt",
+    );
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     directory
 }
@@ -115,11 +126,12 @@ impl Server {
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
+        drop(free);
         let server =
             Self { major, tree: Path::new(&root).join(major.to_string()), directory, port };
         for name in ["data", "socket", "space"] {
             fs::create_dir(server.path(name)).unwrap();
-            server.give(&server.path(name));
+            give(&server.path(name));
         }
         let data = server.path("data");
         run(server
@@ -144,11 +156,6 @@ impl Server {
         self.directory.path().join(name)
     }
 
-    fn give(&self, path: &Path) {
-        let (uid, gid) = server_user();
-        chown(path, Some(uid), Some(gid)).unwrap();
-    }
-
     fn tool(&self, name: &str) -> Command {
         let (uid, gid) = server_user();
         let mut command = Command::new(self.tree.join("bin").join(name));
@@ -168,14 +175,17 @@ impl Server {
             let to = data.join(to);
             fs::copy(certificates().join(from), &to).unwrap();
             fs::set_permissions(&to, fs::Permissions::from_mode(0o600)).unwrap();
-            self.give(&to);
+            give(&to);
         }
     }
 
     fn pg_ctl(&self, arguments: &[&str]) {
         let mut command = self.tool("pg_ctl");
         command.arg("-D").arg(self.path("data")).arg("-w").args(arguments);
-        run(command.arg("-l").arg(self.path("socket/log")));
+        let log = self.path("socket/log");
+        let output = command.arg("-l").arg(&log).output().unwrap();
+        let said = fs::read_to_string(log).unwrap_or_default();
+        assert!(output.status.success(), "pg_ctl {arguments:?} failed; the server said:\n{said}");
     }
 
     fn start(&self) {
@@ -377,6 +387,14 @@ async fn homely_certificates_are_accepted_where_libpq_accepts_them(server: &Serv
     both_modes(&server.tcp(scram)).await.unwrap();
     let wrong_name = both_modes(&server.tcp(&format!("{scram} host=x"))).await;
     assert!(matches!(wrong_name, Err(PgError::Tls { .. })), "{wrong_name:?}");
+    server.stop();
+    server.show_certificate("version1");
+    server.start();
+    // Nothing is verified but that the server has the key, so binding works.
+    let unverified = format!("{scram} sslrootcert='' sslmode=require channel_binding=require");
+    both_modes(&server.tcp(&unverified)).await.unwrap();
+    let refused = both_modes(&server.tcp(scram)).await.unwrap_err();
+    assert!(refused.to_string().contains("version 1"), "{refused}");
 }
 
 async fn the_system_is_identified_as_pg_controldata_says(server: &Server) {
@@ -516,7 +534,7 @@ async fn a_bad_page_means_no_backup(server: &Server) {
 async fn a_standby_is_told_from_a_primary(server: &Server) {
     server.stop();
     fs::write(server.path("data/standby.signal"), "").unwrap();
-    server.give(&server.path("data/standby.signal"));
+    give(&server.path("data/standby.signal"));
     server.start();
     let with = |target: &str| {
         let dsn = format!(

@@ -98,16 +98,16 @@ impl Login<'_> {
                     exchange = Exchange::Begun(Box::new(scram));
                 }
                 (11, Exchange::Begun(mut scram)) => {
-                    scram.update(&body).map_err(|error| self.scram_failure(wire, &error))?;
+                    scram.update(&body).map_err(|error| scram_failure(wire, &error))?;
                     answer(wire, |out| frontend::sasl_response(scram.message(), out)).await?;
                     exchange = Exchange::Answered(scram);
                 }
                 (12, Exchange::Answered(mut scram)) => {
-                    scram.finish(&body).map_err(|error| self.scram_failure(wire, &error))?;
+                    scram.finish(&body).map_err(|error| scram_failure(wire, &error))?;
                     exchange = Exchange::Proved;
                 }
                 (0 | 3 | 5 | 10 | 11 | 12, _) => {
-                    return Err(self.refuse(wire, "the server left out a step of the login"));
+                    return Err(refuse(wire, "the server left out a step of the login"));
                 }
                 (method, _) => return Err(self.unknown_method(wire, method)),
             }
@@ -121,7 +121,7 @@ impl Login<'_> {
             self.accept(wire, AuthMethod::None)?;
         }
         if self.info.channel_binding == ChannelBinding::Require && !bound {
-            return Err(self.refuse(
+            return Err(refuse(
                 wire,
                 "channel_binding=require, but the server let us in without channel binding",
             ));
@@ -138,11 +138,11 @@ impl Login<'_> {
             let reason = format!(
                 "require_auth does not allow the method `{method:?}`, which the server wants"
             );
-            return Err(self.refuse(wire, &reason));
+            return Err(refuse(wire, &reason));
         }
         let binds = matches!(method, AuthMethod::ScramSha256);
         if self.info.channel_binding == ChannelBinding::Require && !binds {
-            return Err(self.refuse(
+            return Err(refuse(
                 wire,
                 "channel_binding=require, but the server wants a method that has none \
                  (needed: scram-sha-256 over TLS)",
@@ -171,7 +171,7 @@ impl Login<'_> {
                 } else {
                     "channel_binding=require, but the connection is not encrypted"
                 };
-                return Err(self.refuse(wire, reason));
+                return Err(refuse(wire, reason));
             }
             // Says that we could have bound: a server that can, but whose
             // offer someone took out on the way, will then refuse.
@@ -179,7 +179,7 @@ impl Login<'_> {
             None => (SCRAM, Binding::unsupported()),
         };
         if !offered(name) {
-            return Err(self.refuse(wire, "the server offers no SASL mechanism that is known here"));
+            return Err(refuse(wire, "the server offers no SASL mechanism that is known here"));
         }
         let password = self.password(wire)?;
         Ok((name, ScramSha256::new(password.reveal().as_bytes(), binding)))
@@ -224,12 +224,8 @@ impl Login<'_> {
                  connection settings, not in PGPASSWORD, and {why}",
                 self.info.user
             );
-            self.refuse(wire, &reason)
+            refuse(wire, &reason)
         })
-    }
-
-    fn scram_failure(&self, wire: &Wire, error: &std::io::Error) -> PgError {
-        self.refuse(wire, &format!("the SCRAM exchange failed: {error}"))
     }
 
     fn unknown_method(&self, wire: &Wire, method: u32) -> PgError {
@@ -245,12 +241,16 @@ impl Login<'_> {
              pg_hba.conf line with scram-sha-256, cert or peer",
             self.info.user
         );
-        self.refuse(wire, &reason)
+        refuse(wire, &reason)
     }
+}
 
-    fn refuse(&self, wire: &Wire, reason: &str) -> PgError {
-        PgError::Auth { place: wire.place().to_owned(), reason: reason.to_owned() }
-    }
+fn scram_failure(wire: &Wire, error: &std::io::Error) -> PgError {
+    refuse(wire, &format!("the SCRAM exchange failed: {error}"))
+}
+
+fn refuse(wire: &Wire, reason: &str) -> PgError {
+    PgError::Auth { place: wire.place().to_owned(), reason: reason.to_owned() }
 }
 
 /// Puts one message together and sends it.

@@ -86,8 +86,8 @@ impl Default for BackupOptions {
             manifest_checksums: ManifestChecksums::Crc32c,
             progress: false,
             verify_checksums: true,
-            checkpoint_limit: Duration::from_secs(3600),
-            silence_limit: Duration::from_secs(600),
+            checkpoint_limit: Duration::from_hours(1),
+            silence_limit: Duration::from_mins(10),
         }
     }
 }

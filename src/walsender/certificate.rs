@@ -156,8 +156,8 @@ fn check_server_name(certificate: &CertificateDer<'_>, name: &ServerName<'_>) ->
 
 /// Returns the last common name of the subject, as OpenSSL's callers take it.
 fn common_name(certificate: &Certificate) -> Option<String> {
-    let parts = certificate.tbs_certificate.subject.0.iter().flat_map(|part| part.0.iter());
-    let value = &parts.filter(|part| part.oid.to_string() == COMMON_NAME).last()?.value;
+    let mut parts = certificate.tbs_certificate.subject.0.iter().flat_map(|part| part.0.iter());
+    let value = &parts.rfind(|part| part.oid.to_string() == COMMON_NAME)?.value;
     let text = match value.decode_as::<Utf8StringRef<'_>>() {
         Ok(text) => text.as_str().to_owned(),
         Err(_) => value.decode_as::<PrintableStringRef<'_>>().ok()?.as_str().to_owned(),

@@ -18,7 +18,7 @@ use super::rows::{RawRows, Rows};
 use super::wire::{Frame, Wire};
 
 /// The longest silence in a reply, unless the caller says otherwise.
-const SILENCE_LIMIT_DEFAULT: Duration = Duration::from_secs(300);
+const SILENCE_LIMIT_DEFAULT: Duration = Duration::from_mins(5);
 
 /// How long a polite goodbye may take.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(5);
@@ -350,7 +350,7 @@ fn start_up_parameters(info: &ConnInfo, mode: Mode) -> Vec<(&str, &str)> {
     match mode {
         // Messages and values are read as UTF-8.
         Mode::Sql => {
-            parameters.extend([("database", info.dbname.as_str()), ("client_encoding", "UTF8")])
+            parameters.extend([("database", info.dbname.as_str()), ("client_encoding", "UTF8")]);
         }
         // A physical walsender has no database, and so no encoding to convert from.
         Mode::Replication => parameters.push(("replication", "true")),

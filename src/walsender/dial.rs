@@ -63,15 +63,15 @@ pub(super) fn next_step(way: Way, error: &PgError) -> NextStep {
         // No line of pg_hba.conf for this kind of connection: the other kind
         // may have one. Never after a wrong password (28P01).
         PgError::Server(error) if error.sqlstate == "28000" && way != Way::Tls => NextStep::NextWay,
-        PgError::Tls { .. } if way == Way::TlsIfOffered => NextStep::NextWay,
-        PgError::Closed { .. } if way == Way::TlsIfOffered => NextStep::NextWay,
+        PgError::Tls { .. } | PgError::Closed { .. } if way == Way::TlsIfOffered => {
+            NextStep::NextWay
+        }
         PgError::Server(_) if error.is_transient() => NextStep::NextHost,
-        PgError::Unsuitable { .. } => NextStep::NextHost,
         PgError::Connect { .. } | PgError::Timeout { .. } | PgError::Closed { .. } => {
             NextStep::NextAddress
         }
         // A certificate is the host's own; another host may have a good one.
-        PgError::Tls { .. } => NextStep::NextHost,
+        PgError::Unsuitable { .. } | PgError::Tls { .. } => NextStep::NextHost,
         PgError::Server(_)
         | PgError::Auth { .. }
         | PgError::Settings(_)

@@ -251,3 +251,70 @@ async fn within<T>(
         None => Some(work.await),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Reads frames from `pieces`, each of which arrives by itself, until the stream ends.
+    fn frames(pieces: Vec<Vec<u8>>) -> (Vec<Frame>, PgError) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let (mut server, client) = tokio::io::duplex(64);
+            let mut wire = Wire::new(Box::new(client), "test".to_owned());
+            wire.login_is_done();
+            let send = async move {
+                for piece in pieces {
+                    if server.write_all(&piece).await.is_err() {
+                        break;
+                    }
+                }
+            };
+            let read = async move {
+                let mut frames = Vec::new();
+                loop {
+                    match wire.next().await {
+                        Ok(frame) => frames.push(frame),
+                        Err(error) => return (frames, error),
+                    }
+                }
+            };
+            tokio::join!(send, read).1
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn messages_are_the_same_however_the_stream_is_cut(
+            bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 0..8),
+            cuts in prop::collection::vec(1usize..100, 1..20),
+        ) {
+            let mut rest: Vec<u8> = Vec::new();
+            for body in &bodies {
+                rest.push(b'd');
+                rest.extend(u32::try_from(body.len() + 4).unwrap().to_be_bytes());
+                rest.extend(body);
+            }
+            let mut pieces = Vec::new();
+            for cut in cuts {
+                let after = rest.split_off(cut.min(rest.len()));
+                pieces.push(std::mem::replace(&mut rest, after));
+            }
+            pieces.push(rest);
+            let (frames, end) = frames(pieces);
+            let got: Vec<_> = frames.into_iter().map(|frame| frame.body.to_vec()).collect();
+            prop_assert_eq!(got, bodies);
+            let closed = matches!(end, PgError::Closed { .. });
+            prop_assert!(closed, "{}", end);
+        }
+
+        #[test]
+        fn no_bytes_make_the_reader_fall_or_hang(bytes: Vec<u8>) {
+            let _ = frames(vec![bytes]);
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use super::resolve::{CONNECT_LIMIT_DEFAULT, CONNECT_LIMIT_MAX};
 use super::*;
 
 fn environment(vars: &[(&str, &str)]) -> PgEnvironment {
@@ -69,10 +70,7 @@ fn lists_of_hosts_addresses_and_ports_are_paired() {
     assert_eq!(labels(&read("host=a,b port=,2").unwrap()), ["a:5432", "b:2"]);
     assert_eq!(labels(&read("hostaddr=::1").unwrap()), ["[::1]:5432"]);
     assert_eq!(
-        labels(
-            &read("postgresql://[::1]:9,/run%2Fpg")
-                .unwrap_or_else(|_| { read("host=::1,/run/pg port=9,5432").unwrap() })
-        ),
+        labels(&read("postgresql://[::1]:9,%2Frun%2Fpg").unwrap()),
         ["[::1]:9", "/run/pg:5432"]
     );
     let named = read("host=db hostaddr=127.0.0.1").unwrap();
