@@ -1,0 +1,320 @@
+//! Messages on the wire: cutting them out of the stream, with limits.
+//!
+//! ```text
+//! +-----+-------------+------------------+
+//! | tag | length u32  | body             |      length counts itself, not the tag
+//! +-----+-------------+------------------+
+//! ```
+//!
+//! A body is a slice of the read buffer, not a copy. A length is believed only
+//! up to a limit by kind of message, and memory grows with the bytes that
+//! came, not with the length that was claimed. Messages that may come at any
+//! time (notices, parameter changes, notifications) are dealt with here, so
+//! callers see the reply only.
+//!
+//! Source: manual, "Message Formats" (`doc/src/sgml/protocol.sgml`). The
+//! decoder of the postgres-protocol crate is not used: it knows neither
+//! CopyBothResponse nor NegotiateProtocolVersion, and has no limits.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::error::{PgError, ServerError};
+use super::tls;
+
+/// The longest message taken before the login is done, in bytes. libpq has
+/// 2000 for authentication and 30000 for errors.
+const LOGIN_BYTES_MAX: usize = 64 << 10;
+
+/// The longest CopyData taken: the server sends at most 128 KiB of WAL or
+/// 32 KiB of backup in one, with a short header.
+const COPY_DATA_BYTES_MAX: usize = (1 << 20) + 64;
+
+/// The longest message of any other kind.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// How much room a read gets.
+const READ_BYTES: usize = 256 << 10;
+
+/// Below this much room a new buffer is taken.
+const READ_BYTES_MIN: usize = 16 << 10;
+
+/// The most server parameters remembered; PostgreSQL reports about fifteen.
+const PARAMETERS_MAX: usize = 256;
+
+/// A byte stream to a server: TCP, Unix socket, or TLS over TCP.
+pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for T {}
+
+/// One message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Frame {
+    pub(super) tag: u8,
+    pub(super) body: Bytes,
+}
+
+/// The stream and its buffers.
+pub(super) struct Wire {
+    stream: Box<dyn Socket>,
+    input: BytesMut,
+    /// What is to be sent by the next [`Wire::flush`].
+    pub(super) output: BytesMut,
+    place: String,
+    parameters: BTreeMap<String, String>,
+    logged_in: bool,
+    /// The longest silence, in either direction; `None` waits without end.
+    pub(super) silence_limit: Option<Duration>,
+    /// What a timeout says was being done.
+    pub(super) activity: &'static str,
+}
+
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wire").field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+impl Wire {
+    /// Takes over a fresh stream to the server at `place`.
+    pub(super) fn new(stream: Box<dyn Socket>, place: String) -> Self {
+        Self {
+            stream,
+            input: BytesMut::new(),
+            output: BytesMut::new(),
+            place,
+            parameters: BTreeMap::new(),
+            logged_in: false,
+            silence_limit: None,
+            activity: "logging in",
+        }
+    }
+
+    /// Returns who is at the other end, for messages.
+    pub(super) fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// Returns the last value that the server reported for a parameter.
+    pub(super) fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters.get(name).map(String::as_str)
+    }
+
+    /// Allows messages of the usual size from here on.
+    pub(super) fn login_is_done(&mut self) {
+        self.logged_in = true;
+    }
+
+    /// Sends all of `output`.
+    pub(super) async fn flush(&mut self) -> Result<(), PgError> {
+        let Self { stream, output, silence_limit, place, .. } = self;
+        let sent = within(*silence_limit, async {
+            stream.write_all(output).await?;
+            stream.flush().await
+        });
+        let outcome = sent.await;
+        output.clear();
+        match outcome {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(tls::stream_failure(&error, place)),
+            None => Err(self.too_slow("sending a request")),
+        }
+    }
+
+    /// Ends the connection politely; what goes wrong no longer matters.
+    pub(super) async fn shut_down(&mut self) {
+        if self.flush().await.is_ok() {
+            let _ = self.stream.shutdown().await;
+        }
+    }
+
+    /// Returns the next message of the reply.
+    ///
+    /// Errors: `Closed`, `Timeout`, `Protocol`, `Tls`; all leave the
+    /// connection unusable. An ErrorResponse is returned as the frame it is.
+    /// Cancel-safe: a call that is dropped loses no byte.
+    pub(super) async fn next(&mut self) -> Result<Frame, PgError> {
+        loop {
+            let frame = loop {
+                match self.cut()? {
+                    Some(frame) => break frame,
+                    None => self.fill().await?,
+                }
+            };
+            match frame.tag {
+                b'N' => self.log_notice(&frame.body),
+                b'S' => self.note_parameter(&frame.body)?,
+                b'A' => {}
+                _ => return Ok(frame),
+            }
+        }
+    }
+
+    /// Returns the error that an ErrorResponse body tells.
+    pub(super) fn server_error(&self, body: &Bytes) -> ServerError {
+        ServerError::from_body(&self.place, body)
+    }
+
+    /// Returns a protocol error.
+    pub(super) fn broken(&self, reason: impl Into<String>) -> PgError {
+        PgError::Protocol { place: self.place.clone(), reason: reason.into() }
+    }
+
+    /// Cuts one whole message out of the buffer, if there is one.
+    fn cut(&mut self) -> Result<Option<Frame>, PgError> {
+        let Some((tag, length)) = self.input.split_first_chunk::<5>().map(|(head, _)| {
+            (head[0], u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize)
+        }) else {
+            return Ok(None);
+        };
+        let bytes_max = match tag {
+            _ if !self.logged_in => LOGIN_BYTES_MAX,
+            b'd' => COPY_DATA_BYTES_MAX,
+            _ => MESSAGE_BYTES_MAX,
+        };
+        if length < 4 || length > bytes_max {
+            return Err(self.broken(format!(
+                "a message of kind {} claims a length of {length} bytes",
+                tag.escape_ascii()
+            )));
+        }
+        if self.input.len() <= length {
+            return Ok(None);
+        }
+        let mut body = self.input.split_to(length + 1).freeze();
+        body.advance(5);
+        Ok(Some(Frame { tag, body }))
+    }
+
+    /// Reads some bytes.
+    async fn fill(&mut self) -> Result<(), PgError> {
+        if self.input.capacity() - self.input.len() < READ_BYTES_MIN {
+            self.input.reserve(READ_BYTES);
+        }
+        let Self { stream, input, silence_limit, place, .. } = self;
+        match within(*silence_limit, stream.read_buf(input)).await {
+            Some(Ok(0)) => Err(PgError::Closed {
+                place: place.clone(),
+                reason: if input.is_empty() {
+                    "the server closed it".to_owned()
+                } else {
+                    "it ended in the middle of a message".to_owned()
+                },
+            }),
+            Some(Ok(_)) => Ok(()),
+            Some(Err(error)) => Err(tls::stream_failure(&error, place)),
+            None => Err(self.too_slow(self.activity)),
+        }
+    }
+
+    fn too_slow(&self, activity: &'static str) -> PgError {
+        let limit = self.silence_limit.unwrap_or_default();
+        PgError::Timeout { place: self.place.clone(), activity, limit }
+    }
+
+    fn log_notice(&self, body: &Bytes) {
+        let notice = self.server_error(body);
+        if notice.severity == "WARNING" {
+            tracing::warn!("{notice}");
+        } else {
+            tracing::info!("{notice}");
+        }
+    }
+
+    fn note_parameter(&mut self, body: &Bytes) -> Result<(), PgError> {
+        let mut parts = body.split(|byte| *byte == 0);
+        let (Some(name), Some(value)) = (parts.next(), parts.next()) else {
+            return Err(self.broken("a ParameterStatus message is malformed"));
+        };
+        let name = String::from_utf8_lossy(name).into_owned();
+        if self.parameters.len() >= PARAMETERS_MAX && !self.parameters.contains_key(&name) {
+            return Err(self.broken("too many different parameters were reported"));
+        }
+        self.parameters.insert(name, String::from_utf8_lossy(value).into_owned());
+        Ok(())
+    }
+}
+
+/// Runs `work`; `None` if it took longer than `limit`.
+async fn within<T>(
+    limit: Option<Duration>,
+    work: impl Future<Output = io::Result<T>>,
+) -> Option<io::Result<T>> {
+    match limit {
+        Some(limit) => tokio::time::timeout(limit, work).await.ok(),
+        None => Some(work.await),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Reads frames from `pieces`, each of which arrives by itself, until the stream ends.
+    fn frames(pieces: Vec<Vec<u8>>) -> (Vec<Frame>, PgError) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let (mut server, client) = tokio::io::duplex(64);
+            let mut wire = Wire::new(Box::new(client), "test".to_owned());
+            wire.login_is_done();
+            let send = async move {
+                for piece in pieces {
+                    if server.write_all(&piece).await.is_err() {
+                        break;
+                    }
+                }
+            };
+            let read = async move {
+                let mut frames = Vec::new();
+                loop {
+                    match wire.next().await {
+                        Ok(frame) => frames.push(frame),
+                        Err(error) => return (frames, error),
+                    }
+                }
+            };
+            tokio::join!(send, read).1
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn messages_are_the_same_however_the_stream_is_cut(
+            bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 0..8),
+            cuts in prop::collection::vec(1usize..100, 1..20),
+        ) {
+            let mut rest: Vec<u8> = Vec::new();
+            for body in &bodies {
+                rest.push(b'd');
+                rest.extend(u32::try_from(body.len() + 4).unwrap().to_be_bytes());
+                rest.extend(body);
+            }
+            let mut pieces = Vec::new();
+            for cut in cuts {
+                let after = rest.split_off(cut.min(rest.len()));
+                pieces.push(std::mem::replace(&mut rest, after));
+            }
+            pieces.push(rest);
+            let (frames, end) = frames(pieces);
+            let got: Vec<_> = frames.into_iter().map(|frame| frame.body.to_vec()).collect();
+            prop_assert_eq!(got, bodies);
+            let closed = matches!(end, PgError::Closed { .. });
+            prop_assert!(closed, "{}", end);
+        }
+
+        #[test]
+        fn no_bytes_make_the_reader_fall_or_hang(bytes: Vec<u8>) {
+            let _ = frames(vec![bytes]);
+        }
+    }
+}

@@ -1,0 +1,609 @@
+//! The replication client against real PostgreSQL servers of every major version.
+//!
+//! Needs `HIGHWATER_PG_ROOT`, a directory with one PostgreSQL tree per major
+//! (`14/bin`, `14/lib`, ...), and the `openssl` command. Servers run as an
+//! unprivileged user, listen on loopback and a socket of their own, and live
+//! in a temporary directory.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::fs;
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use highwater::pg::Timeline;
+use highwater::walsender::{
+    BackupEvent, BackupOptions, BaseBackup, ConnInfo, Connection, ManifestChecksums, Mode,
+    PgEnvironment, PgError, Tablespace,
+};
+
+/// The user that may run servers: ourselves, or `postgres` or `nobody` where we are root.
+fn server_user() -> (u32, u32) {
+    let own = fs::metadata("/proc/self").unwrap();
+    if own.uid() != 0 {
+        return (own.uid(), own.gid());
+    }
+    let passwd = fs::read_to_string("/etc/passwd").unwrap();
+    let find = |name: &str| {
+        let line = passwd.lines().find(|line| line.starts_with(&format!("{name}:")))?;
+        let mut fields = line.split(':').skip(2);
+        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+    };
+    find("postgres").or_else(|| find("nobody")).expect("a user to run servers as")
+}
+
+/// Lets the user that runs servers have a file or directory.
+fn give(path: &Path) {
+    let (uid, gid) = server_user();
+    chown(path, Some(uid), Some(gid)).unwrap();
+}
+
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{command:?}\n{text}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    text
+}
+
+/// Certificates, made once: an authority with a server and a client certificate
+/// signed by it, and another authority.
+fn certificates() -> &'static Path {
+    static DIRECTORY: OnceLock<tempfile::TempDir> = OnceLock::new();
+    DIRECTORY.get_or_init(make_certificates).path()
+}
+
+fn make_certificates() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let openssl = |arguments: &str| {
+        run(Command::new("openssl").args(arguments.split(' ')).current_dir(directory.path()));
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
+    for (name, subject) in
+        [("ca", "/CN=ca"), ("other", "/CN=other"), ("selfsigned", "/CN=localhost")]
+    {
+        openssl(&format!(
+            "req -x509 -days 30 {key} -keyout {name}.key -out {name}.crt -subj {subject}"
+        ));
+    }
+    fs::write(directory.path().join("v3"), "subjectAltName=DNS:localhost\n").unwrap();
+    fs::write(directory.path().join("v3client"), "extendedKeyUsage=clientAuth\n").unwrap();
+    for (name, extensions) in
+        [("server", "v3"), ("certuser", "v3client"), ("commonname", "v3client")]
+    {
+        let subject = if name == "certuser" { "certuser" } else { "localhost" };
+        openssl(&format!("req -new {key} -keyout {name}.key -out {name}.csr -subj /CN={subject}"));
+        // `commonname` has a v3 form without subjectAltName or any purpose.
+        if name == "commonname" {
+            fs::write(directory.path().join(extensions), "basicConstraints=CA:FALSE\n").unwrap();
+        }
+        openssl(&format!(
+            "x509 -req -days 30 -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial \
+             -out {name}.crt -extfile {extensions} -sha384"
+        ));
+    }
+    // What the manual's recipe makes with OpenSSL 3.0: X.509 version 1.
+    openssl(&format!("req -new {key} -keyout version1.key -out version1.csr -subj /CN=localhost"));
+    openssl(
+        "x509 -req -days 30 -in version1.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out version1.crt",
+    );
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    directory
+}
+
+/// A cluster of one major version; stopped and removed at the end.
+struct Server {
+    major: u32,
+    tree: PathBuf,
+    directory: tempfile::TempDir,
+    port: u16,
+}
+
+const HBA: &str = "\
+local     all,replication all                trust
+hostssl   all,replication certuser  127.0.0.1/32 cert
+hostssl   all,replication tlsonly   127.0.0.1/32 scram-sha-256
+hostnossl all,replication plainonly 127.0.0.1/32 scram-sha-256
+host      all,replication scram     127.0.0.1/32 scram-sha-256
+host      all,replication md5       127.0.0.1/32 md5
+host      all,replication clear     127.0.0.1/32 password
+host      all             trusted   127.0.0.1/32 trust
+";
+
+impl Server {
+    fn new(major: u32) -> Self {
+        let root = std::env::var_os("HIGHWATER_PG_ROOT")
+            .expect("set HIGHWATER_PG_ROOT to a directory with PostgreSQL trees named 14 to 18");
+        let directory =
+            tempfile::Builder::new().prefix("hw-walsender-").tempdir_in("/tmp").unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let server =
+            Self { major, tree: Path::new(&root).join(major.to_string()), directory, port };
+        for name in ["data", "socket", "space"] {
+            fs::create_dir(server.path(name)).unwrap();
+            give(&server.path(name));
+        }
+        let data = server.path("data");
+        run(server
+            .tool("initdb")
+            .arg("-D")
+            .arg(&data)
+            .args("-U postgres -A trust -N -k".split(' ')));
+        fs::write(data.join("pg_hba.conf"), HBA).unwrap();
+        let settings = format!(
+            "port = {port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\n\
+             fsync = off\nssl = on\nssl_ca_file = 'ca.crt'\n\
+             ssl_cert_file = 'server.crt'\nssl_key_file = 'server.key'\n",
+            server.path("socket").display()
+        );
+        fs::write(data.join("postgresql.auto.conf"), settings).unwrap();
+        server.show_certificate("server");
+        server.start();
+        server
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn tool(&self, name: &str) -> Command {
+        let (uid, gid) = server_user();
+        let mut command = Command::new(self.tree.join("bin").join(name));
+        command.env("LD_LIBRARY_PATH", self.tree.join("lib")).env("LC_ALL", "C");
+        command.current_dir(self.directory.path()).uid(uid).gid(gid);
+        command
+    }
+
+    /// Makes the server show another certificate from its next start on.
+    fn show_certificate(&self, name: &str) {
+        let data = self.path("data");
+        for (from, to) in [
+            ("ca.crt", "ca.crt"),
+            (&*format!("{name}.crt"), "server.crt"),
+            (&*format!("{name}.key"), "server.key"),
+        ] {
+            let to = data.join(to);
+            fs::copy(certificates().join(from), &to).unwrap();
+            fs::set_permissions(&to, fs::Permissions::from_mode(0o600)).unwrap();
+            give(&to);
+        }
+    }
+
+    fn pg_ctl(&self, arguments: &[&str]) {
+        let mut command = self.tool("pg_ctl");
+        command.arg("-D").arg(self.path("data")).arg("-w").args(arguments);
+        let log = self.path("socket/log");
+        let output = command.arg("-l").arg(&log).output().unwrap();
+        let said = fs::read_to_string(log).unwrap_or_default();
+        assert!(output.status.success(), "pg_ctl {arguments:?} failed; the server said:\n{said}");
+    }
+
+    fn start(&self) {
+        self.pg_ctl(&["start"]);
+    }
+
+    fn stop(&self) {
+        self.pg_ctl(&["stop", "-m", "fast"]);
+    }
+
+    /// Settings over TCP; TLS by default the strictest.
+    fn tcp(&self, more: &str) -> ConnInfo {
+        let root = certificates().join("ca.crt");
+        let dsn = format!(
+            "host=localhost hostaddr=127.0.0.1 port={} dbname=postgres sslmode=verify-full \
+             sslrootcert={} {more}",
+            self.port,
+            root.display()
+        );
+        ConnInfo::read(Some(&dsn), &PgEnvironment::default()).unwrap()
+    }
+
+    /// Settings over the socket, as superuser.
+    fn local(&self) -> ConnInfo {
+        let host = self.path("socket");
+        let dsn = format!("host={} port={} user=postgres", host.display(), self.port);
+        ConnInfo::read(Some(&dsn), &PgEnvironment::default()).unwrap()
+    }
+
+    async fn sql(&self, text: &str) -> String {
+        let mut connection = Connection::connect(&self.local(), Mode::Sql).await.unwrap();
+        let answer = connection.query(text).await.unwrap();
+        connection.close().await;
+        answer.first().unwrap_or_default().to_owned()
+    }
+
+    async fn walsender(&self) -> Connection {
+        Connection::connect(&self.local(), Mode::Replication).await.unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let mut stop = self.tool("pg_ctl");
+        let _ = stop.arg("-D").arg(self.path("data")).args(["-m", "immediate", "stop"]).output();
+    }
+}
+
+async fn both_modes(info: &ConnInfo) -> Result<(), PgError> {
+    for mode in [Mode::Sql, Mode::Replication] {
+        let mut connection = Connection::connect(info, mode).await?;
+        let size = connection.show("wal_segment_size").await?;
+        assert_eq!(size, "16MB");
+        connection.close().await;
+    }
+    Ok(())
+}
+
+async fn logins_work_as_pg_hba_says(server: &Server) {
+    for (user, method) in [
+        ("scram", "scram-sha-256"),
+        ("tlsonly", "scram-sha-256"),
+        ("plainonly", "scram-sha-256"),
+        ("md5", "md5"),
+        ("clear", "scram-sha-256"),
+    ] {
+        server
+            .sql(&format!(
+                "SET password_encryption = '{method}'; \
+                 CREATE ROLE {user} LOGIN REPLICATION PASSWORD 'it''s {user}'"
+            ))
+            .await;
+    }
+    server.sql("CREATE ROLE certuser LOGIN REPLICATION; CREATE ROLE trusted LOGIN").await;
+    for user in ["scram", "tlsonly", "md5", "clear"] {
+        let password = format!(r"user={user} password='it\'s {user}'");
+        both_modes(&server.tcp(&password)).await.unwrap_or_else(|error| panic!("{user}: {error}"));
+        let wrong = both_modes(&server.tcp(&format!("user={user} password=x"))).await.unwrap_err();
+        assert_eq!(wrong.sqlstate(), Some("28P01"), "{user}: {wrong}");
+        let none = both_modes(&server.tcp(&format!("user={user}"))).await.unwrap_err();
+        assert!(matches!(none, PgError::Auth { .. }), "{user}: {none}");
+    }
+    let tls_only = r"user=tlsonly password='it\'s tlsonly'";
+    let plain_only = r"user=plainonly password='it\'s plainonly'";
+    for (user, mode, works) in [
+        (tls_only, "disable", false),
+        (tls_only, "allow", true),
+        (tls_only, "prefer", true),
+        (tls_only, "require", true),
+        (tls_only, "verify-ca", true),
+        (plain_only, "disable", true),
+        (plain_only, "allow", true),
+        (plain_only, "prefer", true),
+        (plain_only, "require", false),
+        (plain_only, "verify-full", false),
+    ] {
+        let outcome = both_modes(&server.tcp(&format!("{user} sslmode={mode}"))).await;
+        assert_eq!(outcome.is_ok(), works, "{user} {mode}: {outcome:?}");
+    }
+}
+
+async fn passwords_come_from_the_passfile(server: &Server) {
+    let passfile = server.path("pass");
+    let (port, line) = (server.port, "it's scram");
+    fs::write(
+        &passfile,
+        format!(
+            "localhost:{port}:postgres:scram:{line}\nlocalhost:{port}:replication:scram:{line}\n"
+        ),
+    )
+    .unwrap();
+    fs::set_permissions(&passfile, fs::Permissions::from_mode(0o600)).unwrap();
+    let info = server.tcp(&format!("user=scram passfile={}", passfile.display()));
+    both_modes(&info).await.unwrap();
+    fs::set_permissions(&passfile, fs::Permissions::from_mode(0o644)).unwrap();
+    let error = both_modes(&info).await.unwrap_err();
+    assert!(error.to_string().contains("0600"), "{error}");
+}
+
+async fn channel_binding_binds(server: &Server) {
+    let scram = r"user=scram password='it\'s scram'";
+    for (wish, works) in [
+        ("channel_binding=require", true),
+        ("channel_binding=disable", true),
+        ("channel_binding=require ssl_max_protocol_version=TLSv1.2", true),
+        ("channel_binding=require require_auth=scram-sha-256", true),
+        ("channel_binding=require sslmode=prefer", true),
+        ("channel_binding=require sslmode=disable", false),
+        ("require_auth=md5", false),
+    ] {
+        let outcome = both_modes(&server.tcp(&format!("{scram} {wish}"))).await;
+        assert_eq!(outcome.is_ok(), works, "{wish}: {outcome:?}");
+    }
+    for user in ["md5 password='it\\'s md5'", "clear password='it\\'s clear'", "trusted"] {
+        let info = server.tcp(&format!("user={user} channel_binding=require"));
+        let error = Connection::connect(&info, Mode::Sql).await.unwrap_err();
+        assert!(matches!(error, PgError::Auth { .. }), "{user}: {error}");
+    }
+}
+
+async fn certificates_are_checked_in_both_directions(server: &Server) {
+    let scram = r"user=scram password='it\'s scram'";
+    let other = certificates().join("other.crt").display().to_string();
+    for (change, works) in [
+        ("host=127.0.0.1".to_owned(), false),
+        ("host=127.0.0.1 sslmode=verify-ca".to_owned(), true),
+        ("host=elsewhere".to_owned(), false),
+        (format!("sslrootcert={other}"), false),
+        (format!("sslrootcert={other} sslmode=verify-ca"), false),
+        (format!("sslrootcert={other} sslmode=require"), false),
+        (format!("sslrootcert={other} sslmode=prefer"), true),
+        ("sslrootcert=/nonexistent/root.crt".to_owned(), false),
+        ("sslrootcert=system".to_owned(), false),
+        ("sslrootcert='' ".to_owned(), false),
+        ("sslrootcert='' sslmode=require".to_owned(), true),
+    ] {
+        let outcome = both_modes(&server.tcp(&format!("{scram} {change}"))).await;
+        assert_eq!(outcome.is_ok(), works, "{change}: {outcome:?}");
+        if let Err(error) = outcome {
+            assert!(matches!(error, PgError::Tls { .. }), "{change}: {error}");
+        }
+    }
+    let certificate = |name: &str| {
+        let path = certificates().join(name).display().to_string();
+        format!("user=certuser sslcert={path}.crt sslkey={path}.key")
+    };
+    both_modes(&server.tcp(&certificate("certuser"))).await.unwrap();
+    for bad in [
+        certificate("other"),
+        "user=certuser".to_owned(),
+        format!("{} sslcertmode=disable", certificate("certuser")),
+    ] {
+        let error = both_modes(&server.tcp(&bad)).await.unwrap_err();
+        assert!(!error.is_transient(), "{bad}: {error}");
+    }
+    let direct = both_modes(&server.tcp(&format!("{scram} sslnegotiation=direct"))).await;
+    assert_eq!(direct.is_ok(), server.major >= 17, "{direct:?}");
+}
+
+/// The server certificates that the manual teaches to make, which are not
+/// what a web browser would take.
+async fn homely_certificates_are_accepted_where_libpq_accepts_them(server: &Server) {
+    let scram = r"user=scram password='it\'s scram'";
+    server.stop();
+    server.show_certificate("selfsigned");
+    server.start();
+    let pinned = certificates().join("selfsigned.crt").display().to_string();
+    both_modes(&server.tcp(&format!("{scram} sslrootcert={pinned}"))).await.unwrap();
+    both_modes(&server.tcp(&format!("{scram} sslrootcert={pinned} channel_binding=require")))
+        .await
+        .unwrap();
+    let wrong_name = both_modes(&server.tcp(&format!("{scram} host=x sslrootcert={pinned}"))).await;
+    assert!(matches!(wrong_name, Err(PgError::Tls { .. })), "{wrong_name:?}");
+    let unknown = both_modes(&server.tcp(scram)).await;
+    assert!(matches!(unknown, Err(PgError::Tls { .. })), "{unknown:?}");
+    server.stop();
+    server.show_certificate("commonname");
+    server.start();
+    both_modes(&server.tcp(scram)).await.unwrap();
+    let wrong_name = both_modes(&server.tcp(&format!("{scram} host=x"))).await;
+    assert!(matches!(wrong_name, Err(PgError::Tls { .. })), "{wrong_name:?}");
+    server.stop();
+    server.show_certificate("version1");
+    server.start();
+    // Nothing is verified but that the server has the key, so binding works.
+    let unverified = format!("{scram} sslrootcert='' sslmode=require channel_binding=require");
+    both_modes(&server.tcp(&unverified)).await.unwrap();
+    let refused = both_modes(&server.tcp(scram)).await.unwrap_err();
+    assert!(refused.to_string().contains("version 1"), "{refused}");
+}
+
+async fn the_system_is_identified_as_pg_controldata_says(server: &Server) {
+    let controldata = run(server.tool("pg_controldata").arg("-D").arg(server.path("data")));
+    let line = controldata.lines().find(|line| line.starts_with("Database system identifier"));
+    let mut walsender = server.walsender().await;
+    assert_eq!(walsender.server_version_num() / 10_000, server.major);
+    let identity = walsender.identify_system().await.unwrap();
+    assert_eq!(identity.system_id.to_string(), line.unwrap().split_once(':').unwrap().1.trim());
+    assert_eq!((identity.timeline, identity.dbname), (Timeline(1), None));
+    assert!(
+        server.sql(&format!("SELECT pg_current_wal_flush_lsn() >= '{}'", identity.flush_lsn)).await
+            == "t"
+    );
+    // RowDescription comes before this error, and the connection goes on.
+    let error = walsender.timeline_history(Timeline(1)).await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some("58P01"), "{error}");
+    let error = walsender.query("SELECT 1").await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some("0A000"), "{error}");
+    let error = walsender.show("no_such_setting").await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some("42704"), "{error}");
+    assert_eq!(walsender.show("block_size").await.unwrap(), "8192");
+    walsender.close().await;
+}
+
+/// One archive of a backup, or its manifest.
+type Part = (Option<Tablespace>, Vec<u8>);
+
+async fn take(
+    connection: Connection,
+    options: &BackupOptions,
+) -> Result<(Vec<Part>, Vec<u8>), PgError> {
+    let (mut parts, mut manifest, mut in_manifest): (Vec<Part>, _, _) =
+        (Vec::new(), Vec::new(), false);
+    let mut backup = BaseBackup::start(connection, options).await?;
+    let (mut start, mut counted, mut ended) = (None, 0, false);
+    while let Some(event) = backup.next().await? {
+        assert!(!ended, "{event:?} after the end");
+        match event {
+            BackupEvent::Start { start_lsn, tablespaces, data_directory_kb, .. } => {
+                assert_eq!(data_directory_kb.is_some(), options.progress);
+                start = Some((start_lsn, tablespaces.len()));
+            }
+            BackupEvent::ArchiveBegin { tablespace } => parts.push((tablespace, Vec::new())),
+            BackupEvent::Data(bytes) if in_manifest => manifest.extend_from_slice(&bytes),
+            BackupEvent::Data(bytes) => parts.last_mut().unwrap().1.extend_from_slice(&bytes),
+            BackupEvent::ManifestBegin => in_manifest = true,
+            BackupEvent::Progress { bytes_done } => counted = bytes_done,
+            BackupEvent::End { stop_lsn, timeline } => {
+                let (start_lsn, tablespaces) = start.unwrap();
+                assert!(stop_lsn > start_lsn && timeline == Timeline(1));
+                assert_eq!(parts.len(), tablespaces + 1);
+                ended = true;
+            }
+        }
+    }
+    assert!(ended, "the stream ended without End");
+    assert_eq!(counted, parts.iter().map(|part| part.1.len() as u64).sum::<u64>());
+    // The connection is as good as new.
+    let mut connection = backup.into_connection();
+    connection.identify_system().await.unwrap();
+    connection.close().await;
+    Ok((parts, manifest))
+}
+
+async fn a_backup_is_what_pg_verifybackup_calls_good(server: &Server) {
+    server
+        .sql(&format!("CREATE TABLESPACE ts LOCATION '{}'", server.path("space").display()))
+        .await;
+    server.sql("CREATE TABLE t TABLESPACE ts AS SELECT generate_series(1, 100000) AS n").await;
+    for (round, checksums) in
+        [ManifestChecksums::Sha256, ManifestChecksums::Crc32c].into_iter().enumerate()
+    {
+        let options = BackupOptions {
+            label: "it's a \"test\" \\ ".to_owned(),
+            fast_checkpoint: true,
+            progress: round == 0,
+            manifest_checksums: checksums,
+            ..BackupOptions::default()
+        };
+        let (parts, manifest) = take(server.walsender().await, &options).await.unwrap();
+        assert_eq!(parts.len(), 2);
+        let target = server.path(&format!("backup{round}"));
+        fs::create_dir(&target).unwrap();
+        for (tablespace, archive) in &parts {
+            assert_eq!(archive.len() % 512, 0);
+            assert!(archive.ends_with(&[0; 1024]), "the archive is not closed");
+            let place = match tablespace {
+                Some(tablespace) => {
+                    assert_eq!(Path::new(&tablespace.location), server.path("space"));
+                    assert_eq!(tablespace.size_kb.is_some(), options.progress);
+                    target.join("pg_tblspc").join(tablespace.oid.to_string())
+                }
+                None => target.clone(),
+            };
+            fs::create_dir_all(&place).unwrap();
+            tar::Archive::new(&archive[..]).unpack(&place).unwrap();
+        }
+        fs::write(target.join("backup_manifest"), manifest).unwrap();
+        let label = fs::read_to_string(target.join("backup_label")).unwrap();
+        assert!(label.contains("LABEL: it's a \"test\" \\ \n"), "{label}");
+        assert!(target.join("tablespace_map").exists());
+        run(Command::new("chown").arg("-R").arg(server_user().0.to_string()).arg(&target));
+        run(server.tool("pg_verifybackup").arg("-n").arg(&target));
+    }
+}
+
+async fn a_rate_limit_and_a_refused_role_are_obeyed(server: &Server) {
+    let options = BackupOptions {
+        fast_checkpoint: true,
+        max_rate_kb: Some(1_048_576),
+        verify_checksums: false,
+        ..BackupOptions::default()
+    };
+    take(server.walsender().await, &options).await.unwrap();
+    server.sql("CREATE ROLE nobody LOGIN").await;
+    let dsn = format!("host={} port={} user=nobody", server.path("socket").display(), server.port);
+    let info = ConnInfo::read(Some(&dsn), &PgEnvironment::default()).unwrap();
+    let error = Connection::connect(&info, Mode::Replication).await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some("42501"), "{error}");
+}
+
+async fn a_bad_page_means_no_backup(server: &Server) {
+    let path = server.sql("SELECT pg_relation_filepath('t')").await;
+    server.sql("CHECKPOINT").await;
+    server.stop();
+    let mut file = fs::OpenOptions::new().write(true).open(server.path("data").join(path)).unwrap();
+    file.seek(SeekFrom::Start(8192 + 4000)).unwrap();
+    file.write_all(b"not what was here").unwrap();
+    drop(file);
+    server.start();
+    let options = BackupOptions { fast_checkpoint: true, ..BackupOptions::default() };
+    let error = take(server.walsender().await, &options).await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some("XX001"), "{error}");
+}
+
+async fn a_standby_is_told_from_a_primary(server: &Server) {
+    server.stop();
+    fs::write(server.path("data/standby.signal"), "").unwrap();
+    give(&server.path("data/standby.signal"));
+    server.start();
+    let with = |target: &str| {
+        let dsn = format!(
+            "host={} port={} user=postgres target_session_attrs={target}",
+            server.path("socket").display(),
+            server.port
+        );
+        ConnInfo::read(Some(&dsn), &PgEnvironment::default()).unwrap()
+    };
+    for (target, works) in [
+        ("any", true),
+        ("primary", false),
+        ("read-write", false),
+        ("standby", true),
+        ("read-only", true),
+        ("prefer-standby", true),
+    ] {
+        let outcome = both_modes(&with(target)).await;
+        assert_eq!(outcome.is_ok(), works, "{target}: {outcome:?}");
+    }
+    server.pg_ctl(&["promote"]);
+    for (target, works) in
+        [("primary", true), ("read-write", true), ("standby", false), ("prefer-standby", true)]
+    {
+        let outcome = both_modes(&with(target)).await;
+        assert_eq!(outcome.is_ok(), works, "{target}: {outcome:?}");
+    }
+    let history = server.walsender().await.timeline_history(Timeline(2)).await.unwrap();
+    assert_eq!(history.file_name, "00000002.history");
+    let on_disk = fs::read(server.path("data/pg_wal/00000002.history")).unwrap();
+    assert_eq!(history.content, on_disk);
+}
+
+async fn everything(major: u32) {
+    let server = Server::new(major);
+    both_modes(&server.local()).await.unwrap();
+    logins_work_as_pg_hba_says(&server).await;
+    passwords_come_from_the_passfile(&server).await;
+    channel_binding_binds(&server).await;
+    certificates_are_checked_in_both_directions(&server).await;
+    the_system_is_identified_as_pg_controldata_says(&server).await;
+    a_backup_is_what_pg_verifybackup_calls_good(&server).await;
+    a_rate_limit_and_a_refused_role_are_obeyed(&server).await;
+    a_bad_page_means_no_backup(&server).await;
+    homely_certificates_are_accepted_where_libpq_accepts_them(&server).await;
+    a_standby_is_told_from_a_primary(&server).await;
+}
+
+#[tokio::test]
+async fn everything_holds_on_postgresql_14() {
+    everything(14).await;
+}
+
+#[tokio::test]
+async fn everything_holds_on_postgresql_15() {
+    everything(15).await;
+}
+
+#[tokio::test]
+async fn everything_holds_on_postgresql_16() {
+    everything(16).await;
+}
+
+#[tokio::test]
+async fn everything_holds_on_postgresql_17() {
+    everything(17).await;
+}
+
+#[tokio::test]
+async fn everything_holds_on_postgresql_18() {
+    everything(18).await;
+}
