@@ -76,7 +76,7 @@ async fn get(repository: &Repository, request: &Request) -> Result<Report, Failu
     })?;
     let lineage = match control_of(&request.data_directory) {
         Some(control) => {
-            Lineage { system_id: control.system_id, segment_size: control.segment_size }
+            Lineage { system_id: control.system_id, segment_size: control.wal_segment_size }
         }
         None => {
             let identity = current_identity(repository, UNHARMED).await?;

@@ -29,7 +29,7 @@ pub(super) fn kind_of_repo(error: &RepoError) -> Kind {
     }
 }
 
-fn next_of_repo(error: &RepoError) -> String {
+pub(super) fn next_of_repo(error: &RepoError) -> String {
     match error {
         RepoError::Store(error) => next_of_store(error),
         RepoError::NotClaimed { .. } => {

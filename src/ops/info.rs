@@ -9,8 +9,7 @@ use super::failures::of_repo;
 use super::wal_times::{histories_of, reach};
 use crate::failure::Failure;
 use crate::format::{BackupId, Committed, Identity};
-use crate::pg::{Lsn, PgTimestamp, SystemId, Timeline};
-use crate::plan::lineage::Lineage;
+use crate::pg::{Lsn, PgTimestamp, SystemId, Timeline, TimelineHistory};
 use crate::plan::restore::{Holdings, candidates};
 use crate::plan::window::{gaps, window};
 use crate::repo::{BackupState, RepoError, Repository, WalInventory};
@@ -152,13 +151,13 @@ async fn gather(repository: &Repository, identity: &Identity) -> Result<Report, 
         None => None,
         Some(window) => {
             let (lsn, from) = (window.latest_lsn(), window.oldest.backup.start_lsn);
-            let end = reach(repository, system_id, &window.lineage, size, from, lsn).await?;
+            let end = reach(repository, system_id, &window.way, size, from, lsn).await?;
             Some(WindowInfo {
                 earliest_time: window.earliest_time(),
                 latest_time: end.last_commit_time,
                 earliest_lsn: window.earliest_lsn(),
                 latest_lsn: lsn,
-                timeline: window.lineage.target(),
+                timeline: window.way.timeline(),
             })
         }
     };
@@ -185,8 +184,8 @@ fn version_text(version: u32) -> String {
 fn usable_backups(holdings: &Holdings<'_>) -> BTreeSet<BackupId> {
     let usable = holdings.backups.iter().filter(|backup| {
         let way = match holdings.histories.get(&backup.stop_timeline) {
-            Some(history) => Lineage::of(history),
-            None => Lineage::first(backup.stop_timeline),
+            Some(history) => history.clone(),
+            None => TimelineHistory::first(),
         };
         candidates(holdings, &way, Some(&backup.id)).is_ok()
     });

@@ -15,6 +15,8 @@ pub mod init;
 pub mod progress;
 pub mod restore;
 
+pub use progress::{Progress, Silent};
+
 use std::path::Path;
 
 use crate::failure::{Failure, Kind};
@@ -29,6 +31,11 @@ const TOOL: &str = concat!("highwater ", env!("CARGO_PKG_VERSION"));
 /// Returns this host's clock.
 fn now() -> PgTimestamp {
     PgTimestamp::from_unix_micros(jiff::Timestamp::now().as_microsecond())
+}
+
+/// Returns a name for a probe that no other probe has.
+fn nonce() -> String {
+    format!("{}-{}", jiff::Timestamp::now().as_nanosecond(), std::process::id())
 }
 
 /// Reads `global/pg_control` of a data directory; `None` when it cannot be read or is not whole.

@@ -7,13 +7,13 @@ use crate::pg::{
     Extent, Lsn, Mark, PgTimestamp, SegmentExpectation, SegmentName, SegmentSize, SegmentWalk,
     SystemId, Timeline, TimelineHistory, WalCarry, WalEvent, WalFileName,
 };
-use crate::plan::lineage::Lineage;
+use crate::plan::lineage::segment_on;
 use crate::repo::{RepoError, Repository};
 use crate::store::Key;
 
 /// Why the way to a timeline is not known.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum LineageError {
+pub(super) enum WayError {
     /// Its history file is certainly absent.
     #[error("the history file of timeline {0} is not in the repository")]
     NoHistory(Timeline),
@@ -23,17 +23,17 @@ pub(super) enum LineageError {
 }
 
 /// Reads the way to a timeline from its history file.
-pub(super) async fn lineage_of(
+pub(super) async fn way_to(
     repository: &Repository,
     system_id: SystemId,
     timeline: Timeline,
-) -> Result<Lineage, LineageError> {
+) -> Result<TimelineHistory, WayError> {
     if timeline == Timeline::FIRST {
-        return Ok(Lineage::first(timeline));
+        return Ok(TimelineHistory::first());
     }
     match history_of(repository, system_id, timeline).await? {
-        Some(history) => Ok(Lineage::of(&history)),
-        None => Err(LineageError::NoHistory(timeline)),
+        Some(history) => Ok(history),
+        None => Err(WayError::NoHistory(timeline)),
     }
 }
 
@@ -106,7 +106,7 @@ pub(super) async fn each_mark(
 pub(super) async fn xact_time_at_end(
     repository: &Repository,
     system_id: SystemId,
-    lineage: &Lineage,
+    way: &TimelineHistory,
     size: SegmentSize,
     first: u64,
     before_lsn: Lsn,
@@ -115,7 +115,7 @@ pub(super) async fn xact_time_at_end(
     let mut latest: Option<PgTimestamp> = None;
     let mut carry = None;
     for number in last.saturating_sub(1).max(first)..=last {
-        let segment = segment_on(lineage, number, size, before_lsn);
+        let segment = segment_on(way, number, size, before_lsn);
         let left = each_mark(repository, system_id, segment, size, carry, |mark| {
             if let WalEvent::Transaction(end) = &mark.event
                 && mark.lsn < before_lsn
@@ -128,23 +128,11 @@ pub(super) async fn xact_time_at_end(
     Ok(latest)
 }
 
-/// Returns the segment that recovery along `lineage` reads for segment `number`: of the
-/// newest timeline that begins in it or before it, as far as `end_lsn` reaches.
-pub(super) fn segment_on(
-    lineage: &Lineage,
-    number: u64,
-    size: SegmentSize,
-    end_lsn: Lsn,
-) -> SegmentName {
-    let last_byte = Lsn(size.start_of(number + 1).0.min(end_lsn.0).saturating_sub(1));
-    SegmentName::new(lineage.owner(last_byte), number, size)
-}
-
 /// What the WAL at the end of a way tells.
 pub(super) async fn reach(
     repository: &Repository,
     system_id: SystemId,
-    lineage: &Lineage,
+    way: &TimelineHistory,
     size: SegmentSize,
     from_lsn: Lsn,
     end_lsn: Lsn,
@@ -152,7 +140,7 @@ pub(super) async fn reach(
     let mut found = EndOfWal::default();
     let first = size.segment_of(from_lsn);
     for number in (first..=size.segment_before(end_lsn)).rev() {
-        let segment = segment_on(lineage, number, size, end_lsn);
+        let segment = segment_on(way, number, size, end_lsn);
         let is_cut = end_lsn < size.start_of(number + 1);
         let object = WalObject::File(WalFileName::Segment(segment));
         let header = if is_cut {
@@ -222,12 +210,12 @@ impl EndOfWal {
     }
 }
 
-/// Walks the WAL along `lineage` from `from_lsn` to `end_lsn` until `wanted` names a mark;
+/// Walks the WAL along `way` from `from_lsn` to `end_lsn` until `wanted` names a mark;
 /// returns that mark's end.
 pub(super) async fn find_mark(
     repository: &Repository,
     system_id: SystemId,
-    lineage: &Lineage,
+    way: &TimelineHistory,
     size: SegmentSize,
     from_lsn: Lsn,
     end_lsn: Lsn,
@@ -235,7 +223,7 @@ pub(super) async fn find_mark(
 ) -> Result<Option<Lsn>, RepoError> {
     let mut carry = None;
     for number in size.segment_of(from_lsn)..=size.segment_before(end_lsn) {
-        let segment = segment_on(lineage, number, size, end_lsn);
+        let segment = segment_on(way, number, size, end_lsn);
         let mut found = None;
         let left = each_mark(repository, system_id, segment, size, carry, |mark| {
             let inside = from_lsn <= mark.lsn && mark.end_lsn <= end_lsn;

@@ -13,92 +13,52 @@
 
 use std::collections::BTreeMap;
 
-use crate::pg::{Lsn, SegmentSize, Timeline, TimelineHistory};
+use crate::pg::{Lsn, SegmentName, SegmentSize, Timeline, TimelineHistory, TimelineStretch};
 
 /// Stored stretches of WAL by timeline: start included, end excluded, ascending, disjoint.
 pub type Coverage = BTreeMap<Timeline, Vec<(Lsn, Lsn)>>;
 
-/// The part of the WAL that one timeline owns on the way to a target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stretch {
-    /// The timeline.
-    pub timeline: Timeline,
-    /// Its first byte (included).
-    pub start_lsn: Lsn,
-    /// Where the next timeline forks off (excluded); `None` on the last.
-    pub end_lsn: Option<Lsn>,
+/// Returns how far stored WAL goes without a hole from `start_lsn` on the way that a history
+/// describes: the end (excluded), equal to `start_lsn` when not even that byte is stored.
+pub fn unbroken_end(
+    way: &TimelineHistory,
+    coverage: &Coverage,
+    start_lsn: Lsn,
+    size: SegmentSize,
+) -> Lsn {
+    let stretches = way.path();
+    let mut at = start_lsn;
+    // Each step moves on into another stored stretch, or it is the last.
+    while let Some(further) = stretches
+        .iter()
+        .filter_map(|stretch| step(stretch, coverage, at, size))
+        .max()
+        .filter(|further| *further > at)
+    {
+        at = further;
+    }
+    at
 }
 
-/// The way from the beginning to a timeline, oldest stretch first; never empty.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lineage {
-    stretches: Vec<Stretch>,
-}
-
-impl Lineage {
-    /// Returns the way to a timeline that has no ancestors.
-    pub fn first(timeline: Timeline) -> Self {
-        Self { stretches: vec![Stretch { timeline, start_lsn: Lsn(0), end_lsn: None }] }
-    }
-
-    /// Returns the way that a history file describes.
-    pub fn of(history: &TimelineHistory) -> Self {
-        let mut stretches = Vec::with_capacity(history.ancestors.len() + 1);
-        let mut start_lsn = Lsn(0);
-        for &(timeline, switch_lsn) in &history.ancestors {
-            stretches.push(Stretch { timeline, start_lsn, end_lsn: Some(switch_lsn) });
-            start_lsn = switch_lsn;
-        }
-        stretches.push(Stretch { timeline: history.timeline, start_lsn, end_lsn: None });
-        Self { stretches }
-    }
-
-    /// Returns the stretches, oldest first.
-    pub fn stretches(&self) -> &[Stretch] {
-        &self.stretches
-    }
-
-    /// Returns the timeline it leads to.
-    pub fn target(&self) -> Timeline {
-        self.stretches.last().map_or(Timeline::FIRST, |stretch| stretch.timeline)
-    }
-
-    /// Returns whether `lsn` on `timeline` is on the way. The switch LSN itself is the last
-    /// position of the old timeline and the first of the new one.
-    pub fn contains(&self, timeline: Timeline, lsn: Lsn) -> bool {
-        self.stretches.iter().any(|stretch| {
-            stretch.timeline == timeline
-                && stretch.start_lsn <= lsn
-                && stretch.end_lsn.is_none_or(|end| lsn <= end)
-        })
-    }
-
-    /// Returns the timeline that owns the byte at `lsn`.
-    pub fn owner(&self, lsn: Lsn) -> Timeline {
-        let owner = self.stretches.iter().rfind(|stretch| stretch.start_lsn <= lsn);
-        owner.map_or(Timeline::FIRST, |stretch| stretch.timeline)
-    }
-
-    /// Returns how far stored WAL goes without a hole from `start_lsn`: the end
-    /// (excluded), equal to `start_lsn` when not even that byte is stored.
-    pub fn unbroken_end(&self, coverage: &Coverage, start_lsn: Lsn, size: SegmentSize) -> Lsn {
-        let mut at = start_lsn;
-        // Each step moves into another stored stretch or ends.
-        while let Some(further) = self
-            .stretches
-            .iter()
-            .filter_map(|stretch| step(stretch, coverage, at, size))
-            .max()
-            .filter(|further| *further > at)
-        {
-            at = further;
-        }
-        at
-    }
+/// Returns the segment that recovery reads for segment `number`: that of the newest timeline
+/// on the way that owns a byte of it below `end_lsn`.
+pub fn segment_on(
+    way: &TimelineHistory,
+    number: u64,
+    size: SegmentSize,
+    end_lsn: Lsn,
+) -> SegmentName {
+    let last_byte = Lsn(size.start_of(number + 1).0.min(end_lsn.0).saturating_sub(1));
+    SegmentName::new(way.owner_of(last_byte), number, size)
 }
 
 /// Returns how far one stretch's stored WAL carries on from `at`.
-fn step(stretch: &Stretch, coverage: &Coverage, at: Lsn, size: SegmentSize) -> Option<Lsn> {
+fn step(
+    stretch: &TimelineStretch,
+    coverage: &Coverage,
+    at: Lsn,
+    size: SegmentSize,
+) -> Option<Lsn> {
     // The segment of the fork is stored on the new timeline from its first byte.
     let first = size.start_of(size.segment_of(stretch.start_lsn));
     let inside = first <= at && stretch.end_lsn.is_none_or(|end| at < end);
@@ -111,21 +71,20 @@ fn step(stretch: &Stretch, coverage: &Coverage, at: Lsn, size: SegmentSize) -> O
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
-    const MIB: u64 = 1 << 20;
+    const SIZE: SegmentSize = SegmentSize::DEFAULT;
+    const FORK: Lsn = Lsn(0x450_0000);
 
     fn seg(n: u64) -> Lsn {
-        Lsn(n * 16 * MIB)
+        SIZE.start_of(n)
     }
 
-    fn forked() -> Lineage {
-        // Timeline 2 forks off in the middle of segment 4.
-        Lineage::of(&TimelineHistory {
-            timeline: Timeline(2),
-            ancestors: vec![(Timeline(1), Lsn(seg(4).0 + 5 * MIB))],
-        })
+    /// Timeline 2 forks off in the middle of segment 4.
+    fn forked() -> TimelineHistory {
+        TimelineHistory::parse(Timeline(2), b"1\t0/4500000\tno recovery target specified\n").unwrap()
     }
 
     fn coverage(parts: &[(u32, u64, u64)]) -> Coverage {
@@ -140,35 +99,32 @@ mod tests {
     fn the_fork_segment_of_the_new_timeline_stands_for_the_old_one() {
         // The old timeline's segment 4 was never archived; the new one's begins at its start.
         let stored = coverage(&[(1, 1, 4), (2, 4, 9)]);
-        let end = forked().unbroken_end(&stored, seg(2), SegmentSize::DEFAULT);
-        assert_eq!(end, seg(9));
+        assert_eq!(unbroken_end(&forked(), &stored, seg(2), SIZE), seg(9));
     }
 
     #[test]
     fn wal_of_the_old_timeline_past_the_fork_does_not_count() {
         let stored = coverage(&[(1, 1, 9)]);
-        let end = forked().unbroken_end(&stored, seg(2), SegmentSize::DEFAULT);
-        assert_eq!(end, Lsn(seg(4).0 + 5 * MIB));
-        let own = Lineage::first(Timeline(1)).unbroken_end(&stored, seg(2), SegmentSize::DEFAULT);
-        assert_eq!(own, seg(9));
+        assert_eq!(unbroken_end(&forked(), &stored, seg(2), SIZE), FORK);
+        assert_eq!(unbroken_end(&TimelineHistory::first(), &stored, seg(2), SIZE), seg(9));
     }
 
     #[test]
     fn a_hole_ends_the_way() {
         let stored = coverage(&[(1, 1, 3), (1, 4, 9)]);
-        let way = Lineage::first(Timeline(1));
-        assert_eq!(way.unbroken_end(&stored, seg(1), SegmentSize::DEFAULT), seg(3));
-        assert_eq!(way.unbroken_end(&stored, seg(3), SegmentSize::DEFAULT), seg(3));
-        assert_eq!(way.unbroken_end(&stored, seg(5), SegmentSize::DEFAULT), seg(9));
+        let way = TimelineHistory::first();
+        assert_eq!(unbroken_end(&way, &stored, seg(1), SIZE), seg(3));
+        assert_eq!(unbroken_end(&way, &stored, seg(3), SIZE), seg(3));
+        assert_eq!(unbroken_end(&way, &stored, seg(5), SIZE), seg(9));
     }
 
     #[test]
-    fn a_backup_past_the_fork_on_the_old_timeline_is_not_on_the_way() {
-        let way = forked();
-        assert!(way.contains(Timeline(1), seg(4)));
-        assert!(!way.contains(Timeline(1), seg(5)));
-        assert!(way.contains(Timeline(2), seg(5)));
-        assert!(!way.contains(Timeline(2), seg(4)));
-        assert_eq!((way.owner(seg(4)), way.owner(seg(5))), (Timeline(1), Timeline(2)));
+    fn the_fork_segment_is_read_from_the_newest_timeline_that_reaches_into_it() {
+        let far = Lsn(u64::MAX);
+        let name = |number, end| segment_on(&forked(), number, SIZE, end).to_string();
+        assert_eq!(name(3, far), "000000010000000000000003");
+        assert_eq!(name(4, far), "000000020000000000000004");
+        assert_eq!(name(4, FORK), "000000010000000000000004", "WAL ends at the fork");
+        assert_eq!(name(5, far), "000000020000000000000005");
     }
 }

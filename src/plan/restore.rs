@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 
-use super::lineage::{Coverage, Lineage};
+use super::lineage::{Coverage, unbroken_end};
 use super::target::{RecoveryPoint, TimelineChoice};
 use crate::format::{BackupId, Committed};
 use crate::pg::{Lsn, PgTimestamp, SegmentSize, Timeline, TimelineHistory};
@@ -31,7 +31,7 @@ pub struct Holdings<'a> {
     pub segment_size: SegmentSize,
 }
 
-/// A backup that recovery along a lineage can begin from.
+/// A backup that recovery on some way can begin from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate<'a> {
     /// The backup.
@@ -133,11 +133,11 @@ pub enum Unreachable {
 ///
 /// # Errors
 /// [`Unreachable::NoBackup`], [`Unreachable::NoSuchBackup`], [`Unreachable::NoSuchTimeline`].
-pub fn lineage(
+pub fn way(
     holdings: &Holdings<'_>,
     choice: TimelineChoice,
     named: Option<&BackupId>,
-) -> Result<Lineage, Unreachable> {
+) -> Result<TimelineHistory, Unreachable> {
     let newest = holdings.backups.last().ok_or(Unreachable::NoBackup)?;
     let backup = match named {
         None => newest,
@@ -156,19 +156,19 @@ pub fn lineage(
         }
     };
     match holdings.histories.get(&timeline) {
-        Some(history) => Ok(Lineage::of(history)),
-        None if timeline == Timeline::FIRST => Ok(Lineage::first(timeline)),
+        Some(history) => Ok(history.clone()),
+        None if timeline == Timeline::FIRST => Ok(TimelineHistory::first()),
         None => Err(Unreachable::NoSuchTimeline(timeline)),
     }
 }
 
-/// Returns the backups that recovery along `lineage` can begin from, newest first.
+/// Returns the backups that recovery on a way can begin from, newest first.
 ///
 /// # Errors
 /// Why there is none.
 pub fn candidates<'a>(
     holdings: &Holdings<'a>,
-    lineage: &Lineage,
+    way: &TimelineHistory,
     named: Option<&BackupId>,
 ) -> Result<Vec<Candidate<'a>>, Unreachable> {
     let wanted = |backup: &&Committed| named.is_none_or(|id| backup.id == *id);
@@ -177,14 +177,14 @@ pub fn candidates<'a>(
         .iter()
         .filter(wanted)
         .filter(|backup| {
-            lineage.contains(backup.timeline, backup.start_lsn)
-                && lineage.contains(backup.stop_timeline, backup.stop_lsn)
+            way.contains(backup.timeline, backup.start_lsn)
+                && way.contains_end(backup.stop_timeline, backup.stop_lsn)
         })
         .collect();
     let newest =
-        *on_the_way.last().ok_or(Unreachable::NotOnTimeline { timeline: lineage.target() })?;
+        *on_the_way.last().ok_or(Unreachable::NotOnTimeline { timeline: way.timeline() })?;
     let end_of = |backup: &Committed| {
-        lineage.unbroken_end(holdings.coverage, backup.start_lsn, holdings.segment_size)
+        unbroken_end(way, holdings.coverage, backup.start_lsn, holdings.segment_size)
     };
     let usable: Vec<Candidate<'a>> = on_the_way
         .into_iter()

@@ -1,9 +1,9 @@
 //! The recovery window: from when to when this cluster can be brought back.
 
-use super::lineage::{Coverage, Lineage};
-use super::restore::{Candidate, Holdings, candidates, lineage};
+use super::lineage::Coverage;
+use super::restore::{Candidate, Holdings, candidates, way};
 use super::target::TimelineChoice;
-use crate::pg::{Lsn, PgTimestamp, Timeline};
+use crate::pg::{Lsn, PgTimestamp, Timeline, TimelineHistory};
 
 /// A hole in the WAL of one timeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub fn gaps(coverage: &Coverage, timeline: Timeline) -> Vec<Gap> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Window<'a> {
     /// The way it lies on.
-    pub lineage: Lineage,
+    pub way: TimelineHistory,
     /// The oldest usable backup whose WAL goes on unbroken to the end; recovery can begin from it.
     pub oldest: Candidate<'a>,
     /// The newest usable backup.
@@ -52,11 +52,11 @@ impl Window<'_> {
 /// WAL is unbroken up to the end. Backups before a gap have windows of their own, which end there.
 pub fn window<'a>(holdings: &Holdings<'a>) -> Option<Window<'a>> {
     let newest_first = |choice| {
-        let lineage = lineage(holdings, choice, None).ok()?;
-        let candidates = candidates(holdings, &lineage, None).ok()?;
+        let way = way(holdings, choice, None).ok()?;
+        let candidates = candidates(holdings, &way, None).ok()?;
         let newest = *candidates.first()?;
         let oldest = *candidates.iter().rfind(|c| c.unbroken_end == newest.unbroken_end)?;
-        Some(Window { lineage, oldest, newest })
+        Some(Window { way, oldest, newest })
     };
     // The newest timeline may be one that no backup leads to: that of a copy
     // which archived into this place by mistake.

@@ -18,7 +18,7 @@ use crate::pg::{BackupLabel, ControlFile, Lsn, Timeline};
 use crate::pgdata::{TarEntry, TarError, TarEvent, TarKind, TarSplitter};
 use crate::plan::backup::{ChunkFate, chunk_fate};
 use crate::repo::{FileMeta, FileRecorder, ParentFiles, RepoError};
-use crate::walsender::{BackupEvent, BaseBackup, BaseBackupOptions, PgError};
+use crate::walsender::{BackupEvent, BackupOptions, BaseBackup, PgError};
 
 /// Files that are kept in memory besides being stored, because the backup's own record needs them.
 const CAPTURED: [&str; 2] = ["backup_label", "global/pg_control"];
@@ -50,15 +50,17 @@ pub(super) async fn receive(
     parent: Option<ParentFiles>,
 ) -> Result<(FileRecorder, Received), Failure> {
     let request = making.request;
-    let options = BaseBackupOptions {
+    let options = BackupOptions {
         label: request.label.clone(),
         fast_checkpoint: request.fast_checkpoint,
         max_rate_kb: request.max_rate_kb,
         manifest_checksums: request.manifest_checksums,
+        progress: true,
+        ..BackupOptions::default()
     };
     making.progress.note("waiting for the server's checkpoint");
     let mut stream =
-        BaseBackup::start(server.connection, options).await.map_err(not_received)?;
+        BaseBackup::start(server.connection, &options).await.map_err(not_received)?;
     let mut receiver = Receiver {
         making,
         recorder,
@@ -128,19 +130,18 @@ struct Receiver<'a> {
 impl Receiver<'_> {
     async fn take(&mut self, event: BackupEvent) -> Result<(), Failure> {
         match event {
-            BackupEvent::Start { start_lsn, timeline, tablespaces } => {
-                let kb: u64 = tablespaces.iter().filter_map(|t| t.size_kb).sum();
+            BackupEvent::Start { start_lsn, timeline, tablespaces, data_directory_kb } => {
+                let sizes = tablespaces.iter().map(|tablespace| tablespace.size_kb);
+                let kb: u64 = sizes.chain([data_directory_kb]).flatten().sum();
                 self.making.progress.note("receiving files");
                 self.making.progress.total((kb > 0).then_some(kb * 1024));
-                let tablespaces = tablespaces
-                    .into_iter()
-                    .filter_map(|t| Some((t.oid?, t.location.unwrap_or_default())))
-                    .collect();
+                let tablespaces =
+                    tablespaces.into_iter().map(|t| (t.oid, t.location)).collect();
                 self.begin = Some(Begin { start_lsn, timeline, tablespaces });
             }
             BackupEvent::ArchiveBegin { tablespace } => {
                 self.end_archive()?;
-                let oid = tablespace.and_then(|tablespace| tablespace.oid);
+                let oid = tablespace.map(|tablespace| tablespace.oid);
                 self.prefix = oid.map_or_else(String::new, |oid| format!("pg_tblspc/{oid}/"));
                 self.tar = Some(TarSplitter::new());
             }

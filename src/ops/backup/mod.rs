@@ -261,11 +261,11 @@ impl Making<'_> {
             references: recorded.references.clone(),
             parent,
             limits: ServerLimits {
-                max_connections: control.max_connections,
-                max_worker_processes: control.max_worker_processes,
-                max_wal_senders: control.max_wal_senders,
-                max_prepared_transactions: control.max_prepared_transactions,
-                max_locks_per_transaction: control.max_locks_per_transaction,
+                max_connections: control.limits.max_connections,
+                max_worker_processes: control.limits.max_worker_processes,
+                max_wal_senders: control.limits.max_wal_senders,
+                max_prepared_transactions: control.limits.max_prepared_transactions,
+                max_locks_per_transaction: control.limits.max_locks_per_transaction,
             },
             tool: super::TOOL.to_owned(),
         }

@@ -76,9 +76,7 @@ async fn connect(info: &ConnInfo) -> Result<Server, Failure> {
     let size = show("wal_segment_size").await?;
     let archive_mode = show("archive_mode").await?;
     let wal_level = show("wal_level").await?;
-    let segment_size = crate::walsender::parse_size(&size)
-        .and_then(|bytes| SegmentSize::new(u32::try_from(bytes).ok()?))
-        .ok_or_else(|| {
+    let segment_size = SegmentSize::parse_setting(&size).ok_or_else(|| {
             Failure::new(
                 Kind::Postgres,
                 format!("the server says that its wal_segment_size is `{size}`"),

@@ -12,10 +12,10 @@ use crate::failure::{Failure, Kind};
 use crate::format::WalObject;
 use crate::ops::failures::of_repo;
 use crate::ops::wal_times::{
-    LineageError, each_mark, lineage_of, segment_on, xact_time_at_end,
+    WayError, each_mark, way_to, xact_time_at_end,
 };
-use crate::pg::{Lsn, PgTimestamp, WalEvent, WalFileName};
-use crate::plan::lineage::Lineage;
+use crate::pg::{Lsn, PgTimestamp, TimelineHistory, WalEvent, WalFileName};
+use crate::plan::lineage::{segment_on, unbroken_end};
 use crate::repo::RepoError;
 use crate::walsender::{Connection, Mode};
 
@@ -33,8 +33,8 @@ pub(super) async fn settle(
     facts: &Facts,
     received: &Received,
 ) -> Result<PgTimestamp, Failure> {
-    let lineage = wait(making, facts, received).await?;
-    reaches_from(making, facts, received, &lineage).await.map_err(|error| {
+    let way = wait(making, facts, received).await?;
+    reaches_from(making, facts, received, &way).await.map_err(|error| {
         of_repo(error, "could not read the backup's WAL back from the repository", UNHARMED)
     })
 }
@@ -43,14 +43,14 @@ async fn wait(
     making: &Making<'_>,
     facts: &Facts,
     received: &Received,
-) -> Result<Lineage, Failure> {
+) -> Result<TimelineHistory, Failure> {
     let began = Instant::now();
     let mut pause = LOOK_FIRST;
     let mut asked = false;
     loop {
-        let (lineage, end) = look(making, facts, received).await?;
+        let (way, end) = look(making, facts, received).await?;
         if end >= received.stop_lsn {
-            return Ok(lineage);
+            return Ok(way);
         }
         if facts.in_recovery && !asked {
             asked = true;
@@ -69,24 +69,24 @@ async fn look(
     making: &Making<'_>,
     facts: &Facts,
     received: &Received,
-) -> Result<(Lineage, Lsn), Failure> {
+) -> Result<(TimelineHistory, Lsn), Failure> {
     let failed = |error| of_repo(error, "could not look for the backup's WAL", UNHARMED);
     let (system_id, size) = (facts.system_id, facts.segment_size);
-    let lineage = match lineage_of(making.repository, system_id, received.stop_timeline).await {
-        Ok(lineage) => lineage,
+    let way = match way_to(making.repository, system_id, received.stop_timeline).await {
+        Ok(way) => way,
         // The history file of a new timeline may be on its way still.
-        Err(LineageError::NoHistory(_)) => {
-            return Ok((Lineage::first(received.timeline), Lsn(0)));
+        Err(WayError::NoHistory(_)) => {
+            return Ok((TimelineHistory::first(), Lsn(0)));
         }
-        Err(LineageError::Repo(error)) => return Err(failed(error)),
+        Err(WayError::Repo(error)) => return Err(failed(error)),
     };
     let inventory = making
         .repository
         .wal_between(system_id, size, received.start_lsn, received.stop_lsn)
         .await
         .map_err(failed)?;
-    let end = lineage.unbroken_end(&inventory.coverage(), received.start_lsn, size);
-    Ok((lineage, end))
+    let end = unbroken_end(&way, &inventory.coverage(), received.start_lsn, size);
+    Ok((way, end))
 }
 
 /// A standby cannot end a segment; its primary can, if our role may ask it to.
@@ -130,13 +130,13 @@ async fn reaches_from(
     making: &Making<'_>,
     facts: &Facts,
     received: &Received,
-    lineage: &Lineage,
+    way: &TimelineHistory,
 ) -> Result<PgTimestamp, RepoError> {
     let (system_id, size) = (facts.system_id, facts.segment_size);
     let first = size.segment_of(received.start_lsn);
     let last = size.segment_before(received.stop_lsn);
     let repository = making.repository;
-    let whole = (first..last).map(|number| segment_on(lineage, number, size, received.stop_lsn));
+    let whole = (first..last).map(|number| segment_on(way, number, size, received.stop_lsn));
     let times: Vec<Option<PgTimestamp>> = futures_util::stream::iter(whole)
         .map(|segment| async move {
             let object = WalObject::File(WalFileName::Segment(segment));
@@ -161,7 +161,7 @@ async fn reaches_from(
         .await?;
     // A commit record that spans the border of the last two segments is in neither header.
     let at_end =
-        xact_time_at_end(repository, system_id, lineage, size, first, received.stop_lsn).await?;
+        xact_time_at_end(repository, system_id, way, size, first, received.stop_lsn).await?;
     // The label's time has whole seconds, rounded down.
     let label = PgTimestamp::from_unix_seconds(received.label_written_unix + 1);
     let latest = times.into_iter().flatten().chain(at_end).max();

@@ -10,11 +10,10 @@ use crate::format::{BackupId, Committed, Identity};
 use crate::ops::current_identity;
 use crate::ops::failures::of_repo;
 use crate::ops::wal_times::{EndOfWal, find_mark, histories_of, reach};
-use crate::pg::{Lsn, PgTimestamp, Timeline, WalEvent};
-use crate::plan::lineage::Lineage;
+use crate::pg::{Lsn, PgTimestamp, Timeline, TimelineHistory, WalEvent};
 use crate::plan::restore::{
     Candidate, FoundAt, Holdings, Reach, Unreachable, candidates, for_found, for_lsn, for_time,
-    lineage,
+    way,
 };
 use crate::plan::target::{RecoveryPoint, TimelineChoice};
 use crate::repo::{RepoError, Repository, claim_of};
@@ -73,7 +72,7 @@ struct Gathered {
     identity: Identity,
     backups: Vec<Committed>,
     coverage: crate::plan::lineage::Coverage,
-    histories: std::collections::BTreeMap<Timeline, crate::pg::TimelineHistory>,
+    histories: std::collections::BTreeMap<Timeline, TimelineHistory>,
 }
 
 /// Plans a restore: which backup, which way, whether the target can be reached.
@@ -95,7 +94,7 @@ pub async fn make_plan(repository: &Repository, request: &Request) -> Result<Pla
         segment_size: gathered.identity.segment_size,
     };
     let named = request.backup.as_ref();
-    let way = lineage(&holdings, request.target.timeline, named).map_err(unreachable)?;
+    let way = way(&holdings, request.target.timeline, named).map_err(unreachable)?;
     let usable = candidates(&holdings, &way, named).map_err(unreachable)?;
     let choosing = Choosing { repository, request, gathered: &gathered, way: &way };
     let (chosen, end) = choosing.choose(&usable).await?;
@@ -133,7 +132,7 @@ struct Choosing<'a> {
     repository: &'a Repository,
     request: &'a Request,
     gathered: &'a Gathered,
-    way: &'a Lineage,
+    way: &'a TimelineHistory,
 }
 
 /// Where replay ends and what is known of it.
@@ -255,7 +254,7 @@ impl<'a> Choosing<'a> {
         }
         let (from, to) = looked.unwrap_or_default();
         let target = point.to_string();
-        let timeline = self.way.target();
+        let timeline = self.way.timeline();
         Err(unreachable(Unreachable::NotFound { target, timeline, from, to }))
     }
 }
@@ -263,7 +262,7 @@ impl<'a> Choosing<'a> {
 fn report(
     request: &Request,
     chosen: &Candidate<'_>,
-    way: &Lineage,
+    way: &TimelineHistory,
     end: ReplayEnd,
 ) -> PlanReport {
     let backup = chosen.backup;
@@ -290,7 +289,7 @@ fn report(
         } else {
             request.target.to_string()
         },
-        timeline: way.target(),
+        timeline: way.timeline(),
         wal_start_lsn: backup.start_lsn,
         wal_end_lsn: end.lsn,
         size_bytes: backup.size_bytes,

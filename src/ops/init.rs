@@ -1,0 +1,259 @@
+//! `init`: claim a place in the repository for one cluster.
+//!
+//! The claim is the object `identity/<system id>.json`, created once. Two
+//! clusters that claim at the same moment have two names, so each looks again
+//! after its create: at least one of them sees the other and withdraws.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use super::failures::{of_postgres, of_repo};
+use super::{TOOL, control_of, now};
+use crate::failure::{Failure, Kind};
+use crate::format::{FORMAT_VERSION, Identity};
+use crate::pg::{SegmentSize, ServerVersion, SystemId};
+use crate::repo::{Claim, RepoError, Repository, claim_of};
+use crate::store::{Key, probe};
+use crate::walsender::{ConnInfo, Connection, Mode};
+
+const UNHARMED: &str = "The place was not claimed, and nothing in the repository was changed.";
+
+/// The oldest major version that is supported.
+const MAJOR_MIN: u32 = 14;
+
+/// What is asked.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The server to ask who it is.
+    pub server: ConnInfo,
+    /// The data directory to read it from instead, if one was given.
+    pub pgdata: Option<PathBuf>,
+    /// Claim the place as the successor of the cluster that lives there.
+    pub successor: bool,
+    /// The name of this host, for the record.
+    pub host: String,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The repository's URL.
+    pub repository: String,
+    /// The system identifier.
+    pub system_identifier: SystemId,
+    /// The WAL segment size in bytes.
+    pub wal_segment_bytes: u64,
+    /// The major version.
+    pub postgres_major: u32,
+    /// Whether this call claimed the place; false if it was ours already.
+    pub claimed: bool,
+}
+
+/// Who the cluster is.
+struct Who {
+    system_id: SystemId,
+    segment_size: SegmentSize,
+    major: u32,
+}
+
+/// Claims the place.
+pub async fn run(repository: &Repository, request: &Request) -> Result<Report, Failure> {
+    let who = match &request.pgdata {
+        Some(pgdata) => who_is_in(pgdata)?,
+        None => who_is_at(&request.server).await?,
+    };
+    if who.major < MAJOR_MIN {
+        return Err(Failure::new(
+            Kind::Postgres,
+            format!("the cluster is PostgreSQL {}, and {MAJOR_MIN} is the oldest supported", who.major),
+            UNHARMED,
+            "Upgrade the server; its own community has ended support for it too.",
+        ));
+    }
+    let not_read = |error| {
+        let what = format!("could not read who owns `{}`", repository.cluster());
+        of_repo(error, what, UNHARMED)
+    };
+    let standing = repository.identities().await.map_err(not_read)?;
+    if let Some(ours) = standing.iter().find(|known| known.system_identifier == who.system_id) {
+        check_same(ours, &who)?;
+        return Ok(report(repository, ours, false));
+    }
+    let owner = claim_of(&standing);
+    let identity = claimable(repository, request, &who, owner)?;
+    check_store(repository).await?;
+    let not_claimed = |error| {
+        let what = format!("could not claim `{}` in {}", repository.cluster(), repository.describe());
+        of_repo(error, what, UNHARMED)
+    };
+    let claim = repository.claim(&identity).await.map_err(not_claimed)?;
+    if let Claim::AlreadyOurs(standing) = claim {
+        return Ok(report(repository, &standing, false));
+    }
+    let after = repository.identities().await.map_err(not_claimed)?;
+    let rival = after.iter().find(|other| {
+        other.system_identifier != identity.system_identifier
+            && other.incarnation >= identity.incarnation
+    });
+    if let Some(rival) = rival {
+        withdraw(repository, &identity).await;
+        return Err(other_cluster(repository, rival.system_identifier, who.system_id));
+    }
+    Ok(report(repository, &identity, true))
+}
+
+fn who_is_in(pgdata: &std::path::Path) -> Result<Who, Failure> {
+    let control = control_of(pgdata).ok_or_else(|| {
+        Failure::new(
+            Kind::Usage,
+            format!("`{}` has no readable global/pg_control", pgdata.display()),
+            UNHARMED,
+            "Give the cluster's data directory with `--pgdata`, and run as a user who may read it.",
+        )
+    })?;
+    Ok(Who {
+        system_id: control.system_id,
+        segment_size: control.wal_segment_size,
+        major: control.version.0,
+    })
+}
+
+async fn who_is_at(server: &ConnInfo) -> Result<Who, Failure> {
+    let failed = |error| {
+        let mut failure =
+            of_postgres(error, "could not ask the server which cluster it is", UNHARMED);
+        failure.next.push_str(" With `--pgdata DIR` no connection is needed.");
+        failure
+    };
+    let mut connection = Connection::connect(server, Mode::Sql).await.map_err(failed)?;
+    let system = connection
+        .query("SELECT system_identifier FROM pg_catalog.pg_control_system()")
+        .await
+        .map_err(failed)?;
+    let size = connection.show("wal_segment_size").await.map_err(failed)?;
+    let version = ServerVersion(connection.server_version_num());
+    connection.close().await;
+    // The function shows the number as a signed one.
+    let system_id = system.first().and_then(|text| text.parse::<i64>().ok());
+    let system_id = system_id.map(|number| SystemId(number.cast_unsigned()));
+    match (system_id, SegmentSize::parse_setting(&size)) {
+        (Some(system_id), Some(segment_size)) => {
+            Ok(Who { system_id, segment_size, major: version.major().0 })
+        }
+        _ => Err(Failure::new(
+            Kind::Postgres,
+            "the server's answer to who it is makes no sense",
+            UNHARMED,
+            "Check that the address is PostgreSQL's own and not a pooler's.",
+        )),
+    }
+}
+
+fn check_same(ours: &Identity, who: &Who) -> Result<(), Failure> {
+    if ours.segment_size == who.segment_size {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Kind::Conflict,
+        format!(
+            "this place was set up for WAL segments of {}, and the cluster has {}",
+            ours.segment_size, who.segment_size
+        ),
+        UNHARMED,
+        "pg_resetwal has changed the segment size. Set up a new place under another cluster name.",
+    ))
+}
+
+/// Returns the identity to claim the place with, or why it may not be claimed.
+fn claimable(
+    repository: &Repository,
+    request: &Request,
+    who: &Who,
+    owner: Option<&Identity>,
+) -> Result<Identity, Failure> {
+    match (owner, request.successor) {
+        (Some(owner), false) => {
+            return Err(other_cluster(repository, owner.system_identifier, who.system_id));
+        }
+        (None, true) => {
+            return Err(Failure::new(
+                Kind::Usage,
+                format!("`{}` has no cluster that could be succeeded", repository.cluster()),
+                UNHARMED,
+                "Check repository URL and cluster name; for a new place leave `--successor` out.",
+            ));
+        }
+        (Some(owner), true) if owner.postgres_major > who.major => {
+            return Err(Failure::new(
+                Kind::Conflict,
+                format!(
+                    "`{}` belongs to a cluster of PostgreSQL {}, which one of {} cannot succeed",
+                    repository.cluster(),
+                    owner.postgres_major,
+                    who.major
+                ),
+                UNHARMED,
+                "Only pg_upgrade makes a successor, and it goes upwards. Choose another cluster name.",
+            ));
+        }
+        _ => {}
+    }
+    Ok(Identity {
+        format: FORMAT_VERSION,
+        cluster: repository.cluster().clone(),
+        system_identifier: who.system_id,
+        segment_size: who.segment_size,
+        postgres_major: who.major,
+        incarnation: owner.map_or(1, |owner| owner.incarnation + 1),
+        succeeds: owner.map(|owner| owner.system_identifier),
+        claimed_at: now(),
+        claimed_by: request.host.clone(),
+        tool: TOOL.to_owned(),
+    })
+}
+
+fn other_cluster(repository: &Repository, owner: SystemId, ours: SystemId) -> Failure {
+    let cluster = repository.cluster().to_string();
+    let error = RepoError::OtherCluster { cluster, owner, ours };
+    let what = format!("`{}` in {} is taken", repository.cluster(), repository.describe());
+    of_repo(error, what, UNHARMED)
+}
+
+/// Tries what every later write relies on.
+async fn check_store(repository: &Repository) -> Result<(), Failure> {
+    let nonce = super::nonce();
+    let found = probe(&**repository.store(), &nonce, SystemTime::now()).await;
+    for (step, result) in found.steps {
+        let Err(error) = result else { continue };
+        let what = format!("{} cannot {}", repository.describe(), step.title());
+        let next = if found.conditional_put == Some(false) {
+            "This store replaces objects although it is asked not to. If only one host ever writes to this place, set the store option `conditional_put = \"off\"`: Highwater then looks before it writes, which two writers at once can defeat."
+        } else {
+            "Check the credentials and that they may read, write, list and delete below the repository's prefix."
+        };
+        return Err(Failure::new(Kind::Store, what, UNHARMED, next).because(error));
+    }
+    Ok(())
+}
+
+async fn withdraw(repository: &Repository, identity: &Identity) {
+    let key = Key::new(repository.place().identity(identity.system_identifier));
+    if let Err(error) = repository.store().delete(&key).await {
+        tracing::warn!("`{key}` could not be withdrawn: {error}");
+    }
+}
+
+fn report(repository: &Repository, identity: &Identity, claimed: bool) -> Report {
+    Report {
+        cluster: repository.cluster().to_string(),
+        repository: repository.describe(),
+        system_identifier: identity.system_identifier,
+        wal_segment_bytes: identity.segment_size.bytes(),
+        postgres_major: identity.postgres_major,
+        claimed,
+    }
+}
