@@ -28,7 +28,7 @@ use tokio::sync::{Mutex, OnceCell};
 
 /// Credentials are fetched anew this long before they end, so that none ends
 /// during a request.
-const EXPIRY_MARGIN: Duration = Duration::from_secs(300);
+const EXPIRY_MARGIN: Duration = Duration::from_mins(5);
 
 /// Why there is no identity.
 #[derive(Debug, thiserror::Error)]

@@ -31,13 +31,9 @@ use tokio::sync::OnceCell;
 
 use super::clients::{Backend, Setup};
 use super::cloud_errors::{During, classify};
-use super::memory::rest_below;
+use super::contract::{check_key, check_prefix, is_key_part, rest_below, time_limit};
 use super::options::spec;
-use super::url::is_key_part;
 use super::{Body, Cause, Key, Level, Listed, Reading, Store, StoreError};
-
-/// A slower line than this (bytes per second) is taken for a stalled one.
-const SLOWEST_BYTES_PER_SECOND: u64 = 128 * 1024;
 
 /// A [`Store`] in a bucket. Cheap to clone. The client is built at the first
 /// call, so that a command that needs no store pays for none.
@@ -83,7 +79,8 @@ impl CloudStore {
     }
 
     async fn client(&self, key: &Key) -> Result<&Arc<dyn Backend>, StoreError> {
-        let built = self.inner.client.get_or_try_init(|| self.inner.setup.build());
+        // Boxed, because what `aws-config` may do on the way makes it a very large future.
+        let built = self.inner.client.get_or_try_init(|| Box::pin(self.inner.setup.build()));
         let refuse = |cause: Cause| StoreError::Refused { key: key.clone(), cause };
         self.within(key, 0, "preparing the client", built).await?.map_err(refuse)
     }
@@ -96,8 +93,7 @@ impl CloudStore {
         what: &str,
         work: impl Future<Output = T> + Send,
     ) -> Result<T, StoreError> {
-        let limit =
-            self.inner.stall_timeout + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND);
+        let limit = time_limit(self.inner.stall_timeout, bytes);
         tokio::time::timeout(limit, work).await.map_err(|_| {
             let cause = format!("{what} took longer than {limit:?}").into();
             StoreError::Unavailable { key: key.clone(), cause }
@@ -106,13 +102,9 @@ impl CloudStore {
 
     /// Returns the full name of an object in the bucket.
     fn path(&self, key: &Key) -> Result<Path, StoreError> {
-        let refuse = |cause: Cause| StoreError::Refused { key: key.clone(), cause };
-        if !key.as_str().split('/').all(is_key_part) {
-            return Err(refuse(
-                "a key is made of A-Z a-z 0-9 . _ - and single slashes, and no part begins with a dot".into(),
-            ));
-        }
-        Path::parse(join(&self.inner.prefix, key)).map_err(|e| refuse(Box::new(e)))
+        check_key(key)?;
+        Path::parse(join(&self.inner.prefix, key))
+            .map_err(|e| StoreError::Refused { key: key.clone(), cause: Box::new(e) })
     }
 
     /// Returns what a full name in the bucket is called here, if we could have written it.
@@ -133,9 +125,7 @@ impl CloudStore {
         token: Option<String>,
         delimiter: Option<&'static str>,
     ) -> Result<(ListResult, Option<String>), StoreError> {
-        if !prefix.as_str().is_empty() {
-            self.path(prefix)?;
-        }
+        check_prefix(prefix)?;
         let full = join(&self.inner.prefix, prefix);
         // With its slash, for `a/b` must not list `a/bc`.
         let full = (!full.is_empty()).then(|| format!("{full}/"));
@@ -186,7 +176,7 @@ impl CloudStore {
         body: &Body,
         mode: PutMode,
     ) -> Result<(), StoreError> {
-        let payload = PutPayload::from_iter(body.pieces().iter().cloned());
+        let payload = body.pieces().iter().cloned().collect::<PutPayload>();
         let options =
             PutOptions { mode, attributes: self.inner.attributes.clone(), ..Default::default() };
         let request = client.put_opts(path, payload, options);

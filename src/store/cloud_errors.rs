@@ -169,6 +169,11 @@ impl Answer {
             {
                 answer.read_status(rest);
             }
+            // Azure's deletes go as a batch, whose parts have only a reason phrase.
+            if answer.status.is_none() && text.contains("The specified container does not exist") {
+                answer.status = Some(404);
+                answer.code = Some("ContainerNotFound".to_owned());
+            }
             if text.starts_with("Received redirect") {
                 answer.status = Some(301);
             }
@@ -234,7 +239,7 @@ impl Answer {
             }
             (_, Some("RequestTimeTooSkewed")) => Some("the clock of this machine is wrong"),
             (
-                Some(301) | Some(400),
+                Some(301 | 400),
                 None | Some("AuthorizationHeaderMalformed" | "PermanentRedirect"),
             ) => Some("is `region` that of the bucket?"),
             (Some(501), _) => Some(

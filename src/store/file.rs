@@ -42,10 +42,9 @@ use futures_util::{StreamExt, TryStreamExt};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
+use super::contract::{check_key, check_prefix, clip, time_limit};
 use super::file_walk::Walk;
-use super::memory::clip;
 use super::random::random_u64;
-use super::url::is_key_part;
 use super::{Body, Cause, Key, Level, Listed, Reading, Store, StoreError};
 
 /// Where files are written before they get their name. No key can name it,
@@ -64,9 +63,6 @@ const PIECE_BYTES: u64 = 1024 * 1024;
 
 /// How many listed objects are collected in one go.
 const PAGE_OBJECTS: usize = 1000;
-
-/// A slower disk than this (bytes per second) is taken for a stalled one.
-const SLOWEST_BYTES_PER_SECOND: u64 = 128 * 1024;
 
 /// A [`Store`] in a local directory. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -130,8 +126,7 @@ impl FileStore {
         bytes: u64,
         work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let limit =
-            self.inner.stall_timeout + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SECOND);
+        let limit = time_limit(self.inner.stall_timeout, bytes);
         match tokio::time::timeout(limit, tokio::task::spawn_blocking(work)).await {
             Ok(Ok(result)) => result,
             Ok(Err(join)) => Err(StoreError::Unavailable { key, cause: Box::new(join) }),
@@ -144,22 +139,15 @@ impl FileStore {
 }
 
 impl Inner {
-    /// Returns the path of an object.
-    ///
-    /// # Errors
-    /// [`StoreError::Refused`] for a key that is not safe as a path.
     fn path(&self, key: &Key) -> Result<PathBuf, StoreError> {
-        if key.as_str().split('/').all(is_key_part) {
-            return Ok(self.root.join(key.as_str()));
-        }
-        let cause =
-            "a key is made of A-Z a-z 0-9 . _ - and single slashes, and no part begins with a dot";
-        Err(StoreError::Refused { key: key.clone(), cause: cause.into() })
+        check_key(key)?;
+        Ok(self.root.join(key.as_str()))
     }
 
     /// Returns the path of a directory of keys; the empty prefix is the root.
     fn directory(&self, prefix: &Key) -> Result<PathBuf, StoreError> {
-        if prefix.as_str().is_empty() { Ok(self.root.clone()) } else { self.path(prefix) }
+        check_prefix(prefix)?;
+        Ok(self.root.join(prefix.as_str()))
     }
 
     /// Makes sure that the repository's directory is there and is not the empty mount point of
@@ -593,11 +581,11 @@ mod tests {
         for path in [&old, &young, &foreign] {
             fs::write(path, "x").unwrap();
         }
-        let long_ago = SystemTime::now() - Duration::from_secs(7200);
+        let long_ago = SystemTime::now() - Duration::from_hours(2);
         for path in [&old, &foreign] {
             File::options().write(true).open(path).unwrap().set_modified(long_ago).unwrap();
         }
-        assert_eq!(store.sweep_leftovers(Duration::from_secs(3600)).await.unwrap(), 1);
+        assert_eq!(store.sweep_leftovers(Duration::from_hours(1)).await.unwrap(), 1);
         assert!(!old.exists() && young.exists() && foreign.exists());
         assert_eq!(keys(&store, "").await, Vec::<String>::new());
     }

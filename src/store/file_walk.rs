@@ -10,8 +10,8 @@ use std::fs::{self, DirEntry, ReadDir};
 use std::io;
 use std::path::Path;
 
+use super::contract::is_key_part;
 use super::file::is_no_such_file;
-use super::url::is_key_part;
 use super::{Key, Level, Listed};
 
 /// A deeper tree than this is not one that we wrote.

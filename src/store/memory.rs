@@ -14,6 +14,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 
+use super::contract::{check_key, check_prefix, clip, rest_below};
 use super::{Body, Key, Level, Listed, Reading, Store, StoreError};
 
 /// How many bytes one piece of a reading has at most.
@@ -72,35 +73,10 @@ impl MemoryStore {
     }
 }
 
-/// Returns what follows the directory `prefix` in `key`, by whole components.
-pub(super) fn rest_below<'a>(prefix: &Key, key: &'a Key) -> Option<&'a str> {
-    if prefix.as_str().is_empty() {
-        return Some(key.as_str());
-    }
-    key.as_str().strip_prefix(prefix.as_str())?.strip_prefix('/').filter(|rest| !rest.is_empty())
-}
-
-/// Clips `range` to an object of `size` bytes, end excluded.
-///
-/// # Errors
-/// [`StoreError::Refused`] if the range is empty or begins at or behind the end.
-pub(super) fn clip(
-    key: &Key,
-    size: u64,
-    range: Option<Range<u64>>,
-) -> Result<Range<u64>, StoreError> {
-    let Some(range) = range else { return Ok(0..size) };
-    let clipped = range.start..range.end.min(size);
-    if clipped.is_empty() {
-        let cause = format!("bytes {}..{} lie outside its {size} bytes", range.start, range.end);
-        return Err(StoreError::Refused { key: key.clone(), cause: cause.into() });
-    }
-    Ok(clipped)
-}
-
 #[async_trait]
 impl Store for MemoryStore {
     async fn create(&self, key: &Key, body: Body) -> Result<(), StoreError> {
+        check_key(key)?;
         let mut bytes = BytesMut::new();
         for piece in body.pieces() {
             bytes.extend_from_slice(piece);
@@ -115,6 +91,7 @@ impl Store for MemoryStore {
     }
 
     async fn read(&self, key: &Key, range: Option<Range<u64>>) -> Result<Reading, StoreError> {
+        check_key(key)?;
         let object = self.lock().get(key).cloned();
         let Some(object) = object else { return Err(StoreError::Absent { key: key.clone() }) };
         let size_bytes = object.bytes.len() as u64;
@@ -128,10 +105,15 @@ impl Store for MemoryStore {
     }
 
     fn list(&self, prefix: &Key) -> BoxStream<'static, Result<Listed, StoreError>> {
-        stream::iter(self.below(prefix).into_iter().map(Ok)).boxed()
+        let listed = match check_prefix(prefix) {
+            Ok(()) => self.below(prefix).into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error)],
+        };
+        stream::iter(listed).boxed()
     }
 
     async fn list_level(&self, prefix: &Key) -> Result<Level, StoreError> {
+        check_prefix(prefix)?;
         let mut directories = BTreeSet::new();
         let mut objects = Vec::new();
         for listed in self.below(prefix) {
@@ -146,6 +128,7 @@ impl Store for MemoryStore {
     }
 
     async fn delete(&self, key: &Key) -> Result<(), StoreError> {
+        check_key(key)?;
         self.lock().remove(key);
         Ok(())
     }
@@ -158,31 +141,4 @@ impl Store for MemoryStore {
 /// The offset lies within bytes that are in memory, so it fits.
 fn to_usize(offset: u64) -> usize {
     usize::try_from(offset).unwrap_or(usize::MAX)
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_prefix_means_whole_components() {
-        let rest = |prefix: &str, key: &str| {
-            rest_below(&Key::new(prefix), &Key::new(key)).map(str::to_owned)
-        };
-        assert_eq!(rest("a/b", "a/b/c").as_deref(), Some("c"));
-        assert_eq!(rest("a/b", "a/bc"), None);
-        assert_eq!(rest("a/b", "a/b"), None);
-        assert_eq!(rest("", "a").as_deref(), Some("a"));
-    }
-
-    #[test]
-    fn a_range_is_clipped_and_one_that_misses_is_refused() {
-        let key = Key::new("k");
-        assert_eq!(clip(&key, 10, Some(8..100)).unwrap(), 8..10);
-        assert_eq!(clip(&key, 10, None).unwrap(), 0..10);
-        assert!(matches!(clip(&key, 10, Some(10..11)), Err(StoreError::Refused { .. })));
-        assert!(matches!(clip(&key, 0, Some(0..1)), Err(StoreError::Refused { .. })));
-        assert!(matches!(clip(&key, 10, Some(3..3)), Err(StoreError::Refused { .. })));
-    }
 }

@@ -12,6 +12,7 @@ mod aws_credentials;
 pub mod clients;
 mod cloud;
 mod cloud_errors;
+mod contract;
 pub mod faults;
 pub mod file;
 mod file_walk;

@@ -19,7 +19,7 @@ use super::{Key, Store, StoreError};
 
 /// Staging files of a local repository younger than this are left alone: an
 /// upload that long is none.
-pub const LEFTOVER_AGE_MIN: Duration = Duration::from_secs(24 * 3600);
+pub const LEFTOVER_AGE_MIN: Duration = Duration::from_hours(24);
 
 /// Why a store could not be opened. All are mistakes in settings.
 #[derive(Debug, thiserror::Error)]
@@ -302,7 +302,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_clock_difference_has_the_sign_of_the_stores_lead() {
-        let an_hour_ago = SystemTime::now() - Duration::from_secs(3600);
+        let an_hour_ago = SystemTime::now() - Duration::from_hours(1);
         let report = probe(&MemoryStore::new(), "n1", an_hour_ago).await;
         assert!((3_590_000..3_660_000).contains(&report.clock_ahead_ms.unwrap()), "{report:?}");
     }

@@ -198,7 +198,7 @@ impl<S: Store + ?Sized + 'static> Store for Retrying<S> {
         let mut attempts = Attempts::new(self.policy);
         let Reading { size_bytes, bytes } =
             open(&*self.inner, &mut attempts, key, range.clone()).await?;
-        let rest = super::memory::clip(key, size_bytes, range)?;
+        let rest = super::contract::clip(key, size_bytes, range)?;
         let inner = Arc::clone(&self.inner);
         let resumed = Resumed { inner, key: key.clone(), size_bytes, rest, bytes, attempts };
         let bytes = stream::try_unfold(resumed, |mut resumed| async move {
@@ -294,7 +294,7 @@ mod tests {
     use super::super::memory::MemoryStore;
     use super::*;
 
-    const POLICY: RetryPolicy = RetryPolicy { repetitions: 2, deadline: Duration::from_secs(60) };
+    const POLICY: RetryPolicy = RetryPolicy { repetitions: 2, deadline: Duration::from_mins(1) };
 
     fn stores() -> (MemoryStore, FaultStore, Retrying<FaultStore>) {
         let memory = MemoryStore::new();

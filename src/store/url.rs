@@ -15,6 +15,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use super::contract::is_key_part;
 use super::spelling::nearest;
 
 /// The forms named in every error about a URL.
@@ -226,15 +227,6 @@ fn parse_bucket(driver: Driver, rest: &str) -> Result<RepoUrl, UrlError> {
         return Err(UrlError::BadPath);
     }
     Ok(RepoUrl::Bucket { driver, bucket: bucket.to_owned(), prefix: prefix.to_owned() })
-}
-
-/// Returns whether `part` may stand between two slashes of a key: one or more
-/// of `A-Z a-z 0-9 . _ -`, without a leading dot, so that neither `..` nor the
-/// hidden staging directory of a local repository can be addressed.
-pub(super) fn is_key_part(part: &str) -> bool {
-    !part.is_empty()
-        && !part.starts_with('.')
-        && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 #[cfg(test)]

@@ -16,12 +16,12 @@ type Shared = Arc<dyn Store>;
 /// default, where the small size of the pages is set by the fake instead).
 const MANY: usize = 1100;
 
-pub fn key(text: &str) -> Key {
+pub(crate) fn key(text: &str) -> Key {
     Key::new(text)
 }
 
 /// Bytes that differ at every offset of a page and between seeds.
-pub fn content(seed: u64, len: usize) -> Vec<u8> {
+pub(crate) fn content(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     (0..len)
         .map(|_| {
@@ -33,7 +33,7 @@ pub fn content(seed: u64, len: usize) -> Vec<u8> {
         .collect()
 }
 
-pub async fn read(
+pub(crate) async fn read(
     store: &Shared,
     name: &str,
     range: Option<Range<u64>>,
@@ -43,7 +43,7 @@ pub async fn read(
     Ok(pieces.concat())
 }
 
-pub async fn create(store: &Shared, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+pub(crate) async fn create(store: &Shared, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
     store.create(&key(name), bytes.to_vec().into()).await
 }
 
@@ -55,7 +55,7 @@ async fn listed(store: &Shared, prefix: &str) -> BTreeSet<String> {
 }
 
 /// Runs the whole battery on an empty store.
-pub async fn run(store: Shared) {
+pub(crate) async fn run(store: Shared) {
     sound(&store).await;
     sizes_come_back(&store).await;
     create_never_replaces(&store).await;
@@ -188,6 +188,7 @@ async fn keys_of_every_allowed_character(store: &Shared) {
     for name in names {
         let result = create(store, name, name.as_bytes()).await;
         if name.contains("/..z") {
+            assert!(matches!(result, Err(StoreError::Refused { .. })), "{result:?}");
             continue;
         }
         result.unwrap();
@@ -242,7 +243,7 @@ async fn long_listings(store: &Shared) {
 }
 
 /// Creates `count` small objects below `prefix`.
-pub async fn fill(store: &Shared, prefix: &str, count: usize) {
+pub(crate) async fn fill(store: &Shared, prefix: &str, count: usize) {
     stream::iter(0..count)
         .for_each_concurrent(16, |n| async move {
             create(store, &format!("{prefix}/{n:06}"), b"x").await.unwrap();

@@ -26,7 +26,7 @@ struct State {
 }
 
 /// Starts the fake with one bucket and returns its port. It ends with the runtime.
-pub async fn start(bucket: &'static str) -> u16 {
+pub(crate) async fn start(bucket: &'static str) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let state = Arc::new(Mutex::new(State::default()));
@@ -125,7 +125,7 @@ fn list(state: &State, query: &str) -> Answer {
         let directory =
             rest.split_once('/').filter(|_| delimiter == "/").map(|(d, _)| format!("{prefix}{d}/"));
         if directory.as_ref().is_some_and(|d| prefixes.contains(d)) {
-            last = name.clone();
+            last.clone_from(name);
             continue;
         }
         if count == PAGE {
@@ -133,29 +133,29 @@ fn list(state: &State, query: &str) -> Answer {
             break;
         }
         count += 1;
-        last = name.clone();
+        last.clone_from(name);
         if let Some(directory) = directory {
             prefixes.insert(directory);
         } else {
             let now = jiff::Timestamp::now();
-            contents += &format!(
+            contents.push_str(&format!(
                 "<Contents><Key>{name}</Key><LastModified>{now}</LastModified><ETag>\"{generation}\"</ETag><Size>{}</Size></Contents>",
                 bytes.len()
-            );
+            ));
         }
     }
-    let prefixes: String = prefixes
-        .iter()
-        .map(|p| format!("<CommonPrefixes><Prefix>{p}</Prefix></CommonPrefixes>"))
-        .collect();
+    for prefix in prefixes {
+        contents.push_str("<CommonPrefixes><Prefix>");
+        contents.push_str(&prefix);
+        contents.push_str("</Prefix></CommonPrefixes>");
+    }
     let token = if is_truncated {
         format!("<NextContinuationToken>{last}</NextContinuationToken>")
     } else {
         String::new()
     };
-    let text = format!(
-        "<?xml version='1.0'?><ListBucketResult>{token}{contents}{prefixes}</ListBucketResult>"
-    );
+    let text =
+        format!("<?xml version='1.0'?><ListBucketResult>{token}{contents}</ListBucketResult>");
     Response::new(Full::new(text.into()))
 }
 

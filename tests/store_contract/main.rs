@@ -4,7 +4,8 @@
 //! Azurite, Google Cloud Storage is a fake in this crate.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-#![allow(clippy::cast_possible_truncation, clippy::default_trait_access)]
+#![allow(clippy::cast_possible_truncation, clippy::default_trait_access, clippy::print_stderr)]
+#![allow(clippy::format_push_string)]
 
 mod battery;
 mod fake_gcs;
@@ -44,6 +45,50 @@ async fn a_local_directory_keeps_the_contract() {
     let url = format!("file://{}/repo", directory.path().display());
     prepare(&url.parse().unwrap(), &StoreOptions::default()).await.unwrap();
     battery::run(opened(&url, &[])).await;
+}
+
+/// A file system of 4 MiB, unmounted at the end. Only root may mount one.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount(&self, options: &str) {
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(self.0.path());
+        assert!(mount.status().unwrap().success(), "mount {options}");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_or_read_only_or_unmounted_disk_is_named_as_such() {
+    if std::process::Command::new("id").arg("-u").output().unwrap().stdout != b"0\n" {
+        eprintln!("SKIPPED: only root may mount the small file system that this test fills");
+        return;
+    }
+    let disk = SmallDisk(tempfile::tempdir().unwrap());
+    disk.mount("size=4m");
+    let url = format!("file://{}", disk.0.path().display());
+    prepare(&url.parse().unwrap(), &StoreOptions::default()).await.unwrap();
+    let store = opened(&url, &[("retries", "0")]);
+    create(&store, "small", b"x").await.unwrap();
+    let error = create(&store, "large", &content(1, 8 << 20)).await.unwrap_err();
+    assert!(matches!(error, StoreError::NoRoom { .. }), "{error:?}");
+    assert!(read(&store, "large", None).await.unwrap_err().is_absent());
+    // What did not fit is gone again, so that there is room for what does.
+    create(&store, "medium", &content(1, 3 << 20)).await.unwrap();
+    disk.mount("remount,ro,size=4m");
+    let error = create(&store, "more", b"x").await.unwrap_err();
+    assert!(matches!(error, StoreError::NoRoom { .. }), "{error:?}");
+    assert_eq!(read(&store, "small", None).await.unwrap(), b"x");
+    std::process::Command::new("umount").arg(disk.0.path()).status().unwrap();
+    let error = read(&store, "small", None).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
+    assert!(cause(&error).contains("is its disk mounted?"), "{error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

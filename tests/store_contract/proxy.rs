@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// What happens to the bytes of answers, all connections together.
 #[derive(Debug, Clone, Copy)]
-pub enum Harm {
+pub(crate) enum Harm {
     /// Nothing.
     None,
     /// After so many further bytes the connection is closed; then no more harm.
@@ -18,14 +18,14 @@ pub enum Harm {
     StallAfter(u64),
 }
 
-pub struct Proxy {
-    pub port: u16,
+pub(crate) struct Proxy {
+    pub(crate) port: u16,
     harm: Arc<Mutex<Harm>>,
 }
 
 impl Proxy {
     /// Listens on a free port and passes everything on to `upstream`.
-    pub async fn start(upstream: u16) -> Self {
+    pub(crate) async fn start(upstream: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let harm = Arc::new(Mutex::new(Harm::None));
@@ -42,12 +42,12 @@ impl Proxy {
     }
 
     /// Chooses what happens to the next bytes of answers.
-    pub fn set(&self, harm: Harm) {
+    pub(crate) fn set(&self, harm: Harm) {
         *self.harm.lock().unwrap() = harm;
     }
 
     /// Returns whether the harm that was set has been done.
-    pub fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         matches!(*self.harm.lock().unwrap(), Harm::None)
     }
 }
@@ -72,7 +72,7 @@ async fn pass(client: TcpStream, server: TcpStream, harm: Arc<Mutex<Harm>>) {
             Verdict::Forward => {}
             Verdict::Close => break,
             // Longer than any test; ends with the test's runtime.
-            Verdict::Hold => tokio::time::sleep(Duration::from_secs(3600)).await,
+            Verdict::Hold => tokio::time::sleep(Duration::from_hours(1)).await,
         }
     }
     up.abort();

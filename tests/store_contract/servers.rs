@@ -9,23 +9,23 @@ use highwater::store::Store;
 use highwater::store::open::open;
 use highwater::store::options::StoreOptions;
 
-pub const BUCKET: &str = "hw-bucket";
-pub const RGW_KEY: &str = "HWTESTKEY";
-pub const RGW_SECRET: &str = "hw-test-secret";
-pub const AZURE_ACCOUNT: &str = "hwtest";
+pub(crate) const BUCKET: &str = "hw-bucket";
+pub(crate) const RGW_KEY: &str = "HWTESTKEY";
+pub(crate) const RGW_SECRET: &str = "hw-test-secret";
+pub(crate) const AZURE_ACCOUNT: &str = "hwtest";
 /// `only a key for tests`, in base64.
-pub const AZURE_KEY: &str = "b25seSBhIGtleSBmb3IgdGVzdHM=";
+pub(crate) const AZURE_KEY: &str = "b25seSBhIGtleSBmb3IgdGVzdHM=";
 
 /// A running server. Its script stops it when the pipe to it closes, so it goes
 /// away even if the test is killed.
-pub struct Server {
-    pub port: u16,
+pub(crate) struct Server {
+    pub(crate) port: u16,
     _stdin: ChildStdin,
     _child: Child,
 }
 
 /// Returns a port that was free a moment ago.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
@@ -53,7 +53,7 @@ fn start(script: &str, port: u16, arguments: &[String]) -> Server {
 }
 
 /// Ceph RGW: an S3 server that verifies signatures.
-pub fn rgw() -> &'static Server {
+pub(crate) fn rgw() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
     SERVER.get_or_init(|| {
         let port = free_port();
@@ -64,7 +64,7 @@ pub fn rgw() -> &'static Server {
 }
 
 /// Azurite: Azure Blob Storage.
-pub fn azurite() -> &'static Server {
+pub(crate) fn azurite() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
     SERVER.get_or_init(|| {
         let port = free_port();
@@ -75,7 +75,7 @@ pub fn azurite() -> &'static Server {
 }
 
 /// Opens a store as a user would: URL and options.
-pub fn opened(url: &str, settings: &[(&str, &str)]) -> Arc<dyn Store> {
+pub(crate) fn opened(url: &str, settings: &[(&str, &str)]) -> Arc<dyn Store> {
     let mut options = StoreOptions::default();
     for (name, value) in settings {
         options.set(name, value).unwrap();
@@ -84,7 +84,7 @@ pub fn opened(url: &str, settings: &[(&str, &str)]) -> Arc<dyn Store> {
 }
 
 /// Opens the RGW bucket through `port`, with `more` options.
-pub fn s3(port: u16, prefix: &str, more: &[(&str, &str)]) -> Arc<dyn Store> {
+pub(crate) fn s3(port: u16, prefix: &str, more: &[(&str, &str)]) -> Arc<dyn Store> {
     let endpoint = format!("http://127.0.0.1:{port}");
     let mut settings = vec![
         ("endpoint", endpoint.as_str()),
@@ -97,7 +97,7 @@ pub fn s3(port: u16, prefix: &str, more: &[(&str, &str)]) -> Arc<dyn Store> {
 }
 
 /// Opens the Azurite container, with `more` options.
-pub fn azure(container: &str, more: &[(&str, &str)]) -> Arc<dyn Store> {
+pub(crate) fn azure(container: &str, more: &[(&str, &str)]) -> Arc<dyn Store> {
     let endpoint = format!("http://127.0.0.1:{}/{AZURE_ACCOUNT}", azurite().port);
     let mut settings = vec![
         ("endpoint", endpoint.as_str()),
@@ -110,7 +110,7 @@ pub fn azure(container: &str, more: &[(&str, &str)]) -> Arc<dyn Store> {
 }
 
 /// Opens the fake of Google Cloud Storage.
-pub fn gcs(port: u16, bucket: &str) -> Arc<dyn Store> {
+pub(crate) fn gcs(port: u16, bucket: &str) -> Arc<dyn Store> {
     let endpoint = format!("http://127.0.0.1:{port}");
     let settings = [("endpoint", endpoint.as_str()), ("allow_http", "true"), ("anonymous", "true")];
     opened(&format!("gs://{bucket}/repo"), &settings)
