@@ -59,10 +59,9 @@ impl IdentityError {
             {
                 Self::NotNow(text)
             }
-            CredentialsError::CredentialsNotLoaded(_) => Self::None(format!(
-                "{text}; set `access_key_id` and `secret_access_key` or `profile`, or give this machine a role"
+            _ => Self::None(format!(
+                "{text} (set `access_key_id` and `secret_access_key`, correct `profile`, or give this machine a role)"
             )),
-            _ => Self::None(text),
         }
     }
 }

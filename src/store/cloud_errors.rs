@@ -116,14 +116,14 @@ pub(super) fn classify(during: During, key: &Key, error: &object_store::Error) -
         };
     }
     match answer.status {
-        Some(404) if NO_SUCH_KEY.contains(&code) && during == During::Read => {
+        Some(404) if is_about_the_key(error) && says_absent(during, code) => {
             StoreError::Absent { key }
         }
-        Some(404) if during == During::Look => StoreError::Absent { key },
-        Some(404) if NO_SUCH_KEY.contains(&code) && during == During::Delete => {
-            StoreError::Absent { key }
-        }
-        Some(409 | 412 | 304) if during == During::Create && code != "ContainerBeingDeleted" => {
+        Some(409 | 412 | 304)
+            if during == During::Create
+                && is_about_the_key(error)
+                && code != "ContainerBeingDeleted" =>
+        {
             StoreError::Exists { key }
         }
         // Immutability policies answer deletes this way on Azure.
@@ -134,6 +134,25 @@ pub(super) fn classify(during: During, key: &Key, error: &object_store::Error) -
         Some(408 | 425 | 429 | 500..) => StoreError::Unavailable { key, cause },
         Some(_) => StoreError::Refused { key, cause },
         None => without_answer(during, key, error, cause),
+    }
+}
+
+/// Returns whether the answer was one about the object itself, not about
+/// credentials that had to be fetched from somewhere else first.
+fn is_about_the_key(error: &object_store::Error) -> bool {
+    use object_store::Error::{AlreadyExists, NotFound, NotModified, Precondition};
+    matches!(
+        error,
+        NotFound { .. } | AlreadyExists { .. } | Precondition { .. } | NotModified { .. }
+    )
+}
+
+/// Returns whether a 404 with this code says that there is no such key.
+fn says_absent(during: During, code: &str) -> bool {
+    match during {
+        During::Read | During::Delete => NO_SUCH_KEY.contains(&code),
+        During::Look => true,
+        During::Create | During::List => false,
     }
 }
 
@@ -204,6 +223,9 @@ impl Answer {
     fn explain(&self, error: &object_store::Error) -> Explained {
         let mut text = match (self.status, &self.code) {
             (Some(301), None) => "the store answered with a redirect".to_owned(),
+            (Some(status), _) if self.at_metadata_service => {
+                format!("the instance's metadata service answered {status}")
+            }
             (Some(status), Some(code)) => format!("the store answered {status} {code}"),
             (Some(status), None) => format!("the store answered {status}"),
             (None, _) if self.transport.is_some() => self.transport_text(),
@@ -312,8 +334,15 @@ mod tests {
     struct Said(String);
 
     fn answered(text: &str) -> object_store::Error {
-        let text = format!("Server returned non-2xx status code: {text}");
-        object_store::Error::Generic { store: "S3", source: Box::new(Said(text)) }
+        let source = Box::new(Said(format!("Server returned non-2xx status code: {text}")));
+        let path = "a/b".to_owned();
+        // As `object_store` sorts answers about an object.
+        match &text[..3] {
+            "404" => object_store::Error::NotFound { path, source },
+            "409" => object_store::Error::AlreadyExists { path, source },
+            "412" => object_store::Error::Precondition { path, source },
+            _ => object_store::Error::Generic { store: "S3", source },
+        }
     }
 
     fn meaning(during: During, text: &str) -> StoreError {
@@ -382,6 +411,18 @@ mod tests {
         );
         let error = meaning(During::Create, "501 Not Implemented: ");
         assert!(error.source().unwrap().to_string().contains("conditional_put = off"));
+    }
+
+    #[test]
+    fn an_answer_about_credentials_is_never_one_about_the_key() {
+        for status in ["404 Not Found: ", "409 Conflict: ", "412 Precondition Failed: "] {
+            let text =
+                format!("Server returned non-2xx status code: {status}<Code>NoSuchKey</Code>");
+            let error = object_store::Error::Generic { store: "STS", source: Box::new(Said(text)) };
+            for during in [During::Read, During::Look, During::Create] {
+                assert_eq!(kind(&classify(during, &Key::new("k"), &error)), "refused", "{status}");
+            }
+        }
     }
 
     #[test]

@@ -25,14 +25,15 @@
 //! an archive that ends. `prepare` makes the root, and with it `.staging`, so
 //! that a prepared repository is never empty.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -58,6 +59,9 @@ const FILE_MODE: u32 = 0o640;
 /// Mode of directories, less what the umask takes.
 const DIRECTORY_MODE: u32 = 0o750;
 
+/// How many directories are remembered as durable before all are forgotten.
+const DURABLE_DIRECTORIES_MAX: usize = 1024;
+
 /// How many bytes one piece of a reading has at most.
 const PIECE_BYTES: u64 = 1024 * 1024;
 
@@ -74,6 +78,8 @@ pub struct FileStore {
 struct Inner {
     root: PathBuf,
     stall_timeout: Duration,
+    /// Directories whose own names this process knows to be durable.
+    durable: Mutex<BTreeSet<PathBuf>>,
 }
 
 impl FileStore {
@@ -82,7 +88,8 @@ impl FileStore {
     /// `stall_timeout` bounds every call (a `create` has the time of its size
     /// at 128 KiB/s besides), because a network file system may hang for ever.
     pub fn new(root: impl Into<PathBuf>, stall_timeout: Duration) -> Self {
-        Self { inner: Arc::new(Inner { root: root.into(), stall_timeout }) }
+        let durable = Mutex::default();
+        Self { inner: Arc::new(Inner { root: root.into(), stall_timeout, durable }) }
     }
 
     /// Creates the root directory and what it needs, durably. Does nothing if it is there already.
@@ -210,7 +217,9 @@ impl Inner {
     /// Gives the staged file its name, unless the name is taken.
     fn publish(&self, key: &Key, staged: &Path, path: &Path) -> Result<(), StoreError> {
         let parent = path.parent().unwrap_or(&self.root);
-        make_directories(parent, Some(&self.root)).map_err(|e| failed(key, e))?;
+        make_directories(parent, Some(&self.root))
+            .and_then(|()| self.settle(parent))
+            .map_err(|e| failed(key, e))?;
         match link_or_rename(staged, path) {
             Ok(()) => sync_directory(parent).map_err(|e| failed(key, e)),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
@@ -236,6 +245,27 @@ impl Inner {
             }
             Err(error) => Err(failed(key, error)),
         }
+    }
+
+    /// Makes sure that `directory` will still be there after a crash. Another
+    /// process may have made it a moment ago and not have synced its parent yet.
+    fn settle(&self, directory: &Path) -> io::Result<()> {
+        let known = || self.durable.lock().unwrap_or_else(PoisonError::into_inner);
+        if known().contains(directory) {
+            return Ok(());
+        }
+        for above in directory.ancestors().skip(1) {
+            if !above.starts_with(&self.root) {
+                break;
+            }
+            sync_directory(above)?;
+        }
+        let mut known = known();
+        if known.len() >= DURABLE_DIRECTORIES_MAX {
+            known.clear();
+        }
+        known.insert(directory.to_owned());
+        Ok(())
     }
 
     fn open(&self, key: &Key) -> Result<(File, u64), StoreError> {

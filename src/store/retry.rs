@@ -5,7 +5,7 @@
 //! says so), settling a create whose answer was lost (the caller reads the
 //! object back).
 //!
-//! Delays grow twofold from [`DELAY_FIRST`] to [`DELAY_MAX`] and are drawn from
+//! Delays grow twofold from `DELAY_FIRST` to `DELAY_MAX` and are drawn from
 //! the whole interval ("full jitter"), so that a hundred archivers that lost the
 //! same store do not come back in step.
 
