@@ -17,7 +17,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use aws_config::meta::region::ProvideRegion;
 use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::profile::region::ProfileFileRegionProvider;
 use aws_config::provider_config::ProviderConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::provider::ProvideCredentials;
@@ -111,6 +113,19 @@ impl AwsIdentity {
     /// Returns the region that was given, or that of the profile or the instance.
     pub(super) async fn region(&self) -> Option<String> {
         self.load().await.region().map(|region| region.as_ref().to_owned())
+    }
+
+    /// Returns the region that the profile names, from the files alone: an
+    /// identity that is known otherwise must not wait for a metadata service.
+    pub(super) async fn region_of_profile(&self) -> Option<String> {
+        let mut provider = ProfileFileRegionProvider::builder();
+        if let Some(profile) = &self.profile {
+            provider = provider.profile_name(profile);
+        }
+        if let Some(files) = self.files() {
+            provider = provider.profile_files(files);
+        }
+        provider.build().region().await.map(|region| region.as_ref().to_owned())
     }
 
     async fn load(&self) -> &SdkConfig {
@@ -266,6 +281,7 @@ mod tests {
         assert_eq!(credential.key_id, "PROFILEKEY");
         assert_eq!(credential.secret_key, "profilesecret");
         assert_eq!(identity.region().await.as_deref(), Some("eu-north-1"));
+        assert_eq!(identity.region_of_profile().await.as_deref(), Some("eu-north-1"));
     }
 
     #[tokio::test]

@@ -196,7 +196,7 @@ impl Setup {
         let region = if plain {
             match region_or_default {
                 Some(region) => Some(region),
-                None => identity(None).region().await,
+                None => identity(None).region_of_profile().await,
             }
         } else {
             let identity = identity(region_or_default);

@@ -211,7 +211,7 @@ impl StoreError {
 
 /// A place that keeps objects.
 ///
-/// Every driver passes the same contract battery (`tests/suite/store_contract.rs`).
+/// Every driver passes the same contract battery (`tests/store_contract/`).
 #[async_trait]
 pub trait Store: fmt::Debug + Send + Sync {
     /// Creates the object if the key is free; never replaces one.

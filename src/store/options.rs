@@ -115,7 +115,7 @@ pub mod spec {
         "region",
         S3,
         None,
-        "Region of the bucket. Unset: AWS_REGION, AWS_DEFAULT_REGION, the profile, the instance, then `us-east-1`.",
+        "Region of the bucket. Unset: AWS_REGION, AWS_DEFAULT_REGION, the profile, the instance (if its role is used), then `us-east-1`.",
     );
     pub static PATH_STYLE: OptionSpec = of_kind(
         "path_style",

@@ -11,6 +11,7 @@ mod battery;
 mod fake_gcs;
 mod proxy;
 mod servers;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -331,5 +332,25 @@ async fn keys_in_the_variables_open_the_bucket() {
     let url = format!("s3://{BUCKET}/variables").parse().unwrap();
     let store = open(&url, &StoreOptions::default(), environment).unwrap();
     let report = probe(&*store, "variables", SystemTime::now()).await;
+    assert!(report.is_sound(), "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_with_its_own_authority_is_trusted_through_ca_file_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let (port, ca) = tls::start(rgw().port, directory.path()).await;
+    let endpoint = format!("https://localhost:{port}");
+    let settings = [
+        ("endpoint", endpoint.as_str()),
+        ("access_key_id", servers::RGW_KEY),
+        ("secret_access_key", servers::RGW_SECRET),
+    ];
+    let url = format!("s3://{BUCKET}/tls");
+    for (call, error) in every_error(&opened(&url, &settings)).await {
+        assert!(matches!(error, StoreError::Refused { .. }), "{call}: {error:?}");
+        assert!(cause(&error).contains("`ca_file`"), "{call}: {}", cause(&error));
+    }
+    let trusted = [&settings[..], &[("ca_file", ca.to_str().unwrap())]].concat();
+    let report = probe(&*opened(&url, &trusted), "tls", SystemTime::now()).await;
     assert!(report.is_sound(), "{report:?}");
 }
