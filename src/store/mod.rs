@@ -8,6 +8,22 @@
 //! an object, and [`StoreError::Absent`] is returned only when the store itself
 //! said that the key does not exist.
 
+mod aws_credentials;
+pub mod clients;
+mod cloud;
+mod cloud_errors;
+mod contract;
+pub mod faults;
+pub mod file;
+mod file_walk;
+pub mod memory;
+pub mod open;
+pub mod options;
+mod random;
+pub mod retry;
+pub mod spelling;
+pub mod url;
+
 use std::fmt;
 use std::ops::Range;
 use std::time::SystemTime;
@@ -195,7 +211,7 @@ impl StoreError {
 
 /// A place that keeps objects.
 ///
-/// Every driver passes the same contract battery (`tests/suite/store_contract.rs`).
+/// Every driver passes the same contract battery (`tests/store_contract/`).
 #[async_trait]
 pub trait Store: fmt::Debug + Send + Sync {
     /// Creates the object if the key is free; never replaces one.
@@ -217,6 +233,9 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// Lists every object whose key begins with the directory `prefix` (whole
     /// path components; empty for all), in no particular order, page by page.
+    ///
+    /// After an error the stream must not be taken for complete: it may end, or
+    /// go on where it stood if it is polled again.
     fn list(&self, prefix: &Key) -> BoxStream<'static, Result<Listed, StoreError>>;
 
     /// Lists one level below the directory `prefix`. A directory that does not exist is empty.
