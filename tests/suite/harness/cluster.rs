@@ -10,7 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 /// Recovery of a test cluster, or its shutdown checkpoint, is done within this.
-const SERVER_LIMIT: Duration = Duration::from_secs(120);
+const SERVER_LIMIT: Duration = Duration::from_mins(2);
 
 /// How often a start is tried again with another port when one is taken.
 const PORT_TRIES: u32 = 5;
@@ -81,11 +81,6 @@ impl ClusterBuilder {
     pub fn without_checksums(mut self) -> Self {
         self.checksums = false;
         self
-    }
-
-    /// Archives with the binary under test.
-    pub fn archiving(self, highwater: &Highwater) -> Self {
-        self.conf("archive_mode = on").conf(&archive_line(highwater))
     }
 
     /// Adds a line to postgresql.conf.
@@ -504,15 +499,17 @@ impl Cluster {
         self.lab.path().join(format!("{}-{name}", self.name))
     }
 
-    /// Copies the stopped or running cluster with pg_basebackup's help as a
-    /// streaming standby, and starts it.
+    /// Copies the stopped or running cluster with pg_basebackup as a streaming
+    /// standby, and starts it.
     pub fn standby(&self, name: &str, settings: &[&str]) -> Self {
         let pgdata = self.lab.path().join(name);
         let mut command = self.client("pg_basebackup");
         command.arg("-D").arg(&pgdata).args(["-R", "-X", "stream", "-c", "fast", "--no-sync"]);
         finish(command);
         let mut standby = Self::adopt(&self.lab, self.major, &pgdata);
-        settings.iter().for_each(|line| standby.set(line));
+        for line in settings {
+            standby.set(line);
+        }
         standby.start();
         standby
     }

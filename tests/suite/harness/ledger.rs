@@ -64,6 +64,11 @@ impl Ledger {
         self.rows.len()
     }
 
+    /// True if this transaction wrote a row that stayed.
+    pub fn has(&self, xid: u32) -> bool {
+        self.rows.contains_key(&xid)
+    }
+
     /// Fails unless the restored copy holds exactly the rows of these
     /// transactions, none missing, none more, each with the same content.
     #[track_caller]

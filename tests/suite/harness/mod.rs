@@ -1,6 +1,7 @@
 //! What the scenarios stand on: servers, the binary under test, waiting with a
 //! limit, and the outside truth from pg_waldump.
 
+mod archived;
 mod binary;
 mod cluster;
 mod lab;
@@ -9,10 +10,11 @@ mod trees;
 mod truth;
 mod wait;
 
-pub use binary::{Highwater, Run};
-pub use cluster::{Cluster, ClusterBuilder};
-pub use lab::{Lab, Random, copy_tree, files_below, fingerprint, flip_bit};
+pub use archived::Archived;
+pub use binary::{Run, Running};
+pub use cluster::{Cluster, ClusterBuilder, finish};
+pub use lab::{Lab, Random, files_below, fingerprint, flip_bit};
 pub use ledger::Ledger;
-pub use trees::{MAJORS, NEWEST};
-pub use truth::{Event, EventKind, Target, events_of, format_time};
+pub use trees::{MAJORS, NEWEST, as_server_user};
+pub use truth::{Event, EventKind, Target, events_of};
 pub use wait::{passes_within, wait_for};
