@@ -20,5 +20,5 @@ RUSTDOCFLAGS='-D warnings' step cargo doc --no-deps
 step "$linters/cargo-deny" check bans licenses sources
 mapfile -t scripts < <(git ls-files -- '*.sh' .ci/run)
 step "$linters/shellcheck" "${scripts[@]}"
-step "$linters/hadolint" docker/Dockerfile
+step "$linters/hadolint" docker/Dockerfile docker/postgres.Dockerfile
 step "$linters/check-jsonschema" --builtin-schema vendor.compose-spec docker/compose.yaml

@@ -1,6 +1,6 @@
 //! `archive-push`: what is stored, what is refused, and what a server sees.
 
-use crate::harness::{Archived, NEWEST, fingerprint, flip_bit, wait_for};
+use crate::harness::{Archived, NEWEST, fingerprint, finish, flip_bit, wait_for};
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(90);
@@ -220,10 +220,6 @@ fn a_record_abandoned_by_a_crash_leaves_valid_segments() {
     place.cluster.immediate_stop();
     std::fs::remove_file(place.cluster.wal(&lost)).unwrap();
     place.cluster.start();
-    assert!(
-        place.cluster.log().contains("successfully skipped missing contrecord")
-            || place.cluster.sql("select 1") == "1"
-    );
     let after = place.cluster.switch_wal();
     assert_eq!(after, lost, "the segment is written anew");
     let mut waldump = place.cluster.tool("pg_waldump");
@@ -235,12 +231,28 @@ fn a_record_abandoned_by_a_crash_leaves_valid_segments() {
     }
 }
 
+/// Where records begin in a segment, as pg_waldump says; only those whose header
+/// of 24 bytes lies within one page.
+fn record_offsets(place: &Archived, name: &str) -> Vec<usize> {
+    let mut waldump = place.cluster.tool("pg_waldump");
+    let output = finish({
+        waldump.arg(place.cluster.wal(name));
+        waldump
+    });
+    let text = String::from_utf8(output.stdout).unwrap();
+    let offset = |line: &str| {
+        let (_, low) = line.split_once("lsn: ")?.1.split(',').next()?.split_once('/')?;
+        Some(usize::from_str_radix(low, 16).unwrap() % (16 << 20))
+    };
+    text.lines().filter_map(offset).filter(|at| at % 8192 + 24 <= 8192).collect()
+}
+
 #[test]
 fn a_damaged_segment_is_refused_with_its_reason_and_nothing_is_stored() {
     let place = Archived::by_hand(NEWEST, 16);
     let names = place.segments(3);
     let bytes = std::fs::read(place.cluster.wal(&names[1])).unwrap();
-    let used = bytes.iter().rposition(|b| *b != 0).unwrap();
+    let records = record_offsets(&place, &names[1]);
     place.lab.directory("damaged");
     let refuse = |what: &str, bytes: &[u8]| {
         let path = place.lab.write(&format!("damaged/{}", names[1]), bytes);
@@ -249,13 +261,15 @@ fn a_damaged_segment_is_refused_with_its_reason_and_nothing_is_stored() {
         assert!(place.objects_of(&names[1]).is_empty(), "{what} was stored");
     };
     refuse("zeros", &vec![0; bytes.len()]);
-    for offset in [0, 8, 24, 200, used / 2, used - 100] {
+    // The magic, the page address, and checksums of records early, amid and late.
+    let middle = records[records.len() / 2];
+    for offset in [0, 8, records[2] + 20, middle + 20, records[records.len() - 2] + 20] {
         let mut flipped = bytes.clone();
         flipped[offset] ^= 4;
         refuse(&format!("a bit flipped at {offset}"), &flipped);
     }
     let mut torn = bytes.clone();
-    torn[used / 2..].fill(0);
+    torn[middle..].fill(0);
     refuse("a segment that ends in zeros", &torn);
     refuse("a recycled segment", &std::fs::read(place.cluster.wal(&names[0])).unwrap());
     place.highwater.push(&place.cluster.wal(&names[1])).done();

@@ -256,11 +256,13 @@ fn drain(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
 }
 
 /// Returns the binary at a path that the server's user can reach: cargo's build
-/// directory may be below somebody's home.
+/// directory may be below somebody's home. `HIGHWATER_TEST_BINARY` puts another
+/// one to the test, such as a release build.
 pub fn reachable_binary() -> &'static Path {
     static PLACE: OnceLock<PathBuf> = OnceLock::new();
     PLACE.get_or_init(|| {
-        let built = Path::new(env!("CARGO_BIN_EXE_highwater"));
+        let other = std::env::var_os("HIGHWATER_TEST_BINARY").map(PathBuf::from);
+        let built = other.as_deref().unwrap_or(Path::new(env!("CARGO_BIN_EXE_highwater")));
         if as_server_user("/usr/bin/test").arg("-x").arg(built).status().unwrap().success() {
             return built.to_path_buf();
         }
