@@ -8,6 +8,9 @@ SHELL := /bin/bash
 SETUP := tests/setup
 INSTALL := $(SETUP)/install.sh
 
+# Every script and test agrees on one place.
+export HIGHWATER_TEST_CACHE := $(shell $(INSTALL) --cache)
+
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1 | /' | column -t -s '|'
 

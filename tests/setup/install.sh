@@ -166,6 +166,8 @@ install_servers() {
         install_from_pgdg
         return 0
     fi
+    # For the certificates of the tests.
+    apt_need openssl
     venv "$cache/python"
     # What ldd names as missing on a bare Debian 12. Newer releases have other
     # versions of ICU; tree_runs finds that out below.
