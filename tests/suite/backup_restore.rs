@@ -1,0 +1,293 @@
+//! The main job on every major: archive, back up, lose the cluster, bring it
+//! back as of a moment, and compare everything.
+
+use crate::harness::{
+    Archived, Cluster, ClusterBuilder, MAJORS, NEWEST, Target, files_below, finish, flip_bit,
+};
+
+/// The story of the README, on one major version.
+fn the_main_job(major: u32) {
+    let mut place = Archived::by_server_with(major, |builder| builder.tablespace("aside"));
+    place.highwater.run(&["check"]).done();
+    place.cluster.pgbench(&["-i", "-q", "-s", "2"]);
+    place.cluster.sql(
+        "create table moved tablespace aside as select g n, md5(g::text) t \
+         from generate_series(1, 20000) g; create index on moved (t) tablespace aside",
+    );
+    place.cluster.sql("create unlogged table fleeting as select generate_series(1, 1000) n");
+    // The server is written to all through the backup.
+    let mut writing = place.cluster.pgbench_in_background(&["-c", "2", "-t", "500"]);
+    place.highwater.run(&["backup", "--fast"]).done();
+    assert!(writing.wait().unwrap().success());
+    place.cluster.pgbench(&["-c", "2", "-t", "100"]);
+    place.cluster.sql("update moved set t = 'changed' where n % 7 = 0");
+    let wanted = content(&place.cluster);
+    let moment = place.now();
+    place.cluster.sql("drop table pgbench_accounts cascade");
+    place.cluster.archive_now();
+
+    let info = place.highwater.info();
+    assert_eq!(info["backups"].as_array().unwrap().len(), 1, "{info}");
+    assert_eq!(info["backups"][0]["usable"], true, "{info}");
+    assert_eq!(info["wal"][0]["gaps"].as_array().unwrap().len(), 0, "{info}");
+    let latest = info["recovery_window"]["latest_time"].as_str().unwrap();
+    let latest: jiff::Timestamp = latest.parse().unwrap();
+    assert!(latest > moment.parse().unwrap(), "{info}");
+    assert_eq!(
+        info["system_identifier"].to_string().trim_matches('"'),
+        place.cluster.control("Database system identifier")
+    );
+
+    let origin = place.cluster.tablespace("aside");
+    place.cluster.kill9();
+    std::fs::remove_dir_all(&place.cluster.pgdata).unwrap();
+    let aside = place.lab.directory("new-aside");
+    let map = format!("{}={}", origin.display(), aside.display());
+    let mut copy = place.restore("copy", &["--to-time", &moment, "--tablespace-map", &map]);
+    assert_restored_as_backed_up(&copy);
+    copy.start();
+    copy.wait_until("select pg_get_wal_replay_pause_state()", "paused");
+    assert_eq!(content(&copy), wanted);
+    copy.sql("select pg_wal_replay_resume()");
+    copy.wait_until("select pg_is_in_recovery()", "f");
+    assert_eq!(content(&copy), wanted);
+    copy.amcheck();
+    assert_eq!(copy.sql("select count(*) from fleeting"), "0");
+    assert_eq!(
+        copy.sql("select pg_tablespace_location(oid) from pg_tablespace where spcname = 'aside'"),
+        aside.to_str().unwrap()
+    );
+    assert!(!files_below(&aside).is_empty());
+    let checksums = copy.sql("select coalesce(sum(checksum_failures), 0) from pg_stat_database");
+    assert_eq!(checksums, "0");
+}
+
+/// Every table that the story writes to, row for row.
+fn content(cluster: &Cluster) -> String {
+    let tables = ["pgbench_accounts", "pgbench_tellers", "pgbench_history", "moved"];
+    let digest = |table: &&str| {
+        cluster.sql(&format!(
+            "select '{table}', count(*), md5(string_agg(t::text, ',' order by t::text)) from {table} t"
+        ))
+    };
+    tables.iter().map(digest).collect::<Vec<_>>().join("\n")
+}
+
+/// Compares the directory with the server's own manifest of the backup. What
+/// restore writes itself is left out: PostgreSQL's tool ignores the settings
+/// and the signal file by default.
+fn assert_restored_as_backed_up(copy: &Cluster) {
+    let mut verify = copy.tool("pg_verifybackup");
+    verify.args(["--no-parse-wal", "--ignore=tablespace_map"]).arg(&copy.pgdata);
+    finish(verify);
+}
+
+#[test]
+fn a_lost_cluster_comes_back_on_postgresql_14() {
+    the_main_job(MAJORS[0]);
+}
+
+#[test]
+fn a_lost_cluster_comes_back_on_postgresql_15() {
+    the_main_job(MAJORS[1]);
+}
+
+#[test]
+fn a_lost_cluster_comes_back_on_postgresql_16() {
+    the_main_job(MAJORS[2]);
+}
+
+#[test]
+fn a_lost_cluster_comes_back_on_postgresql_17() {
+    the_main_job(MAJORS[3]);
+}
+
+#[test]
+fn a_lost_cluster_comes_back_on_postgresql_18() {
+    the_main_job(MAJORS[4]);
+}
+
+#[test]
+fn without_a_target_everything_archived_comes_back() {
+    let mut place = Archived::by_server(NEWEST);
+    place.cluster.pgbench(&["-i", "-q", "-s", "1"]);
+    place.highwater.run(&["backup", "--fast"]).done();
+    place.cluster.pgbench(&["-t", "200"]);
+    let wanted = place.cluster.dump();
+    place.cluster.archive_now();
+    place.cluster.kill9();
+    let mut copy = place.restore("copy", &[]);
+    copy.start();
+    copy.wait_until("select pg_is_in_recovery()", "f");
+    assert_eq!(copy.dump(), wanted);
+    copy.amcheck();
+}
+
+#[test]
+fn immediate_ends_at_the_backup_itself() {
+    let place = Archived::by_server(NEWEST);
+    place.cluster.sql("create table t as select 1 n");
+    place.highwater.run(&["backup", "--fast"]).done();
+    place.cluster.sql("insert into t values (2)");
+    place.cluster.archive_now();
+    let mut copy = place.restore("copy", &["--to-immediate", "--target-action", "promote"]);
+    copy.start();
+    copy.wait_until("select pg_is_in_recovery()", "f");
+    assert_eq!(copy.sql("select count(*) from t"), "1");
+}
+
+#[test]
+fn a_target_action_of_shutdown_stops_the_server_at_the_target() {
+    let place = Archived::by_server(NEWEST);
+    place.highwater.run(&["backup", "--fast"]).done();
+    place.cluster.sql("select pg_create_restore_point('here')");
+    place.cluster.archive_now();
+    let arguments = [
+        &Target::Name("here".into()).arguments()[..],
+        &["--target-action".into(), "shutdown".into()],
+    ]
+    .concat();
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    let mut copy = place.restore("copy", &arguments);
+    let log = match copy.try_start() {
+        Ok(()) => copy.wait_for_end(),
+        Err(log) => log,
+    };
+    assert!(log.contains("recovery stopping at restore point \"here\""), "{log}");
+    assert!(log.contains("shutdown at recovery target"), "{log}");
+}
+
+#[test]
+fn a_second_backup_stores_only_what_changed_and_restores_alone() {
+    let place = Archived::by_server(NEWEST);
+    place.cluster.pgbench(&["-i", "-q", "-s", "5"]);
+    place.highwater.run(&["backup", "--fast"]).done();
+    place.cluster.sql("update pgbench_accounts set filler = 'once' where aid < 100");
+    place.cluster.sql("create table second_only as select 1 n");
+    place.highwater.run(&["backup", "--fast"]).done();
+    let info = place.highwater.info();
+    let backups = info["backups"].as_array().unwrap();
+    assert_eq!(backups.len(), 2);
+    let stored = |n: usize| backups[n]["stored_bytes"].as_u64().unwrap();
+    assert!(stored(1) * 4 < stored(0), "{} then {}", stored(0), stored(1));
+    assert!(
+        backups[1]["size_bytes"].as_u64().unwrap() >= backups[0]["size_bytes"].as_u64().unwrap()
+    );
+    let wanted = place.cluster.dump();
+    place.cluster.archive_now();
+    let mut copy = place.restore("copy", &["--backup", backups[1]["id"].as_str().unwrap()]);
+    assert_restored_as_backed_up(&copy);
+    copy.start();
+    copy.wait_until("select pg_is_in_recovery()", "f");
+    assert_eq!(copy.dump(), wanted);
+    let mut first = place.restore("first", &["--backup", backups[0]["id"].as_str().unwrap()]);
+    assert_restored_as_backed_up(&first);
+    first.start();
+    first.wait_until("select pg_is_in_recovery()", "f");
+    assert_eq!(first.dump(), wanted, "an older backup reaches the same end");
+}
+
+#[test]
+fn backups_over_tls_with_a_password_equal_those_over_the_socket() {
+    let place = Archived::by_server_with(NEWEST, ClusterBuilder::loopback_tls);
+    place.cluster.sql("create table t as select generate_series(1, 1000) n");
+    let root = place.lab.path().join("tls/server.crt");
+    let dsn = |password: &str| {
+        format!(
+            "host=localhost hostaddr=127.0.0.1 port={} user=scram password={password} \
+             dbname=postgres sslmode=verify-full sslrootcert={}",
+            place.cluster.port(),
+            root.display()
+        )
+    };
+    let with = |password: &str| place.highwater.with_env("HIGHWATER_DSN", &dsn(password));
+    let run = with("wrong-word").run(&["backup", "--fast"]).ends_with(6);
+    assert!(!run.stderr.contains("wrong-word") && !run.stdout.contains("wrong-word"), "{run}");
+    with("s3cret").run(&["backup", "--fast"]).done();
+    place.cluster.archive_now();
+    let mut copy = place.restore("copy", &[]);
+    assert_restored_as_backed_up(&copy);
+    // The certificate's path in the settings still holds, and the clone has its own socket.
+    copy.start();
+    copy.wait_until("select pg_is_in_recovery()", "f");
+    assert_eq!(copy.sql("select count(*) from t"), "1000");
+}
+
+#[test]
+fn backups_with_a_password_and_without_checksums_restore() {
+    let place = Archived::by_server_with(14, |b| b.loopback().without_checksums());
+    place.cluster.sql("create table t as select generate_series(1, 1000) n");
+    let port = place.cluster.port();
+    let dsn = format!("postgresql://scram:s3cret@127.0.0.1:{port}/postgres?sslmode=disable");
+    place.highwater.with_env("HIGHWATER_DSN", &dsn).run(&["backup", "--fast"]).done();
+    place.cluster.archive_now();
+    let mut copy = place.restore("copy", &[]);
+    assert_restored_as_backed_up(&copy);
+    copy.start();
+    copy.wait_until("select pg_is_in_recovery()", "f");
+    assert_eq!(copy.sql("select count(*) from t"), "1000");
+}
+
+/// The archive alone serves anybody's base backup.
+#[test]
+fn a_copy_by_pg_basebackup_recovers_through_restore_command() {
+    let place = Archived::by_server(NEWEST);
+    let pgdata = place.lab.path().join("copy");
+    let mut basebackup = place.cluster.client("pg_basebackup");
+    basebackup.arg("-D").arg(&pgdata).args(["-X", "none", "-c", "fast", "--no-sync"]);
+    finish(basebackup);
+    place.cluster.pgbench(&["-i", "-q", "-s", "1"]);
+    let wanted = place.cluster.dump();
+    place.cluster.archive_now();
+    place.lab.write("copy/recovery.signal", b"");
+    let mut copy = Cluster::adopt(&place.lab, NEWEST, &pgdata);
+    copy.set("archive_mode = off");
+    copy.set(&format!("restore_command = '{}'", place.highwater.restore_command()));
+    copy.start();
+    copy.wait_until("select pg_is_in_recovery()", "f");
+    assert_eq!(copy.dump(), wanted);
+}
+
+#[test]
+fn a_page_with_a_bad_checksum_on_the_server_means_no_good_backup_in_silence() {
+    let mut place = Archived::by_server(NEWEST);
+    place.cluster.sql("create table t as select generate_series(1, 5000) n; checkpoint");
+    let file = place.cluster.sql("select pg_relation_filepath('t')");
+    place.cluster.fast_stop();
+    flip_bit(&place.cluster.pgdata.join(&file), 8192 + 5000);
+    place.cluster.start();
+    let run = place.highwater.run(&["backup", "--fast"]);
+    assert!(matches!(run.code(), 4 | 6), "{run}");
+    let info = place.highwater.info();
+    let usable = info["backups"].as_array().unwrap().iter().filter(|b| b["usable"] == true);
+    assert_eq!(usable.count(), 0, "{info}");
+}
+
+#[test]
+fn a_damaged_backup_is_not_restored_to_a_startable_directory() {
+    let place = Archived::by_server(NEWEST);
+    place.cluster.sql("create table t as select generate_series(1, 100000) n");
+    place.highwater.run(&["backup", "--fast"]).done();
+    place.cluster.archive_now();
+    let repo = place.highwater.repo_directory();
+    let pack =
+        files_below(&repo).into_iter().find(|path| path.to_string_lossy().contains("/pack/"));
+    let pack = repo.join(pack.expect("a backup has packs"));
+    let length = usize::try_from(std::fs::metadata(&pack).unwrap().len()).unwrap();
+    flip_bit(&pack, length / 2);
+    let directory = place.lab.path().join("copy");
+    let run = place.highwater.run(&["restore", "--pgdata", directory.to_str().unwrap()]);
+    assert_eq!(run.code(), 4, "{run}");
+    assert!(!directory.join("global/pg_control").exists(), "half a restore could start");
+}
+
+#[test]
+fn a_server_without_archiving_gets_no_backup_that_claims_to_be_usable() {
+    let place = Archived::by_hand(NEWEST, 16);
+    let highwater = place.highwater.with_env("HIGHWATER_BACKUP_WAL_TIMEOUT", "3s");
+    let run = highwater.run(&["backup", "--fast"]);
+    assert_ne!(run.code(), 0, "{run}");
+    let info = place.highwater.info();
+    let usable = info["backups"].as_array().unwrap().iter().filter(|b| b["usable"] == true);
+    assert_eq!(usable.count(), 0, "{info}");
+}

@@ -1,0 +1,189 @@
+//! `archive-get`: only whole files, and "absent" only where that is certain.
+
+use crate::harness::{Archived, NEWEST, Running, as_server_user, files_below, flip_bit};
+use std::path::Path;
+use std::time::Duration;
+
+/// Nothing is left at or beside the target.
+#[track_caller]
+fn assert_nothing_left(directory: &Path) {
+    assert_eq!(files_below(directory), Vec::<std::path::PathBuf>::new());
+}
+
+#[test]
+fn what_is_missing_is_certainly_absent_quickly_and_leaves_nothing() {
+    let place = Archived::by_hand(NEWEST, 16);
+    let directory = place.lab.directory("target");
+    for name in ["00000001000000000000003C", "00000002.history", "00000007000000000000003C"] {
+        let run = place.highwater.get(name, &directory.join("RECOVERYXLOG")).ends_with(1);
+        assert!(run.elapsed < Duration::from_secs(5), "{:?}", run.elapsed);
+        assert_nothing_left(&directory);
+    }
+}
+
+#[test]
+fn asking_for_the_next_segment_again_and_again_finds_it_when_it_comes() {
+    let place = Archived::by_hand(NEWEST, 16);
+    let name = place.segments(1).remove(0);
+    for _ in 0..5 {
+        place.fetch(&name).0.ends_with(1);
+    }
+    place.highwater.push(&place.cluster.wal(&name)).done();
+    place.assert_gives_back(&name, &std::fs::read(place.cluster.wal(&name)).unwrap());
+}
+
+#[test]
+fn an_unreachable_store_is_never_the_end_of_the_archive() {
+    let place = Archived::by_hand(NEWEST, 16);
+    let name = place.segments(1).remove(0);
+    place.highwater.push(&place.cluster.wal(&name)).done();
+    let repo = place.highwater.repo_directory();
+    let directory = place.lab.directory("target");
+    let target = directory.join("RECOVERYXLOG");
+    // A short deadline, for the retries must end within the test.
+    let highwater = place.highwater.with_env("HIGHWATER_ARCHIVE_GET_DEADLINE", "3s");
+    let away = repo.with_extension("away");
+    std::fs::rename(&repo, &away).unwrap();
+    for asked in [name.as_str(), "00000001000000000000003C", "00000002.history"] {
+        highwater.get(asked, &target).ends_with(133);
+        assert_nothing_left(&directory);
+    }
+    std::fs::rename(&away, &repo).unwrap();
+    place.assert_gives_back(&name, &std::fs::read(place.cluster.wal(&name)).unwrap());
+}
+
+#[test]
+fn a_standby_may_take_an_outage_as_not_yet_there() {
+    let place = Archived::by_hand(NEWEST, 16);
+    let repo = place.highwater.repo_directory();
+    std::fs::rename(&repo, repo.with_extension("away")).unwrap();
+    let directory = place.lab.directory("standby");
+    place.lab.write("standby/standby.signal", b"");
+    let highwater = place.highwater.with_env("HIGHWATER_ARCHIVE_GET_DEADLINE", "3s");
+    let highwater = highwater.in_directory(&directory);
+    highwater.get("00000001000000000000003C", Path::new("pg_wal_target")).ends_with(1);
+}
+
+#[test]
+fn a_damaged_object_is_never_handed_out() {
+    let place = Archived::by_hand(NEWEST, 16);
+    let names = place.segments(1);
+    let name = &names[0];
+    place.highwater.push(&place.cluster.wal(name)).done();
+    let objects = place.objects_of(name);
+    assert_eq!(objects.len(), 1);
+    let whole = std::fs::read(&objects[0]).unwrap();
+    let directory = place.lab.directory("target");
+    let target = directory.join("RECOVERYXLOG");
+    let last = whole.len() - 1;
+    for offset in [0, 9, 60, whole.len() / 3, whole.len() / 2, last - 4, last] {
+        flip_bit(&objects[0], offset);
+        let run = place.highwater.get(name, &target);
+        assert_eq!(run.code(), 132, "bit flipped at {offset}: {run}");
+        assert_nothing_left(&directory);
+        std::fs::write(&objects[0], &whole).unwrap();
+    }
+    for length in [0, 1, 20, whole.len() / 2, last] {
+        std::fs::write(&objects[0], &whole[..length]).unwrap();
+        let run = place.highwater.get(name, &target);
+        assert_eq!(run.code(), 132, "cut to {length} bytes: {run}");
+        assert_nothing_left(&directory);
+    }
+    std::fs::write(&objects[0], &whole).unwrap();
+    place.assert_gives_back(name, &std::fs::read(place.cluster.wal(name)).unwrap());
+}
+
+#[test]
+fn an_object_under_the_name_of_another_is_never_handed_out() {
+    let place = Archived::by_hand(NEWEST, 16);
+    let names = place.segments(2);
+    for name in &names {
+        place.highwater.push(&place.cluster.wal(name)).done();
+    }
+    let first = place.objects_of(&names[0]);
+    let second = place.objects_of(&names[1]);
+    std::fs::copy(&first[0], &second[0]).unwrap();
+    place.fetch(&names[1]).0.ends_with(132);
+}
+
+#[test]
+fn a_full_disk_ends_recovery_instead_of_leaving_a_short_file() {
+    let place = Archived::by_hand(NEWEST, 16);
+    let name = place.segments(1).remove(0);
+    place.highwater.push(&place.cluster.wal(&name)).done();
+    let directory = place.lab.directory("full");
+    let listing = place.lab.path().join("listing");
+    // A file system of 4 MiB in a mount namespace of its own; what the command
+    // left there is listed before the namespace goes away.
+    let script = "mount -t tmpfs -o size=4m tmpfs \"$0\" || exit 99; \"$@\"; code=$?; \
+                  ls -A \"$0\" > \"$LISTING\"; exit $code";
+    let mut command = as_server_user("/usr/bin/unshare");
+    place.highwater.settings_for(&mut command);
+    command.args(["--map-root-user", "--mount", "/bin/sh", "-c", script]).arg(&directory);
+    command.env("LISTING", &listing).arg(place.highwater.command().get_program());
+    command.args(["archive-get", &name]).arg(directory.join("RECOVERYXLOG"));
+    let run = Running::start(command, "archive-get on a full disk".into()).wait();
+    assert_ne!(run.code(), 99, "could not mount a tmpfs in a user namespace: {run}");
+    assert_eq!(run.code(), 135, "{run}");
+    assert_eq!(std::fs::read_to_string(&listing).unwrap(), "", "something was left");
+}
+
+#[test]
+fn a_target_directory_that_cannot_be_written_ends_recovery() {
+    let place = Archived::by_hand(NEWEST, 16);
+    let name = place.segments(1).remove(0);
+    place.highwater.push(&place.cluster.wal(&name)).done();
+    let missing = place.lab.path().join("no/such/directory/RECOVERYXLOG");
+    place.highwater.get(&name, &missing).ends_with(135);
+}
+
+#[test]
+fn a_segment_is_given_as_often_as_asked_and_in_any_order() {
+    let place = Archived::by_hand(NEWEST, 16);
+    let names = place.segments(3);
+    for name in &names {
+        place.highwater.push(&place.cluster.wal(name)).done();
+    }
+    for name in names.iter().chain(names.iter().rev()).chain([&names[1], &names[1]]) {
+        place.assert_gives_back(name, &std::fs::read(place.cluster.wal(name)).unwrap());
+    }
+}
+
+#[test]
+fn an_old_file_at_the_target_is_replaced_only_by_a_whole_one() {
+    let place = Archived::by_hand(NEWEST, 16);
+    let name = place.segments(1).remove(0);
+    let directory = place.lab.directory("target");
+    let target = place.lab.write("target/RECOVERYXLOG", b"what was there before");
+    place.highwater.get(&name, &target).ends_with(1);
+    place.highwater.push(&place.cluster.wal(&name)).done();
+    place.highwater.get(&name, &target).done();
+    let wanted = std::fs::read(place.cluster.wal(&name)).unwrap();
+    assert!(std::fs::read(&target).unwrap() == wanted);
+    assert_eq!(files_below(&directory).len(), 1);
+}
+
+#[test]
+fn wrong_use_is_never_taken_for_the_end_of_the_archive() {
+    let place = Archived::by_hand(NEWEST, 16);
+    let target = place.lab.path().join("target");
+    let target = target.to_str().unwrap();
+    let wrong: [&[&str]; 5] = [
+        &["archive-get", "nonsense", target],
+        &["archive-get", "000000010000000000000001"],
+        &["archive-get", "--no-such-flag", "000000010000000000000001", target],
+        &["archive-get"],
+        &["--repo", "ftp://nowhere", "archive-get", "000000010000000000000001", target],
+    ];
+    for arguments in wrong {
+        place.highwater.run(arguments).ends_with(130);
+    }
+}
+
+#[test]
+fn a_place_that_was_never_claimed_is_not_an_empty_archive() {
+    let place = Archived::by_hand(NEWEST, 16);
+    let run = place.highwater.for_cluster("mistyped");
+    let run = run.get("000000010000000000000001", &place.lab.path().join("target"));
+    assert!(run.code() > 125, "a mistyped cluster name must stop recovery: {run}");
+}

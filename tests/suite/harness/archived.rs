@@ -1,0 +1,115 @@
+//! A server with a repository claimed for it: where most scenarios begin.
+
+use super::binary::{Highwater, Run};
+use super::cluster::Cluster;
+use super::lab::{Lab, copy_tree, files_below};
+use std::path::PathBuf;
+
+/// A running cluster, and a repository in which `init` was run for it.
+pub struct Archived {
+    // Dropped in this order: the server ends before its place is removed.
+    pub cluster: Cluster,
+    pub highwater: Highwater,
+    pub lab: Lab,
+}
+
+impl Archived {
+    /// A cluster that does not archive by itself; the test pushes by hand.
+    pub fn by_hand(major: u32, segment_mib: u32) -> Self {
+        let lab = Lab::open();
+        let highwater = lab.highwater();
+        let cluster = lab.cluster(major).segment_mib(segment_mib).start();
+        let highwater = highwater.on(&cluster);
+        highwater.run(&["init"]).done();
+        Self { cluster, highwater, lab }
+    }
+
+    /// A cluster that archives by `archive_command`.
+    pub fn by_server(major: u32) -> Self {
+        Self::by_server_with(major, |builder| builder)
+    }
+
+    /// The same, with more said about the cluster.
+    pub fn by_server_with(
+        major: u32,
+        more: impl FnOnce(super::cluster::ClusterBuilder) -> super::cluster::ClusterBuilder,
+    ) -> Self {
+        let lab = Lab::open();
+        let highwater = lab.highwater();
+        // Archiving is on but paused until the repository is claimed; an empty
+        // command is PostgreSQL's documented way to pause.
+        let cluster = more(lab.cluster(major).conf("archive_mode = on")).start();
+        let highwater = highwater.on(&cluster);
+        highwater.run(&["init"]).done();
+        cluster.archive_into(&highwater);
+        Self { cluster, highwater, lab }
+    }
+
+    /// Writes pgbench's tables and ends so many segments; returns their names.
+    pub fn segments(&self, count: usize) -> Vec<String> {
+        self.cluster.sql("create table if not exists filler (n bigint, t text)");
+        let segment = |n: usize| {
+            self.cluster.sql(&format!(
+                "insert into filler select g, md5((g + {n})::text) from generate_series(1, 4000) g"
+            ));
+            self.cluster.switch_wal()
+        };
+        (0..count).map(segment).collect()
+    }
+
+    /// Stops the cluster, copies it, starts both: two servers with one system
+    /// identifier that go on writing different WAL under the same names.
+    pub fn twin(&mut self) -> Cluster {
+        self.cluster.fast_stop();
+        let copy = self.lab.path().join("twin");
+        copy_tree(&self.cluster.pgdata, &copy);
+        let mut twin = Cluster::adopt(&self.lab, self.cluster.major, &copy);
+        self.cluster.start();
+        twin.start();
+        twin
+    }
+
+    /// Asks for a WAL file into a fresh place; returns the run and that place.
+    pub fn fetch(&self, name: &str) -> (Run, PathBuf) {
+        let place = self.lab.path().join(format!("fetched-{name}"));
+        std::fs::remove_file(&place).ok();
+        (self.highwater.get(name, &place), place)
+    }
+
+    /// Fails unless the repository gives back exactly these bytes.
+    #[track_caller]
+    pub fn assert_gives_back(&self, name: &str, wanted: &[u8]) {
+        let (run, place) = self.fetch(name);
+        run.done();
+        assert!(std::fs::read(&place).unwrap() == wanted, "{name}: other bytes came back");
+    }
+
+    /// Returns the stored objects of one WAL file.
+    pub fn objects_of(&self, name: &str) -> Vec<PathBuf> {
+        let repo = self.highwater.repo_directory();
+        let is_part = |path: &PathBuf| path.iter().any(|part| part.to_string_lossy() == name);
+        let parts = format!("{name}.parts");
+        let in_parts = |path: &PathBuf| path.iter().any(|part| part.to_string_lossy() == parts);
+        let all = files_below(&repo).into_iter();
+        all.filter(|path| is_part(path) || in_parts(path)).map(|path| repo.join(path)).collect()
+    }
+
+    /// Restores into a new directory of this name and takes charge of it; the
+    /// server is not started.
+    #[track_caller]
+    pub fn restore(&self, name: &str, arguments: &[&str]) -> Cluster {
+        let pgdata = self.lab.path().join(name);
+        let mut all = vec!["restore", "--pgdata", pgdata.to_str().unwrap()];
+        all.extend(arguments);
+        self.highwater.run(&all).done();
+        Cluster::adopt(&self.lab, self.cluster.major, &pgdata)
+    }
+
+    /// Returns the server's present time with an explicit zone.
+    pub fn now(&self) -> String {
+        self.cluster.sql(
+            "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') \
+             || '+00'",
+        )
+    }
+}

@@ -1,0 +1,278 @@
+//! The binary under test.
+
+use super::lab::Lab;
+use super::trees::{as_server_user, cache};
+use super::wait::passes_within;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// No command of these tests needs longer; one that does hangs.
+const LIMIT: Duration = Duration::from_mins(4);
+
+/// The binary, set up for one cluster in one repository.
+#[derive(Clone)]
+pub struct Highwater {
+    lab: Lab,
+    repo: String,
+    cluster: String,
+    env: Vec<(String, String)>,
+    directory: PathBuf,
+}
+
+/// What one run of the binary did.
+#[derive(Debug)]
+pub struct Run {
+    pub arguments: String,
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+    pub elapsed: Duration,
+}
+
+/// A run that has not ended yet. Killed when dropped.
+pub struct Running {
+    arguments: String,
+    child: Child,
+    started: Instant,
+    stdout: Option<JoinHandle<String>>,
+    stderr: Option<JoinHandle<String>>,
+}
+
+impl Highwater {
+    pub(super) fn new(lab: Lab, repo: &str, cluster: &str) -> Self {
+        let directory = lab.path().to_path_buf();
+        Self { lab, repo: repo.into(), cluster: cluster.into(), env: Vec::new(), directory }
+    }
+
+    /// The same binary and repository for another cluster name.
+    #[must_use]
+    pub fn for_cluster(&self, cluster: &str) -> Self {
+        Self { cluster: cluster.into(), ..self.clone() }
+    }
+
+    /// The same with another repository URL.
+    #[must_use]
+    pub fn for_repo(&self, repo: &str) -> Self {
+        Self { repo: repo.into(), ..self.clone() }
+    }
+
+    /// The same with one more environment variable.
+    #[must_use]
+    pub fn with_env(&self, name: &str, value: &str) -> Self {
+        let mut changed = self.clone();
+        changed.env.push((name.into(), value.into()));
+        changed
+    }
+
+    /// The same, talking to this server.
+    #[must_use]
+    pub fn on(&self, cluster: &super::Cluster) -> Self {
+        self.with_env("HIGHWATER_DSN", &cluster.dsn())
+    }
+
+    /// The same, started in another working directory.
+    #[must_use]
+    pub fn in_directory(&self, directory: &Path) -> Self {
+        Self { directory: directory.into(), ..self.clone() }
+    }
+
+    /// Returns the directory of the repository, for a local one.
+    pub fn repo_directory(&self) -> PathBuf {
+        PathBuf::from(self.repo.strip_prefix("file://").expect("a local-directory repository"))
+    }
+
+    /// Returns the value for PostgreSQL's `archive_command`.
+    pub fn archive_command(&self) -> String {
+        format!("{} archive-push %p", self.prefix())
+    }
+
+    /// Returns the value for PostgreSQL's `restore_command`.
+    pub fn restore_command(&self) -> String {
+        format!("{} archive-get %f %p", self.prefix())
+    }
+
+    fn prefix(&self) -> String {
+        let binary = reachable_binary().display();
+        format!("{binary} --repo {} --cluster {}", self.repo, self.cluster)
+    }
+
+    /// Returns a command with the settings of this repository in its environment.
+    pub fn command(&self) -> Command {
+        let mut command = as_server_user(reachable_binary());
+        self.settings_for(&mut command);
+        command
+    }
+
+    /// Puts the settings of this repository into a command's environment.
+    pub fn settings_for(&self, command: &mut Command) {
+        command
+            .current_dir(&self.directory)
+            .env("HOME", self.lab.path())
+            .env("HIGHWATER_REPO", &self.repo)
+            .env("HIGHWATER_CLUSTER", &self.cluster)
+            .envs(self.env.iter().map(|(name, value)| (name, value)));
+    }
+
+    /// Runs a command to its end, which must come within a few minutes.
+    pub fn run(&self, arguments: &[&str]) -> Run {
+        self.spawn(arguments).wait()
+    }
+
+    /// Starts a command.
+    pub fn spawn(&self, arguments: &[&str]) -> Running {
+        let mut command = self.command();
+        command.args(arguments);
+        Running::start(command, arguments.join(" "))
+    }
+
+    /// Pushes one WAL file.
+    pub fn push(&self, path: &Path) -> Run {
+        self.run(&["archive-push", path.to_str().unwrap()])
+    }
+
+    /// Asks for one WAL file.
+    pub fn get(&self, name: &str, path: &Path) -> Run {
+        self.run(&["archive-get", name, path.to_str().unwrap()])
+    }
+
+    /// Returns the document of `info --json`.
+    pub fn info(&self) -> serde_json::Value {
+        self.run(&["--json", "info"]).done().json()
+    }
+}
+
+impl Running {
+    /// Starts a prepared command.
+    pub fn start(mut command: Command, arguments: String) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the binary starts");
+        let stdout = child.stdout.take().map(drain);
+        let stderr = child.stderr.take().map(drain);
+        Self { arguments, child, started: Instant::now(), stdout, stderr }
+    }
+
+    /// True once the process has ended.
+    pub fn ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Waits for the end.
+    pub fn wait(mut self) -> Run {
+        if !passes_within(LIMIT, || self.ended()) {
+            self.child.kill().ok();
+            let run = self.collect();
+            panic!("hangs, killed after {LIMIT:?}: {run}");
+        }
+        self.collect()
+    }
+
+    /// Waits for `moment`, then kills the process with SIGKILL unless it ended before.
+    pub fn kill_after(mut self, moment: Duration) -> Run {
+        passes_within(moment, || self.ended());
+        self.child.kill().ok();
+        self.collect()
+    }
+
+    fn collect(&mut self) -> Run {
+        let status = self.child.wait().unwrap();
+        let text = |reader: &mut Option<JoinHandle<String>>| {
+            reader.take().map(|reader| reader.join().unwrap()).unwrap_or_default()
+        };
+        Run {
+            arguments: self.arguments.clone(),
+            status,
+            elapsed: self.started.elapsed(),
+            stdout: text(&mut self.stdout),
+            stderr: text(&mut self.stderr),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+impl Run {
+    /// The exit code, or -1 for a process that was killed.
+    pub fn code(&self) -> i32 {
+        self.status.code().unwrap_or(-1)
+    }
+
+    /// True if a signal ended the process.
+    pub fn was_killed(&self) -> bool {
+        self.status.signal().is_some()
+    }
+
+    /// Fails the test unless the exit code is 0.
+    #[track_caller]
+    pub fn done(self) -> Self {
+        self.ends_with(0)
+    }
+
+    /// Fails the test unless the exit code is this one.
+    #[track_caller]
+    pub fn ends_with(self, code: i32) -> Self {
+        assert_eq!(self.code(), code, "{self}");
+        self
+    }
+
+    /// Fails the test unless stdout or stderr holds this text.
+    #[track_caller]
+    pub fn says(self, text: &str) -> Self {
+        assert!(self.stdout.contains(text) || self.stderr.contains(text), "{text:?} not in {self}");
+        self
+    }
+
+    /// Returns stdout as one JSON document.
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("not JSON ({e}): {self}"))
+    }
+}
+
+impl std::fmt::Display for Run {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "highwater {} ended with {}", self.arguments, self.status)?;
+        writeln!(f, "--- stdout\n{}\n--- stderr\n{}", self.stdout, self.stderr)
+    }
+}
+
+/// Reads a pipe to its end in a thread, so that a full pipe blocks nobody.
+fn drain(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        pipe.read_to_end(&mut bytes).ok();
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+/// Returns the binary at a path that the server's user can reach: cargo's build
+/// directory may be below somebody's home. `HIGHWATER_TEST_BINARY` puts another
+/// one to the test, such as a release build.
+pub fn reachable_binary() -> &'static Path {
+    static PLACE: OnceLock<PathBuf> = OnceLock::new();
+    PLACE.get_or_init(|| {
+        let other = std::env::var_os("HIGHWATER_TEST_BINARY").map(PathBuf::from);
+        let built = other.as_deref().unwrap_or(Path::new(env!("CARGO_BIN_EXE_highwater")));
+        if as_server_user("/usr/bin/test").arg("-x").arg(built).status().unwrap().success() {
+            return built.to_path_buf();
+        }
+        let directory = cache().join("bin");
+        std::fs::create_dir_all(&directory).unwrap();
+        let place = directory.join("highwater");
+        let stage = directory.join(format!("highwater.{}", std::process::id()));
+        std::fs::copy(built, &stage).unwrap();
+        std::fs::set_permissions(&stage, PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::rename(&stage, &place).unwrap();
+        place
+    })
+}

@@ -1,0 +1,20 @@
+//! What the scenarios stand on: servers, the binary under test, waiting with a
+//! limit, and the outside truth from pg_waldump.
+
+mod archived;
+mod binary;
+mod cluster;
+mod lab;
+mod ledger;
+mod trees;
+mod truth;
+mod wait;
+
+pub use archived::Archived;
+pub use binary::{Run, Running};
+pub use cluster::{Cluster, ClusterBuilder, finish};
+pub use lab::{Lab, Random, files_below, fingerprint, flip_bit};
+pub use ledger::Ledger;
+pub use trees::{MAJORS, NEWEST, as_server_user};
+pub use truth::{Event, EventKind, Target, events_of};
+pub use wait::{passes_within, wait_for};

@@ -1,0 +1,115 @@
+//! SIGKILL at random moments: never a wrong success, never a stuck retry, never
+//! a half object visible. Five rounds in `make test`, fifty in `make soak`.
+
+use crate::harness::{Archived, NEWEST, Random};
+use std::time::Duration;
+
+fn rounds() -> u64 {
+    let set = std::env::var("HIGHWATER_SOAK_ROUNDS").ok();
+    set.map_or(5, |rounds| rounds.parse().expect("HIGHWATER_SOAK_ROUNDS is a number"))
+}
+
+/// A random moment within a run that takes about `usual`, or just after it.
+fn moment(random: &mut Random, usual: Duration) -> Duration {
+    let bound = usual.as_micros() * 12 / 10 + 1;
+    Duration::from_micros(random.below(u64::try_from(bound).unwrap()))
+}
+
+#[test]
+fn a_killed_push_leaves_a_whole_object_or_none_and_the_next_succeeds() {
+    let mut random = Random::new("killed push");
+    let place = Archived::by_hand(NEWEST, 16);
+    let names = place.segments(2);
+    let usual = place.highwater.push(&place.cluster.wal(&names[0])).done().elapsed;
+    let name = &names[1];
+    let path = place.cluster.wal(name);
+    let bytes = std::fs::read(&path).unwrap();
+    let mut killed = 0;
+    for round in 0..rounds() {
+        let highwater = place.highwater.for_cluster(&format!("round{round}"));
+        highwater.run(&["init"]).done();
+        let pushing = highwater.spawn(&["archive-push", path.to_str().unwrap()]);
+        let run = pushing.kill_after(moment(&mut random, usual));
+        killed += u32::from(run.was_killed());
+        let target = place.lab.path().join("target");
+        let stored = highwater.get(name, &target);
+        match stored.code() {
+            0 => assert!(std::fs::read(&target).unwrap() == bytes, "half an object is visible"),
+            1 => assert!(run.was_killed(), "success was told and nothing stored: {run}"),
+            _ => panic!("neither whole nor absent: {stored}"),
+        }
+        assert!(run.was_killed() || run.code() == 0, "{run}");
+        highwater.push(&path).done();
+        highwater.get(name, &target).done();
+        assert!(std::fs::read(&target).unwrap() == bytes);
+    }
+    eprintln!("killed {killed} of {}", rounds());
+}
+
+#[test]
+fn a_killed_backup_is_no_backup_and_the_next_succeeds() {
+    let mut random = Random::new("killed backup");
+    let place = Archived::by_server(NEWEST);
+    place.cluster.pgbench(&["-i", "-q", "-s", "3"]);
+    let usual = place.highwater.run(&["backup", "--fast"]).done().elapsed;
+    let mut wanted = 1;
+    for _ in 0..rounds() {
+        // Something new each time, or there would be nothing left to store.
+        place.cluster.sql("update pgbench_accounts set abalance = abalance + 1 where aid % 9 = 0");
+        let backup = place.highwater.spawn(&["backup", "--fast"]);
+        let run = backup.kill_after(moment(&mut random, usual));
+        wanted += usize::from(run.code() == 0);
+        assert!(run.was_killed() || run.code() == 0, "{run}");
+        let info = place.highwater.info();
+        let backups = info["backups"].as_array().unwrap();
+        let usable = backups.iter().filter(|backup| backup["usable"] == true).count();
+        // Killed between the last write and the exit, it exists without having said so.
+        let unsaid = usize::from(run.was_killed() && usable == wanted + 1);
+        assert_eq!(usable, wanted + unsaid, "{run}\n{info}");
+        wanted += unsaid;
+    }
+    place.highwater.run(&["backup", "--fast"]).done();
+    let dump = place.cluster.dump();
+    place.cluster.archive_now();
+    let mut copy = place.restore("copy", &[]);
+    copy.start();
+    copy.wait_until("select pg_is_in_recovery()", "f");
+    assert_eq!(copy.dump(), dump);
+    copy.amcheck();
+}
+
+#[test]
+fn a_killed_restore_cannot_start_and_a_second_one_succeeds() {
+    let mut random = Random::new("killed restore");
+    let place = Archived::by_server(NEWEST);
+    place.cluster.pgbench(&["-i", "-q", "-s", "3"]);
+    place.highwater.run(&["backup", "--fast"]).done();
+    let dump = place.cluster.dump();
+    place.cluster.archive_now();
+    let pgdata = place.lab.path().join("timed");
+    let arguments = ["restore", "--pgdata", pgdata.to_str().unwrap()];
+    let usual = place.highwater.run(&arguments).done().elapsed;
+    std::fs::remove_dir_all(&pgdata).unwrap();
+    for round in 0..rounds() {
+        let pgdata = place.lab.path().join(format!("round{round}"));
+        let arguments = ["restore", "--pgdata", pgdata.to_str().unwrap()];
+        let run = place.highwater.spawn(&arguments).kill_after(moment(&mut random, usual));
+        assert!(run.was_killed() || run.code() == 0, "{run}");
+        if pgdata.join("global/pg_control").exists() {
+            // Written last, so all of it is there, whether or not it said so.
+            let mut copy = crate::harness::Cluster::adopt(&place.lab, NEWEST, &pgdata);
+            copy.start();
+            copy.wait_until("select pg_is_in_recovery()", "f");
+            assert_eq!(copy.dump(), dump);
+        } else {
+            assert!(run.was_killed(), "success was told without pg_control: {run}");
+            if pgdata.exists() && std::fs::read_dir(&pgdata).unwrap().next().is_some() {
+                let again = place.highwater.run(&arguments);
+                assert_ne!(again.code(), 0, "into the remains of another: {again}");
+                std::fs::remove_dir_all(&pgdata).unwrap();
+            }
+            place.highwater.run(&arguments).done();
+        }
+        std::fs::remove_dir_all(&pgdata).unwrap();
+    }
+}

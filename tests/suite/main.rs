@@ -1,0 +1,26 @@
+//! End-to-end tests: the real binary against real PostgreSQL servers.
+//!
+//! `make test` installs the servers and runs these. Each test opens a
+//! [`harness::Lab`], which owns everything that the test starts or writes and
+//! removes it afterwards. Tests check content, not only exit codes, and take
+//! their expected values from PostgreSQL's own tools.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    missing_docs,
+    unreachable_pub
+)]
+
+mod harness;
+
+mod archive;
+mod backup_restore;
+mod get;
+mod harness_check;
+mod kills;
+mod ledger;
+mod refusals;
+mod timelines;
