@@ -3,8 +3,38 @@
 //! Everything here is a value or a pure walk over bytes. Each outside fact
 //! names the PostgreSQL source file or manual section it comes from.
 
+mod bytes;
+mod crc32c;
 mod lsn;
+mod record_walk;
+mod timestamp;
+mod version;
+#[cfg(test)]
+pub(crate) mod wal_build;
+mod wal_damage;
+mod wal_facts;
 mod wal_name;
+mod wal_page;
+mod wal_record;
+mod wal_walk;
 
+pub use crc32c::{Crc32c, crc32c};
 pub use lsn::{Lsn, ParseLsnError, SegmentSize, SystemId, Timeline};
+pub use timestamp::{ParsePgTimestampError, PgTimestamp};
+pub use version::{MajorVersion, ParseServerVersionError, ServerVersion};
+pub use wal_damage::{ExpectedLink, WalDamage};
+pub use wal_facts::{
+    DROPS_LISTED_MAX, EndTimes, IncompleteRecord, RELATIONS_PER_DROP_LISTED_MAX,
+    RESTORE_POINTS_LISTED_MAX, RelationDrop, RestorePoint, SegmentFacts,
+    TIMELINE_CHANGES_LISTED_MAX, TimelineChange, WalMarks, WalkEnd,
+};
 pub use wal_name::{SegmentName, WalFileName, WalFileNameError};
+pub use wal_page::{
+    ClusterFacts, LONG_PAGE_HEADER_BYTES, PageFlags, PageHeader, PageHeaderError,
+    SHORT_PAGE_HEADER_BYTES,
+};
+pub use wal_record::{
+    DROPPED_RELATIONS_LISTED_MAX, Mark, RECORD_HEADER_BYTES, RecordHeader, RecordShapeError,
+    RelFileLocator, TransactionEnd, WalEvent,
+};
+pub use wal_walk::{Extent, SegmentExpectation, SegmentWalk, WalCarry};
