@@ -157,10 +157,7 @@ async fn look_at_store(repository: &Repository, report: &mut Report) {
     if sound {
         report.ok(
             "store",
-            format!(
-                "{} can be written once, read, listed and deleted from",
-                repository.describe()
-            ),
+            format!("{} can be written once, read, listed and deleted from", repository.describe()),
         );
     }
     match found.clock_ahead_ms {
@@ -247,8 +244,7 @@ impl Server {
     }
 
     async fn owner(&mut self, identity: Option<&Identity>) {
-        let text =
-            self.value("SELECT system_identifier FROM pg_catalog.pg_control_system()").await;
+        let text = self.value("SELECT system_identifier FROM pg_catalog.pg_control_system()").await;
         let ours = text.and_then(|text| text.parse::<i64>().ok());
         let ours = ours.map(|number| SystemId(number.cast_unsigned()));
         if let (Some(ours), Some(identity)) = (ours, identity)
@@ -387,11 +383,7 @@ impl Server {
     }
 }
 
-async fn look_at_replication(
-    server: &ConnInfo,
-    identity: Option<&Identity>,
-    report: &mut Report,
-) {
+async fn look_at_replication(server: &ConnInfo, identity: Option<&Identity>, report: &mut Report) {
     let asked = async {
         let mut connection = Connection::connect(server, Mode::Replication).await?;
         let system = connection.identify_system().await?;

@@ -76,9 +76,10 @@ fn next_of_store(error: &StoreError) -> String {
 /// Turns an error of the connection to PostgreSQL into a failure of `what`.
 pub(super) fn of_postgres(error: PgError, what: impl Into<String>, unharmed: &str) -> Failure {
     let (kind, next) = match (&error, error.sqlstate()) {
-        (PgError::Settings(_), _) => {
-            (Kind::Usage, "Correct `--dsn` or the PG* variables; libpq's documentation lists the keywords.")
-        }
+        (PgError::Settings(_), _) => (
+            Kind::Usage,
+            "Correct `--dsn` or the PG* variables; libpq's documentation lists the keywords.",
+        ),
         (_, Some("42501")) => (
             Kind::Postgres,
             "Give the role what it lacks: `ALTER ROLE … REPLICATION` for backups, and a line `host replication <role> <address> scram-sha-256` in pg_hba.conf. `highwater check` looks at each.",
@@ -97,7 +98,10 @@ pub(super) fn of_postgres(error: PgError, what: impl Into<String>, unharmed: &st
         (PgError::Tls { .. }, _) => {
             (Kind::Postgres, "Check sslmode, sslrootcert and the server's certificate.")
         }
-        _ => (Kind::Postgres, "Check that the server runs and can be reached with these settings, then try again."),
+        _ => (
+            Kind::Postgres,
+            "Check that the server runs and can be reached with these settings, then try again.",
+        ),
     };
     Failure::new(kind, what, unharmed, next).because(error)
 }

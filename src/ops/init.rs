@@ -69,7 +69,10 @@ pub async fn run(repository: &Repository, request: &Request) -> Result<Report, F
     if who.major < MAJOR_MIN {
         return Err(Failure::new(
             Kind::Postgres,
-            format!("the cluster is PostgreSQL {}, and {MAJOR_MIN} is the oldest supported", who.major),
+            format!(
+                "the cluster is PostgreSQL {}, and {MAJOR_MIN} is the oldest supported",
+                who.major
+            ),
             UNHARMED,
             "Upgrade the server; its own community has ended support for it too.",
         ));
@@ -87,7 +90,8 @@ pub async fn run(repository: &Repository, request: &Request) -> Result<Report, F
     let identity = claimable(repository, request, &who, owner)?;
     check_store(repository).await?;
     let not_claimed = |error| {
-        let what = format!("could not claim `{}` in {}", repository.cluster(), repository.describe());
+        let what =
+            format!("could not claim `{}` in {}", repository.cluster(), repository.describe());
         of_repo(error, what, UNHARMED)
     };
     let claim = repository.claim(&identity).await.map_err(not_claimed)?;

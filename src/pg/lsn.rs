@@ -138,6 +138,21 @@ impl SegmentSize {
         legal.then_some(Self(bytes))
     }
 
+    /// Parses what `SHOW wal_segment_size` answers, such as `16MB` or `1GB`.
+    pub fn parse_setting(text: &str) -> Option<Self> {
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, unit) = text.split_at(digits);
+        let shift = match unit.trim() {
+            "GB" => 30,
+            "MB" => 20,
+            "kB" => 10,
+            "B" | "" => 0,
+            _ => return None,
+        };
+        let number: u32 = number.parse().ok()?;
+        Self::new(number.checked_mul(1 << shift)?)
+    }
+
     /// Returns the size in bytes.
     pub fn bytes(self) -> u64 {
         u64::from(self.0)
@@ -216,6 +231,16 @@ mod tests {
         assert_eq!(size.segment_before(Lsn((16 << 20) + 1)), 1);
         assert_eq!(size.per_log(), 256);
         assert_eq!(SegmentSize::new(1 << 30).unwrap().per_log(), 4);
+    }
+
+    #[test]
+    fn the_servers_own_text_of_a_size_is_understood() {
+        for (text, mib) in [("16MB", 16), ("1GB", 1024), ("1MB", 1), ("65536kB", 64)] {
+            assert_eq!(SegmentSize::parse_setting(text), SegmentSize::new(mib << 20), "{text}");
+        }
+        for bad in ["", "MB", "16", "16TB", "3MB", "9999999999GB", "-16MB"] {
+            assert_eq!(SegmentSize::parse_setting(bad), None, "{bad}");
+        }
     }
 
     #[test]

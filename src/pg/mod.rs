@@ -3,12 +3,63 @@
 //! Everything here is a value or a pure walk over bytes. Each outside fact
 //! names the PostgreSQL source file or manual section it comes from.
 
+mod backup_label;
+mod backup_label;
+mod bytes;
+mod control;
+mod control;
+mod crc32c;
+mod history;
 mod history;
 mod lsn;
+mod manifest;
+mod manifest;
+mod record_walk;
+mod tablespace_map;
 mod timestamp;
+mod version;
+#[cfg(test)]
+pub(crate) mod wal_build;
+mod wal_damage;
+mod wal_facts;
 mod wal_name;
+mod wal_page;
+mod wal_record;
+mod wal_walk;
 
-pub use history::TimelineHistory;
+pub use backup_label::{BackupFrom, BackupHistory, BackupLabel, BackupLabelError};
+pub use backup_label::{BackupHistory, BackupLabel, LabelError, TablespaceMap, TablespaceMapError};
+pub use control::{
+    CONTROL_FILE_BYTES, CheckpointCopy, ClusterState, ControlFile, ControlFileError, StandbyLimits,
+    WalLevel,
+};
+pub use control::{
+    CheckpointCopy, ClusterState, ControlFile, ControlFileError, StandbyLimits, WalLevel,
+};
+pub use crc32c::{Crc32c, crc32c};
+pub use history::{HISTORY_FILE_BYTES_MAX, HistoryError, TimelineHistory, TimelineStretch};
+pub use history::{HistoryError, TimelineHistory, TimelineStretch};
 pub use lsn::{Lsn, ParseLsnError, SegmentSize, SystemId, Timeline};
-pub use timestamp::PgTimestamp;
+pub use manifest::{
+    ManifestChecksum, ManifestEnd, ManifestError, ManifestFile, ManifestReader, WalRange,
+};
+pub use manifest::{ManifestEnd, ManifestError, ManifestFile, ManifestReader};
+pub use tablespace_map::{TablespaceMap, TablespaceMapEntry, TablespaceMapError};
+pub use timestamp::{ParsePgTimestampError, PgTimestamp};
+pub use version::{MajorVersion, ParseServerVersionError, ServerVersion};
+pub use wal_damage::{ExpectedLink, WalDamage};
+pub use wal_facts::{
+    DROPS_LISTED_MAX, EndTimes, IncompleteRecord, RELATIONS_PER_DROP_LISTED_MAX,
+    RESTORE_POINTS_LISTED_MAX, RelationDrop, RestorePoint, SegmentFacts,
+    TIMELINE_CHANGES_LISTED_MAX, TimelineChange, WalMarks, WalkEnd,
+};
 pub use wal_name::{SegmentName, WalFileName, WalFileNameError};
+pub use wal_page::{
+    ClusterFacts, LONG_PAGE_HEADER_BYTES, PageFlags, PageHeader, PageHeaderError,
+    SHORT_PAGE_HEADER_BYTES,
+};
+pub use wal_record::{
+    DROPPED_RELATIONS_LISTED_MAX, Mark, RECORD_HEADER_BYTES, RecordHeader, RecordShapeError,
+    RelFileLocator, TransactionEnd, WalEvent,
+};
+pub use wal_walk::{Extent, SegmentExpectation, SegmentWalk, WalCarry};

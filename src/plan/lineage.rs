@@ -53,12 +53,7 @@ pub fn segment_on(
 }
 
 /// Returns how far one stretch's stored WAL carries on from `at`.
-fn step(
-    stretch: &TimelineStretch,
-    coverage: &Coverage,
-    at: Lsn,
-    size: SegmentSize,
-) -> Option<Lsn> {
+fn step(stretch: &TimelineStretch, coverage: &Coverage, at: Lsn, size: SegmentSize) -> Option<Lsn> {
     // The segment of the fork is stored on the new timeline from its first byte.
     let first = size.start_of(size.segment_of(stretch.start_lsn));
     let inside = first <= at && stretch.end_lsn.is_none_or(|end| at < end);
@@ -84,7 +79,8 @@ mod tests {
 
     /// Timeline 2 forks off in the middle of segment 4.
     fn forked() -> TimelineHistory {
-        TimelineHistory::parse(Timeline(2), b"1\t0/4500000\tno recovery target specified\n").unwrap()
+        TimelineHistory::parse(Timeline(2), b"1\t0/4500000\tno recovery target specified\n")
+            .unwrap()
     }
 
     fn coverage(parts: &[(u32, u64, u64)]) -> Coverage {

@@ -1,7 +1,7 @@
 //! What a WAL file that was read amounts to: the summary that its header carries.
 
 use crate::format::{RestorePointMark, WalSummary};
-use crate::pg::{Lsn, Mark, SegmentFacts, SegmentWalk, Timeline, WalEvent};
+use crate::pg::{Lsn, MajorVersion, Mark, SegmentFacts, SegmentWalk, Timeline, WalEvent};
 
 /// Restore points that a header lists; with names of 63 bytes they stay below 12 KiB of its 16 KiB.
 const RESTORE_POINTS_MAX: usize = 64;
@@ -73,10 +73,10 @@ impl SummaryBuilder {
     /// Ends the summary of a piece of `bytes` bytes, with the walk at the piece's end.
     pub fn finish_piece(mut self, walk: &SegmentWalk, bytes: u32) -> WalSummary {
         self.summary.end_lsn = Lsn(self.summary.start_lsn.0 + u64::from(bytes));
-        self.summary.timeline = walk.timeline();
+        self.summary.timeline = walk.timeline().unwrap_or(self.summary.timeline);
         self.summary.last_record_lsn =
             walk.last_record_lsn().filter(|lsn| *lsn >= self.summary.start_lsn);
-        self.summary.page_magic = walk.version().and_then(|v| v.page_magic()).unwrap_or(0);
+        self.summary.page_magic = walk.version().and_then(MajorVersion::page_magic).unwrap_or(0);
         self.summary
     }
 }

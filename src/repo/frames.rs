@@ -66,11 +66,7 @@ impl FrameFetcher {
 ///
 /// # Errors
 /// [`RepoError::Damaged`] naming the pack.
-fn decode_frame(
-    pack: &Key,
-    frame: &FrameRef,
-    stored: &[u8],
-) -> Result<Vec<u8>, RepoError> {
+fn decode_frame(pack: &Key, frame: &FrameRef, stored: &[u8]) -> Result<Vec<u8>, RepoError> {
     let plain_bytes = frame.plain;
     if plain_bytes > FRAME_PLAIN_MAX {
         return Err(RepoError::damaged(pack, format_args!("a frame claims {plain_bytes} bytes")));

@@ -59,8 +59,7 @@ pub(super) async fn receive(
         ..BackupOptions::default()
     };
     making.progress.note("waiting for the server's checkpoint");
-    let mut stream =
-        BaseBackup::start(server.connection, &options).await.map_err(not_received)?;
+    let mut stream = BaseBackup::start(server.connection, &options).await.map_err(not_received)?;
     let mut receiver = Receiver {
         making,
         recorder,
@@ -135,8 +134,7 @@ impl Receiver<'_> {
                 let kb: u64 = sizes.chain([data_directory_kb]).flatten().sum();
                 self.making.progress.note("receiving files");
                 self.making.progress.total((kb > 0).then_some(kb * 1024));
-                let tablespaces =
-                    tablespaces.into_iter().map(|t| (t.oid, t.location)).collect();
+                let tablespaces = tablespaces.into_iter().map(|t| (t.oid, t.location)).collect();
                 self.begin = Some(Begin { start_lsn, timeline, tablespaces });
             }
             BackupEvent::ArchiveBegin { tablespace } => {
@@ -387,7 +385,8 @@ impl Receiver<'_> {
 }
 
 fn not_read(making: &Making<'_>, error: RepoError) -> Failure {
-    let what = format!("could not read the backup before this one in {}", making.repository.describe());
+    let what =
+        format!("could not read the backup before this one in {}", making.repository.describe());
     of_repo(error, what, UNHARMED)
 }
 

@@ -48,9 +48,9 @@ impl ManifestCheck {
     pub(super) fn begin_file(&mut self) {
         self.current = Some(match self.checksums {
             ManifestChecksums::Crc32c => Digest::Crc32c(Crc32c::new()),
-            ManifestChecksums::Sha256 => Digest::Sha256(Box::new(
-                aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256),
-            )),
+            ManifestChecksums::Sha256 => Digest::Sha256(Box::new(aws_lc_rs::digest::Context::new(
+                &aws_lc_rs::digest::SHA256,
+            ))),
         });
     }
 
@@ -114,7 +114,9 @@ impl ManifestCheck {
         }
         if !self.files.is_empty() {
             let many = self.files.len();
-            return Err(unexpected(format!("{many} files arrived that the manifest does not list")));
+            return Err(unexpected(format!(
+                "{many} files arrived that the manifest does not list"
+            )));
         }
         Ok(())
     }

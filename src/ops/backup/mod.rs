@@ -174,8 +174,16 @@ impl Making<'_> {
         let (writer, recorded) = recorder.finish().await.map_err(|e| self.not_stored(e))?;
         self.progress.note("waiting for the backup's WAL to be archived");
         let reaches_from = wal::settle(self, &facts, &received).await?;
-        let committed =
-            self.committed(&id, &writer, started_at, &facts, &received, &recorded, reaches_from, parent_id);
+        let committed = self.committed(
+            &id,
+            &writer,
+            started_at,
+            &facts,
+            &received,
+            &recorded,
+            reaches_from,
+            parent_id,
+        );
         let index = FileIndex {
             format: FORMAT_VERSION,
             id,
@@ -189,7 +197,10 @@ impl Making<'_> {
 
     /// Loads the parent's file list, unless the parent is gone by now or cannot be
     /// read: then every chunk is stored, which costs room but is never wrong.
-    async fn load_parent(&self, parent: Option<&Committed>) -> Result<Option<ParentFiles>, Failure> {
+    async fn load_parent(
+        &self,
+        parent: Option<&Committed>,
+    ) -> Result<Option<ParentFiles>, Failure> {
         let Some(parent) = parent else { return Ok(None) };
         // `begun.json` names the parent already. Whoever deletes it deletes its
         // `committed.json` first and looks for us afterwards: one sees the other.
@@ -207,7 +218,9 @@ impl Making<'_> {
                 tracing::warn!("nothing is referenced in backup {}: {error}", parent.id);
                 Ok(None)
             }
-            Err(error) => Err(of_repo(error, "could not read the backup before this one", UNHARMED)),
+            Err(error) => {
+                Err(of_repo(error, "could not read the backup before this one", UNHARMED))
+            }
         }
     }
 

@@ -58,8 +58,7 @@ pub(super) async fn choose(request: &Request) -> Result<Server, Failure> {
 async fn connect(info: &ConnInfo) -> Result<Server, Failure> {
     let failed =
         |error: PgError| of_postgres(error, "could not connect for a base backup", UNHARMED);
-    let mut connection =
-        Connection::connect(info, Mode::Replication).await.map_err(failed)?;
+    let mut connection = Connection::connect(info, Mode::Replication).await.map_err(failed)?;
     let version = ServerVersion(connection.server_version_num());
     if version.major().0 < MAJOR_MIN {
         return Err(Failure::new(
@@ -77,13 +76,13 @@ async fn connect(info: &ConnInfo) -> Result<Server, Failure> {
     let archive_mode = show("archive_mode").await?;
     let wal_level = show("wal_level").await?;
     let segment_size = SegmentSize::parse_setting(&size).ok_or_else(|| {
-            Failure::new(
-                Kind::Postgres,
-                format!("the server says that its wal_segment_size is `{size}`"),
-                UNHARMED,
-                "Check that the address is PostgreSQL's own and not a pooler's.",
-            )
-        })?;
+        Failure::new(
+            Kind::Postgres,
+            format!("the server says that its wal_segment_size is `{size}`"),
+            UNHARMED,
+            "Check that the address is PostgreSQL's own and not a pooler's.",
+        )
+    })?;
     let in_recovery = connection.parameter("in_hot_standby") == Some("on");
     let place = connection.place().to_owned();
     let system_id = system.system_id;

@@ -11,9 +11,7 @@ use super::{Making, UNHARMED};
 use crate::failure::{Failure, Kind};
 use crate::format::WalObject;
 use crate::ops::failures::of_repo;
-use crate::ops::wal_times::{
-    WayError, each_mark, way_to, xact_time_at_end,
-};
+use crate::ops::wal_times::{WayError, each_mark, way_to, xact_time_at_end};
 use crate::pg::{Lsn, PgTimestamp, TimelineHistory, WalEvent, WalFileName};
 use crate::plan::lineage::{segment_on, unbroken_end};
 use crate::repo::RepoError;

@@ -187,11 +187,8 @@ impl Filling<'_> {
     }
 
     async fn file(&mut self, path: PathBuf, entry: &FileEntry) -> Result<(), FillError> {
-        let attributes = FileAttributes {
-            size_bytes: entry.size,
-            mode: entry.mode,
-            mtime_unix: entry.mtime,
-        };
+        let attributes =
+            FileAttributes { size_bytes: entry.size, mode: entry.mode, mtime_unix: entry.mtime };
         // A window that holds files open must not wait for itself.
         let permit = match Arc::clone(&self.permits).try_acquire_owned() {
             Ok(permit) => permit,
@@ -215,7 +212,10 @@ impl Filling<'_> {
         }
         if number != chunks_of(entry.size) {
             let path = path.display();
-            return Err(self.wrong(format!("`{path}` has {number} chunks listed, not those of its {} bytes", entry.size)));
+            return Err(self.wrong(format!(
+                "`{path}` has {number} chunks listed, not those of its {} bytes",
+                entry.size
+            )));
         }
         if entry.size == 0 {
             file.written(0)?;
@@ -440,7 +440,10 @@ async fn fill_range(
                 let from = want.in_frame as usize;
                 let bytes = plain.get(from..from + want.bytes as usize).unwrap_or_default();
                 if digest_chunk(bytes) != want.digest {
-                    let why = format!("the chunk at byte {from} of the frame at {} has another digest", frame.offset);
+                    let why = format!(
+                        "the chunk at byte {from} of the frame at {} has another digest",
+                        frame.offset
+                    );
                     return Err(RepoError::Damaged { key: pack, why }.into());
                 }
                 want.file.write_at(bytes, want.offset)?;

@@ -165,9 +165,13 @@ fn tree_plan(request: &Request, backup: &Committed) -> Result<TreePlan, Failure>
     }
     let tablespaces = backup.tablespaces.iter().map(|tablespace| {
         let mapped = request.tablespace_map.iter().find(|(old, _)| *old == tablespace.location);
-        let target = mapped
-            .map_or_else(|| PathBuf::from(&tablespace.location), |(_, new)| new.clone());
-        TablespaceTarget { oid: tablespace.oid, original: tablespace.location.clone().into(), target }
+        let target =
+            mapped.map_or_else(|| PathBuf::from(&tablespace.location), |(_, new)| new.clone());
+        TablespaceTarget {
+            oid: tablespace.oid,
+            original: tablespace.location.clone().into(),
+            target,
+        }
     });
     Ok(TreePlan {
         pgdata: request.pgdata.clone(),

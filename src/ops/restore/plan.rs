@@ -12,8 +12,7 @@ use crate::ops::failures::of_repo;
 use crate::ops::wal_times::{EndOfWal, find_mark, histories_of, reach};
 use crate::pg::{Lsn, PgTimestamp, Timeline, TimelineHistory, WalEvent};
 use crate::plan::restore::{
-    Candidate, FoundAt, Holdings, Reach, Unreachable, candidates, for_found, for_lsn, for_time,
-    way,
+    Candidate, FoundAt, Holdings, Reach, Unreachable, candidates, for_found, for_lsn, for_time, way,
 };
 use crate::plan::target::{RecoveryPoint, TimelineChoice};
 use crate::repo::{RepoError, Repository, claim_of};
@@ -189,10 +188,7 @@ impl<'a> Choosing<'a> {
     }
 
     /// Reads what the WAL tells at each distinct end that candidates reach.
-    async fn ends_of_wal(
-        &self,
-        usable: &[Candidate<'a>],
-    ) -> Result<Vec<(Lsn, EndOfWal)>, Failure> {
+    async fn ends_of_wal(&self, usable: &[Candidate<'a>]) -> Result<Vec<(Lsn, EndOfWal)>, Failure> {
         let mut ends: Vec<(Lsn, EndOfWal)> = Vec::new();
         for candidate in usable {
             let end = candidate.unbroken_end;
