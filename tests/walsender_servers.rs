@@ -56,14 +56,17 @@ fn run(command: &mut Command) -> String {
 /// Certificates, made once: an authority with a server and a client certificate
 /// signed by it, and another authority.
 fn certificates() -> &'static Path {
-    static DIRECTORY: OnceLock<tempfile::TempDir> = OnceLock::new();
-    DIRECTORY.get_or_init(make_certificates).path()
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+    DIRECTORY.get_or_init(make_certificates)
 }
 
-fn make_certificates() -> tempfile::TempDir {
-    let directory = tempfile::tempdir().unwrap();
+fn make_certificates() -> PathBuf {
+    // Nothing drops a static, so the place is a fixed one that is made anew.
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("walsender-certificates");
+    let _ = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directory).unwrap();
     let openssl = |arguments: &str| {
-        run(Command::new("openssl").args(arguments.split(' ')).current_dir(directory.path()));
+        run(Command::new("openssl").args(arguments.split(' ')).current_dir(&directory));
     };
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
     for (name, subject) in
@@ -73,8 +76,8 @@ fn make_certificates() -> tempfile::TempDir {
             "req -x509 -days 30 {key} -keyout {name}.key -out {name}.crt -subj {subject}"
         ));
     }
-    fs::write(directory.path().join("v3"), "subjectAltName=DNS:localhost\n").unwrap();
-    fs::write(directory.path().join("v3client"), "extendedKeyUsage=clientAuth\n").unwrap();
+    fs::write(directory.join("v3"), "subjectAltName=DNS:localhost\n").unwrap();
+    fs::write(directory.join("v3client"), "extendedKeyUsage=clientAuth\n").unwrap();
     for (name, extensions) in
         [("server", "v3"), ("certuser", "v3client"), ("commonname", "v3client")]
     {
@@ -82,7 +85,7 @@ fn make_certificates() -> tempfile::TempDir {
         openssl(&format!("req -new {key} -keyout {name}.key -out {name}.csr -subj /CN={subject}"));
         // `commonname` has a v3 form without subjectAltName or any purpose.
         if name == "commonname" {
-            fs::write(directory.path().join(extensions), "basicConstraints=CA:FALSE\n").unwrap();
+            fs::write(directory.join(extensions), "basicConstraints=CA:FALSE\n").unwrap();
         }
         openssl(&format!(
             "x509 -req -days 30 -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial \
@@ -94,7 +97,6 @@ fn make_certificates() -> tempfile::TempDir {
     openssl(
         "x509 -req -days 30 -in version1.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out version1.crt",
     );
-    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     directory
 }
 
@@ -606,4 +608,59 @@ async fn everything_holds_on_postgresql_17() {
 #[tokio::test]
 async fn everything_holds_on_postgresql_18() {
     everything(18).await;
+}
+
+/// Shows a certificate without having its key.
+#[derive(Debug)]
+struct Thief(std::sync::Arc<rustls::sign::CertifiedKey>);
+
+impl rustls::server::ResolvesServerCert for Thief {
+    fn resolve(
+        &self,
+        _hello: rustls::server::ClientHello<'_>,
+    ) -> Option<std::sync::Arc<rustls::sign::CertifiedKey>> {
+        Some(std::sync::Arc::clone(&self.0))
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_have_the_key_of_its_certificate_is_refused_in_every_mode() {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use std::sync::Arc;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let key = PrivateKeyDer::from_pem_file(certificates().join("other.key")).unwrap();
+    let key = provider.key_provider.load_private_key(key).unwrap();
+    let root = certificates().join("ca.crt").display().to_string();
+    for certificate in ["server.crt", "version1.crt"] {
+        let chain = vec![CertificateDer::from_pem_file(certificates().join(certificate)).unwrap()];
+        let stolen = Arc::new(rustls::sign::CertifiedKey::new(chain, Arc::clone(&key)));
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(provider.clone()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(Thief(stolen)));
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read_exact(&mut [0; 8]).await;
+                let _ = stream.write_all(b"S").await;
+                let _ = acceptor.accept(stream).await;
+            }
+        });
+        for settings in [
+            format!("sslmode=verify-full sslrootcert={root}"),
+            "sslmode=require ssl_max_protocol_version=TLSv1.2".to_owned(),
+            "sslmode=require".to_owned(),
+        ] {
+            let dsn = format!("host=localhost hostaddr=127.0.0.1 port={port} user=u {settings}");
+            let info = ConnInfo::read(Some(&dsn), &PgEnvironment::default()).unwrap();
+            let error = Connection::connect(&info, Mode::Sql).await.unwrap_err();
+            assert!(matches!(error, PgError::Tls { .. }), "{certificate} {settings}: {error}");
+        }
+    }
 }

@@ -108,7 +108,13 @@ pub(super) fn stream_failure(error: &io::Error, place: &str) -> PgError {
             ),
         ),
         Some(other) => refused(place, &other.to_string()),
-        None => PgError::Closed { place: place.to_owned(), reason: error.to_string() },
+        None => PgError::Closed {
+            place: place.to_owned(),
+            reason: match error.kind() {
+                io::ErrorKind::UnexpectedEof => "it ended without a goodbye".to_owned(),
+                _ => error.to_string(),
+            },
+        },
     }
 }
 
