@@ -13,7 +13,7 @@ use crate::failure::Kind;
 use crate::format::{Identity, WalObject};
 use crate::pg::{Lsn, SegmentName, SegmentSize, ServerVersion, SystemId, Timeline, WalFileName};
 use crate::repo::Repository;
-use crate::store::probe;
+use crate::store::open::probe;
 use crate::walsender::{ConnInfo, Connection, Mode, PgError};
 
 /// The pause between two looks for the forced segment.

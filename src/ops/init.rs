@@ -15,7 +15,8 @@ use crate::failure::{Failure, Kind};
 use crate::format::{FORMAT_VERSION, Identity};
 use crate::pg::{SegmentSize, ServerVersion, SystemId};
 use crate::repo::{Claim, RepoError, Repository, claim_of};
-use crate::store::{Key, probe};
+use crate::store::Key;
+use crate::store::open::probe;
 use crate::walsender::{ConnInfo, Connection, Mode};
 
 const UNHARMED: &str = "The place was not claimed, and nothing in the repository was changed.";

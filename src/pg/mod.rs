@@ -4,15 +4,11 @@
 //! names the PostgreSQL source file or manual section it comes from.
 
 mod backup_label;
-mod backup_label;
 mod bytes;
-mod control;
 mod control;
 mod crc32c;
 mod history;
-mod history;
 mod lsn;
-mod manifest;
 mod manifest;
 mod record_walk;
 mod tablespace_map;
@@ -28,21 +24,13 @@ mod wal_record;
 mod wal_walk;
 
 pub use backup_label::{BackupFrom, BackupHistory, BackupLabel, BackupLabelError};
-pub use backup_label::{BackupHistory, BackupLabel, LabelError, TablespaceMap, TablespaceMapError};
 pub use control::{
-    CONTROL_FILE_BYTES, CheckpointCopy, ClusterState, ControlFile, ControlFileError, StandbyLimits,
-    WalLevel,
-};
-pub use control::{
-    CheckpointCopy, ClusterState, ControlFile, ControlFileError, StandbyLimits, WalLevel,
+    CONTROL_FILE_BYTES, CheckpointCopy, ClusterState, ControlFile, ControlFileError,
+    StandbyLimits, WalLevel,
 };
 pub use crc32c::{Crc32c, crc32c};
 pub use history::{HISTORY_FILE_BYTES_MAX, HistoryError, TimelineHistory, TimelineStretch};
-pub use history::{HistoryError, TimelineHistory, TimelineStretch};
 pub use lsn::{Lsn, ParseLsnError, SegmentSize, SystemId, Timeline};
-pub use manifest::{
-    ManifestChecksum, ManifestEnd, ManifestError, ManifestFile, ManifestReader, WalRange,
-};
 pub use manifest::{ManifestEnd, ManifestError, ManifestFile, ManifestReader};
 pub use tablespace_map::{TablespaceMap, TablespaceMapEntry, TablespaceMapError};
 pub use timestamp::{ParsePgTimestampError, PgTimestamp};

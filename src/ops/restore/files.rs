@@ -329,7 +329,10 @@ impl Filling<'_> {
                 .map_err(|error| self.wrong(format!("tablespace_map: {error}")))?;
             for tablespace in tablespaces {
                 use std::os::unix::ffi::OsStrExt;
-                map.relocate(tablespace.oid, tablespace.target.as_os_str().as_bytes());
+                let path = tablespace.target.as_os_str().as_bytes();
+                for entry in map.entries.iter_mut().filter(|entry| entry.oid == tablespace.oid) {
+                    path.clone_into(&mut entry.path);
+                }
             }
             map.to_bytes()
         } else {
