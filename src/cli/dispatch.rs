@@ -2,13 +2,25 @@
 //!
 //! Owns the one `match` over commands. Never here: parsing, settings, rules.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use super::config_report::ConfigReport;
+use super::drivers::{
+    host_name, needed_variables, open_repository, program, repository_flags, run_light,
+    run_parallel, server,
+};
 use super::environment::Environment;
-use super::man;
 use super::output::Output;
-use super::requests::{Request, RestoreRequest};
+use super::requests::{
+    ArchiveGetRequest, ArchivePushRequest, BackupRequest, CheckRequest, InfoRequest, InitRequest,
+    ManifestChecksums, Request, RestoreRequest,
+};
 use super::settings::{NOTHING_DONE, Settings};
+use super::{man, progress, reports};
 use crate::failure::{Failure, Kind};
+use crate::ops;
+use crate::walsender;
 
 /// Everything that a command gets besides its request.
 pub struct Surroundings<'a> {
@@ -20,37 +32,227 @@ pub struct Surroundings<'a> {
     pub output: Output,
 }
 
+/// How a command ended without success.
+pub enum Ended {
+    /// A failure that is still to be told.
+    Failed(Failure),
+    /// The report has told it; only the exit code is left.
+    Said(Kind),
+}
+
+impl From<Failure> for Ended {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
 /// Does what is asked.
 ///
 /// # Errors
 /// Whatever the use case says.
-pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
+pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(), Ended> {
     let Surroundings { settings, environment, output } = surroundings;
-    if let Request::Restore(restore) = &request {
-        tell_target(restore, *output);
-    }
     match request {
         Request::Config => {
-            output.report(&ConfigReport::new(settings, environment), ConfigReport::text)
+            output.report(&ConfigReport::new(settings, environment), ConfigReport::text)?;
         }
-        Request::Man(directory) => man::write(&directory),
-        Request::Init(_)
-        | Request::Check(_)
-        | Request::ArchivePush(_)
-        | Request::ArchiveGet(_)
-        | Request::Backup(_)
-        | Request::Restore(_)
-        | Request::Info(_) => {
-            settings.require_repo()?;
-            settings.require_cluster()?;
-            Err(Failure::new(
-                Kind::Bug,
-                "the use case is not wired to the command line",
-                NOTHING_DONE,
-                "please report this",
-            ))
+        Request::Man(directory) => man::write(&directory)?,
+        Request::Init(request) => init(&request, surroundings)?,
+        Request::Check(request) => return check(&request, surroundings),
+        Request::ArchivePush(request) => archive_push(request, surroundings)?,
+        Request::ArchiveGet(request) => return archive_get(request, surroundings),
+        Request::Backup(request) => backup(request, surroundings)?,
+        Request::Restore(request) => restore(*request, surroundings)?,
+        Request::Info(request) => info(&request, surroundings)?,
+    }
+    Ok(())
+}
+
+fn init(request: &InitRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
+    let opened = open_repository(surroundings)?;
+    let pgdata = surroundings.settings.pgdata.as_ref().map(|pgdata| pgdata.value.clone());
+    let request = ops::init::Request {
+        server: server(surroundings)?,
+        pgdata,
+        successor: request.successor,
+        host: host_name(),
+    };
+    let report = run_light(async {
+        opened.prepare().await?;
+        ops::init::run(&opened.repository, &request).await
+    })?;
+    surroundings.output.report(&report, reports::init)
+}
+
+fn check(request: &CheckRequest, surroundings: &Surroundings<'_>) -> Result<(), Ended> {
+    let opened = open_repository(surroundings)?;
+    let request = ops::check::Request {
+        server: server(surroundings)?,
+        wait: Duration::from_secs(request.wait_seconds),
+        no_switch: request.no_switch,
+    };
+    let report = run_light(async { Ok(ops::check::run(&opened.repository, &request).await) })?;
+    surroundings.output.report(&report, reports::check)?;
+    report.failed().map_or(Ok(()), |kind| Err(Ended::Said(kind)))
+}
+
+fn archive_push(
+    request: ArchivePushRequest,
+    surroundings: &Surroundings<'_>,
+) -> Result<(), Failure> {
+    let opened = open_repository(surroundings)?;
+    let request = ops::archive_push::Request {
+        path: request.path,
+        codec: surroundings.settings.compression.value,
+        deadline: surroundings.settings.archive_push_deadline.value,
+    };
+    let report = run_light(ops::archive_push::run(&opened.repository, &request))?;
+    tracing::info!("{}", reports::archive_push(&report));
+    Ok(())
+}
+
+fn archive_get(request: ArchiveGetRequest, surroundings: &Surroundings<'_>) -> Result<(), Ended> {
+    let opened = open_repository(surroundings)?;
+    let request = ops::archive_get::Request {
+        name: request.name,
+        target: request.path,
+        data_directory: PathBuf::from("."),
+        deadline: surroundings.settings.archive_get_deadline.value,
+    };
+    match run_light(ops::archive_get::run(&opened.repository, &request)) {
+        Ok(report) => {
+            tracing::info!("{}", reports::archive_get(&report));
+            Ok(())
+        }
+        // PostgreSQL asks for files that are not there all the time; its log is no place for that.
+        Err(failure) if failure.kind == Kind::Absent && !surroundings.output.json => {
+            tracing::info!("{failure}");
+            Err(Ended::Said(Kind::Absent))
+        }
+        Err(failure) if may_be_asked_again(&failure, &request, surroundings) => {
+            let mut failure = failure;
+            failure.next = "A standby asks again by itself; its replay waits meanwhile.".to_owned();
+            surroundings.output.failure(&failure, Kind::Absent.exit_code());
+            Err(Ended::Said(Kind::Absent))
+        }
+        Err(failure) => Err(failure.into()),
+    }
+}
+
+/// A standby loops over its sources and never ends recovery by itself, so "not there"
+/// only makes it wait, where any other exit would stop it.
+fn may_be_asked_again(
+    failure: &Failure,
+    request: &ops::archive_get::Request,
+    surroundings: &Surroundings<'_>,
+) -> bool {
+    surroundings.settings.standby_fallback.value
+        && failure.kind == Kind::Store
+        && request.data_directory.join("standby.signal").exists()
+}
+
+fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
+    let opened = open_repository(surroundings)?;
+    let settings = surroundings.settings;
+    let jobs = settings.jobs.value;
+    let request = ops::backup::Request {
+        server: server(surroundings)?,
+        prefer_standby: request.prefer_standby,
+        label: request.label.unwrap_or_else(|| "highwater".to_owned()),
+        annotations: request.annotations.into_iter().collect(),
+        fast_checkpoint: request.fast,
+        max_rate_kb: request.max_rate.map(|bytes| u32::try_from(bytes >> 10).unwrap_or(u32::MAX)),
+        manifest_checksums: match request.manifest_checksums {
+            ManifestChecksums::Crc32c => walsender::ManifestChecksums::Crc32c,
+            ManifestChecksums::Sha256 => walsender::ManifestChecksums::Sha256,
+        },
+        codec: settings.compression.value,
+        jobs,
+        wal_timeout: settings.wal_timeout.value,
+        host: host_name(),
+    };
+    let listener = progress::listener("backup", surroundings.output);
+    let work = ops::backup::run(&opened.repository, &request, listener.clone());
+    let outcome = run_parallel(jobs, work);
+    listener.finish();
+    surroundings.output.report(&reports::BackupDone::of(&outcome?), reports::BackupDone::text)
+}
+
+fn restore(request: RestoreRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
+    tell_target(&request, surroundings.output);
+    let opened = open_repository(surroundings)?;
+    let repository = &opened.repository;
+    let jobs = surroundings.settings.jobs.value;
+    let dry_run = request.dry_run;
+    let request = restore_request(request, surroundings)?;
+    let listener = progress::listener("restore", surroundings.output);
+    let output = surroundings.output;
+    let outcome = run_parallel(jobs, async {
+        let planned = ops::restore::make_plan(repository, &request).await?;
+        ops::restore::check_place(&request, &planned).await?;
+        if dry_run {
+            output.report(&planned.report, reports::restore_plan)?;
+            return Ok(None);
+        }
+        output.say(&reports::restore_plan(&planned.report));
+        let plan = planned.report.clone();
+        let report =
+            ops::restore::carry_out(repository, &request, planned, listener.clone()).await?;
+        Ok(Some((plan, report)))
+    });
+    listener.finish();
+    match outcome? {
+        None => Ok(()),
+        Some((plan, report)) => {
+            let needed = needed_variables(surroundings);
+            let done = reports::RestoreDone::of(plan, &report, &request, needed);
+            output.report(&done, reports::RestoreDone::text)
         }
     }
+}
+
+fn restore_request(
+    request: RestoreRequest,
+    surroundings: &Surroundings<'_>,
+) -> Result<ops::restore::Request, Failure> {
+    let backup = request.backup.map(|id| id.parse()).transpose();
+    let backup = backup.map_err(|error: crate::format::NameError| {
+        let next = "`highwater info` lists the backups";
+        Failure::new(Kind::Usage, "`--backup` names no backup", NOTHING_DONE, next).because(error)
+    })?;
+    let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+    Ok(ops::restore::Request {
+        pgdata: absolute(request.pgdata),
+        backup,
+        target: request.target,
+        tablespace_map: request
+            .tablespace_map
+            .into_iter()
+            .map(|mapping| (mapping.old.display().to_string(), absolute(mapping.new)))
+            .collect(),
+        standby: request.standby,
+        take_over: request.take_over,
+        jobs: surroundings.settings.jobs.value,
+        program: program()?,
+        program_flags: repository_flags(surroundings),
+    })
+}
+
+fn info(request: &InfoRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
+    let opened = open_repository(surroundings)?;
+    let mut report = run_light(ops::info::run(&opened.repository))?;
+    if let Some(id) = &request.backup {
+        report.backups.retain(|backup| backup.id.as_str() == id);
+        if report.backups.is_empty() {
+            return Err(Failure::new(
+                Kind::Absent,
+                format!("there is no backup `{id}` of `{}`", report.cluster),
+                NOTHING_DONE,
+                "`highwater info` without a name lists all backups",
+            ));
+        }
+    }
+    surroundings.output.report(&report, reports::info)
 }
 
 /// Tells a time back in full before anything is done, since a zone was perhaps only meant.

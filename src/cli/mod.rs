@@ -14,17 +14,17 @@
 //! `archive-get` that is not "here it is" or "certainly absent" exits above 125.
 
 pub mod args;
-pub mod compression;
 pub mod config_report;
 pub mod dispatch;
+mod drivers;
 pub mod environment;
 pub mod help;
 pub mod logging;
 pub mod man;
-pub mod nearest;
 pub mod output;
 pub mod progress;
 pub mod redact;
+mod reports;
 pub mod requests;
 pub mod settings;
 pub mod settings_file;
@@ -43,7 +43,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 
 use args::CommandLine;
-use dispatch::{Surroundings, dispatch};
+use dispatch::{Ended, Surroundings, dispatch};
 use environment::Environment;
 use output::Output;
 use settings::{RawSettings, Settings};
@@ -101,7 +101,8 @@ fn run_parsed(args: &[OsString], environment: &Environment, mut output: Output) 
     logging::start(command_line.global.verbose, command_line.global.quiet);
     match run_command(command_line, environment, output) {
         Ok(()) => 0,
-        Err(failure) => {
+        Err(Ended::Said(kind)) => exit_code(kind, is_recovery(args)),
+        Err(Ended::Failed(failure)) => {
             let code = exit_code(failure.kind, is_recovery(args));
             output.failure(&failure, code);
             code
@@ -114,7 +115,7 @@ fn run_command(
     command_line: CommandLine,
     environment: &Environment,
     output: Output,
-) -> Result<(), Failure> {
+) -> Result<(), Ended> {
     let (flags, request) = command_line.into_request(environment)?;
     let raw = RawSettings::gather(&flags, environment)?;
     for warning in &raw.warnings {

@@ -15,9 +15,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::compression::Compression;
 use super::environment::Environment;
-use super::nearest::nearest;
 use super::redact;
 use super::settings_file::SettingsFile;
 use super::settings_table::{
@@ -25,6 +23,8 @@ use super::settings_table::{
 };
 use super::units::{parse_duration, parse_size, setting_duration, setting_size};
 use crate::failure::{Failure, Kind};
+use crate::format::Codec;
+use crate::store::spelling::nearest;
 
 /// What is true of every failure before a command begins.
 pub const NOTHING_DONE: &str = "nothing was read from or written to the repository or PostgreSQL";
@@ -211,7 +211,7 @@ pub struct Settings {
     /// The data directory.
     pub pgdata: Option<Sourced<PathBuf>>,
     /// How stored objects are compressed.
-    pub compression: Sourced<Compression>,
+    pub compression: Sourced<Codec>,
     /// Workers of a backup or restore; at least 1.
     pub jobs: Sourced<usize>,
     /// Ceiling of memory for backup and restore, in bytes.
@@ -245,7 +245,7 @@ impl Settings {
                 (text.contains('=') || text.contains("://")).then(|| text.to_owned())
             })?,
             pgdata: check.one(Id::Pgdata, absolute)?,
-            compression: check.or_default(Id::Compression, Compression::parse)?,
+            compression: check.or_default(Id::Compression, |text| text.parse::<Codec>().ok())?,
             jobs: jobs.unwrap_or(Sourced {
                 value: processors.min(DEFAULT_JOBS_MAX),
                 origin: Origin::Default,
@@ -507,7 +507,7 @@ mod tests {
         let settings = settings(&[(Id::Jobs, "4")], &variables, file).ok().unwrap();
         assert_eq!(settings.jobs, Sourced { value: 4, origin: Origin::Flag("--jobs") });
         assert_eq!(settings.require_cluster().ok(), Some("variable"));
-        assert_eq!(settings.compression.value, Compression::Lz4);
+        assert_eq!(settings.compression.value, Codec::Lz4);
         assert_eq!(settings.memory_max_bytes.origin, Origin::Default);
         assert_eq!(settings.repo_options["region"].text, "b");
     }
@@ -515,7 +515,7 @@ mod tests {
     #[test]
     fn every_default_is_accepted_by_its_own_check() {
         let settings = settings(&[], &[], "").ok().unwrap();
-        assert_eq!(settings.compression.value, Compression::Zstd(1));
+        assert_eq!(settings.compression.value, Codec::Zstd(1));
         assert_eq!(settings.memory_max_bytes.value, 256 << 20);
         assert_eq!(settings.archiving_memory_bytes(), 64 << 20);
         assert_eq!(settings.archive_push_deadline.value, Duration::from_mins(5));

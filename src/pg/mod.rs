@@ -25,8 +25,8 @@ mod wal_walk;
 
 pub use backup_label::{BackupFrom, BackupHistory, BackupLabel, BackupLabelError};
 pub use control::{
-    CONTROL_FILE_BYTES, CheckpointCopy, ClusterState, ControlFile, ControlFileError,
-    StandbyLimits, WalLevel,
+    CONTROL_FILE_BYTES, CheckpointCopy, ClusterState, ControlFile, ControlFileError, StandbyLimits,
+    WalLevel,
 };
 pub use crc32c::{Crc32c, crc32c};
 pub use history::{HISTORY_FILE_BYTES_MAX, HistoryError, TimelineHistory, TimelineStretch};

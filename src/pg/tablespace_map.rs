@@ -73,7 +73,8 @@ impl TablespaceMap {
                     // PostgreSQL ends a line at either, and passes over empty ones.
                     if !text.is_empty() {
                         let line = entries.len() + 1;
-                        let entry = parse_line(&text).ok_or(TablespaceMapError::BadLine { line })?;
+                        let entry =
+                            parse_line(&text).ok_or(TablespaceMapError::BadLine { line })?;
                         entries.push(entry);
                         text.clear();
                     }

@@ -1,0 +1,303 @@
+//! What a person reads: the text of each command's report.
+//!
+//! The JSON of a report is the report itself, or a struct here where a command's
+//! document is put together from several.
+
+use serde::Serialize;
+
+use super::output::columns;
+use super::units::human_size;
+use crate::format::BackupId;
+use crate::ops::restore::PlanReport;
+use crate::ops::{archive_get, archive_push, backup, check, info, init, restore};
+use crate::pg::{Lsn, PgTimestamp, ServerVersion, Timeline};
+use crate::repo::{Put, SegmentSource};
+
+pub(super) fn init(report: &init::Report) -> String {
+    let done = if report.claimed { "is set up" } else { "was set up already" };
+    format!(
+        "`{}` {done} in {}\n  system identifier {}, PostgreSQL {}, WAL segments of {}\n\
+         next: set archive_mode = on and archive_command = 'highwater archive-push %p', restart the server, run `highwater check`\n",
+        report.cluster,
+        report.repository,
+        report.system_identifier,
+        report.postgres_major,
+        human_size(report.wal_segment_bytes),
+    )
+}
+
+pub(super) fn check(report: &check::Report) -> String {
+    let mut text = String::new();
+    for finding in &report.findings {
+        let mark = match finding.status {
+            check::Status::Ok => "ok     ",
+            check::Status::Warning => "WARNING",
+            check::Status::Failed => "FAILED ",
+        };
+        text.push_str(&format!("{mark}  {}: {}\n", finding.name, finding.found));
+        if !finding.remedy.is_empty() {
+            text.push_str(&format!("         -> {}\n", finding.remedy));
+        }
+    }
+    text
+}
+
+pub(super) fn archive_push(report: &archive_push::Report) -> String {
+    match report.outcome {
+        Put::Stored => format!(
+            "stored `{}`: {} as {}",
+            report.name,
+            human_size(report.plain_bytes),
+            human_size(report.stored_bytes)
+        ),
+        Put::AlreadyThere => format!("`{}` was stored already, with the same content", report.name),
+    }
+}
+
+pub(super) fn archive_get(report: &archive_get::Report) -> String {
+    let from = match report.source {
+        None | Some(SegmentSource::Whole) => String::new(),
+        Some(SegmentSource::Pieces { valid_bytes }) => {
+            format!(", joined from pieces up to byte {valid_bytes}")
+        }
+        Some(SegmentSource::Partial { valid_bytes }) => {
+            format!(", from the .partial that promotion left, up to byte {valid_bytes}")
+        }
+    };
+    format!("brought `{}` back{from}", report.name)
+}
+
+/// The document of `backup`. Field names are part of the contract of `--json`.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct BackupDone {
+    id: BackupId,
+    started_at: PgTimestamp,
+    finished_at: PgTimestamp,
+    timeline: Timeline,
+    start_lsn: Lsn,
+    stop_lsn: Lsn,
+    files: u64,
+    size_bytes: u64,
+    stored_bytes: u64,
+    referenced_bytes: u64,
+    parent: Option<BackupId>,
+    taken_from: String,
+}
+
+impl BackupDone {
+    pub(super) fn of(report: &backup::Report) -> Self {
+        let made = &report.backup;
+        Self {
+            id: made.id.clone(),
+            started_at: made.started_at,
+            finished_at: made.finished_at,
+            timeline: made.timeline,
+            start_lsn: made.start_lsn,
+            stop_lsn: made.stop_lsn,
+            files: made.files,
+            size_bytes: made.size_bytes,
+            stored_bytes: made.stored_bytes,
+            referenced_bytes: report.referenced_bytes,
+            parent: made.parent.clone(),
+            taken_from: made.taken_from.clone(),
+        }
+    }
+
+    pub(super) fn text(&self) -> String {
+        let parent = self.parent.as_ref().map_or_else(String::new, |parent| {
+            format!("; {} is unchanged since {parent}", human_size(self.referenced_bytes))
+        });
+        format!(
+            "backup {} is complete: {} in {} files, {} stored{parent}\n\
+             its WAL, {} to {} on timeline {}, is in the repository\n",
+            self.id,
+            human_size(self.size_bytes),
+            self.files,
+            human_size(self.stored_bytes),
+            self.start_lsn,
+            self.stop_lsn,
+            self.timeline,
+        )
+    }
+}
+
+pub(super) fn restore_plan(plan: &PlanReport) -> String {
+    let mut text = format!(
+        "plan: backup {} ({} in {} files, {} to fetch) into {}\n\
+         plan: then WAL from {} to {} along timeline {}, to {}\n",
+        plan.backup,
+        human_size(plan.size_bytes),
+        plan.files,
+        human_size(plan.fetch_bytes),
+        plan.pgdata.display(),
+        plan.wal_start_lsn,
+        plan.wal_end_lsn,
+        plan.timeline,
+        plan.target,
+    );
+    for tablespace in &plan.tablespaces {
+        text.push_str(&format!(
+            "plan: tablespace {} from {} goes to {}\n",
+            tablespace.oid,
+            tablespace.from,
+            tablespace.to.display()
+        ));
+    }
+    if let Some(time) = plan.last_commit_time {
+        text.push_str(&format!("plan: the last archived commit on this way is of {time}\n"));
+    }
+    text
+}
+
+/// The document of `restore`. Field names are part of the contract of `--json`.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct RestoreDone {
+    #[serde(flatten)]
+    plan: PlanReport,
+    restore_command: String,
+    archiving_off: bool,
+    has_postgresql_conf: bool,
+    standby: bool,
+    ends_by_itself: bool,
+    environment_needed: Vec<String>,
+}
+
+impl RestoreDone {
+    pub(super) fn of(
+        plan: PlanReport,
+        report: &restore::Report,
+        request: &restore::Request,
+        environment_needed: Vec<String>,
+    ) -> Self {
+        use crate::plan::target::{RecoveryPoint, TargetAction};
+        let target = &request.target;
+        Self {
+            plan,
+            restore_command: report.restore_command.clone(),
+            archiving_off: report.archiving_off,
+            has_postgresql_conf: report.has_postgresql_conf,
+            standby: request.standby,
+            ends_by_itself: !request.standby
+                && (target.point == RecoveryPoint::Latest
+                    || target.action == TargetAction::Promote),
+            environment_needed,
+        }
+    }
+
+    pub(super) fn text(&self) -> String {
+        let pgdata = self.plan.pgdata.display();
+        let major = ServerVersion(self.plan.postgres_version).major().0;
+        let mut text = format!("restored backup {} into {pgdata}\n\nnext:\n", self.plan.backup);
+        let mut step = 1;
+        let mut say = |line: String| {
+            text.push_str(&format!("  {step}. {line}\n"));
+            step += 1;
+        };
+        if !self.has_postgresql_conf {
+            say("the backup has no postgresql.conf (Debian keeps it in /etc/postgresql): put the server's configuration in place".to_owned());
+        }
+        if !self.environment_needed.is_empty() {
+            say(format!(
+                "the server's environment needs {} as this shell has them",
+                self.environment_needed.join(", ")
+            ));
+        }
+        say(format!("start PostgreSQL {major}: pg_ctl -D {pgdata} start"));
+        if self.standby {
+            say("it follows the archive as a standby until `pg_ctl promote`".to_owned());
+        } else if self.ends_by_itself {
+            say("it replays WAL and then takes writes on a new timeline".to_owned());
+        } else {
+            say("it replays WAL and stops at the target, open for reading; look at the data, then SELECT pg_wal_replay_resume() to go on from there".to_owned());
+        }
+        if self.archiving_off {
+            say("ARCHIVING IS OFF in this copy, so that it cannot disturb its origin. If it is the cluster from now on: ALTER SYSTEM RESET archive_mode, then restart".to_owned());
+        }
+        text
+    }
+}
+
+pub(super) fn info(report: &info::Report) -> String {
+    let mut text = format!(
+        "cluster {} in {}\n  system identifier {}, PostgreSQL {}, WAL segments of {}\n\n",
+        report.cluster,
+        report.repository,
+        report.system_identifier,
+        report.postgres_version,
+        human_size(report.wal_segment_bytes),
+    );
+    match &report.recovery_window {
+        None => text.push_str("recovery window: NONE, there is no usable backup yet\n\n"),
+        Some(window) => {
+            let latest = window
+                .latest_time
+                .map_or_else(|| "no commit since".to_owned(), |time| format!("last commit {time}"));
+            text.push_str(&format!(
+                "recovery window on timeline {}:\n  from  {}  ({})\n  to    {latest}  ({})\n\n",
+                window.timeline, window.earliest_time, window.earliest_lsn, window.latest_lsn,
+            ));
+        }
+    }
+    text.push_str(&backups(report));
+    text.push_str(&wal(report));
+    text
+}
+
+fn backups(report: &info::Report) -> String {
+    let mut text = String::new();
+    if report.backups.is_empty() {
+        text.push_str("no backups\n");
+    } else {
+        let mut rows = vec![
+            ["backup", "size", "stored", "timeline", "WAL from", "to", "from", "usable"]
+                .map(ToOwned::to_owned)
+                .to_vec(),
+        ];
+        rows.extend(report.backups.iter().map(|backup| {
+            vec![
+                backup.id.to_string(),
+                human_size(backup.size_bytes),
+                human_size(backup.stored_bytes),
+                backup.timeline.to_string(),
+                backup.start_lsn.to_string(),
+                backup.stop_lsn.to_string(),
+                backup.taken_from.clone(),
+                if backup.usable { "yes" } else { "NO: its WAL is not here" }.to_owned(),
+            ]
+        }));
+        text.push_str(&columns(&rows));
+    }
+    for backup in &report.backups {
+        for (key, value) in &backup.annotations {
+            text.push_str(&format!("  {}: {key} = {value}\n", backup.id));
+        }
+    }
+    for backup in &report.unfinished_backups {
+        let begun = backup.begun_at.map_or_else(String::new, |time| format!(", begun {time}"));
+        let host = backup.host.as_ref().map_or_else(String::new, |host| format!(" on {host}"));
+        text.push_str(&format!("unfinished: {}{begun}{host} (running, or dead)\n", backup.id));
+    }
+    text.push('\n');
+    text
+}
+
+fn wal(report: &info::Report) -> String {
+    if report.wal.is_empty() {
+        return "no WAL\n".to_owned();
+    }
+    let mut text = String::new();
+    for wal in &report.wal {
+        text.push_str(&format!(
+            "WAL of timeline {}: {} to {}, {} stored{}\n",
+            wal.timeline,
+            wal.start_lsn,
+            wal.end_lsn,
+            human_size(wal.stored_bytes),
+            if wal.gaps.is_empty() { ", no gaps" } else { "" },
+        ));
+        for gap in &wal.gaps {
+            text.push_str(&format!("  GAP from {} to {}\n", gap.start_lsn, gap.end_lsn));
+        }
+    }
+    text
+}
