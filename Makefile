@@ -36,6 +36,7 @@ lint: ## formatting, clippy, documentation, licences, shell scripts, container f
 	@$(SETUP)/lint.sh
 
 man: ## the manual pages, into target/man
+	@mkdir -p target/man
 	cargo run --quiet -- man target/man
 
 clean-cache: ## remove what make demo, make test and make lint put into the cache

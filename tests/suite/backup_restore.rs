@@ -284,7 +284,7 @@ fn a_damaged_backup_is_not_restored_to_a_startable_directory() {
 #[test]
 fn a_server_without_archiving_gets_no_backup_that_claims_to_be_usable() {
     let place = Archived::by_hand(NEWEST, 16);
-    let highwater = place.highwater.with_env("HIGHWATER_BACKUP_WAL_TIMEOUT", "3s");
+    let highwater = place.highwater.with_env("HIGHWATER_WAL_TIMEOUT", "3s");
     let run = highwater.run(&["backup", "--fast"]);
     assert_ne!(run.code(), 0, "{run}");
     let info = place.highwater.info();

@@ -157,7 +157,7 @@ fn a_standby_promoted_during_its_backup_leaves_no_backup() {
     place.cluster.archive_now();
     let highwater = place.highwater.on(&standby);
     // 150 MB at 20 MB/s: the promotion comes in its midst.
-    let running = highwater.spawn(&["backup", "--fast", "--max-rate", "20M"]);
+    let running = highwater.spawn(&["backup", "--fast", "--max-rate", "20MB"]);
     standby.wait_until(
         "select count(*) from pg_stat_progress_basebackup where backup_streamed > 1000000",
         "1",

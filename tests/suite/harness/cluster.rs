@@ -311,9 +311,12 @@ impl Cluster {
         }
         // Children notice the death of the postmaster by themselves.
         wait_for("the server's children end", SERVER_LIMIT, || {
-            children.iter().all(|pid| !Path::new(&format!("/proc/{pid}/stat")).exists())
+            children.iter().all(|pid| has_ended(pid))
         });
         std::fs::remove_file(self.pgdata.join("postmaster.pid")).ok();
+        for name in [format!(".s.PGSQL.{}", self.port), format!(".s.PGSQL.{}.lock", self.port)] {
+            std::fs::remove_file(self.socket().join(name)).ok();
+        }
     }
 
     fn pid(&self) -> rustix::process::Pid {
@@ -567,6 +570,13 @@ fn append(path: &Path, text: &str) {
     let old = std::fs::read_to_string(path).unwrap_or_default();
     std::fs::write(path, old + text).unwrap();
     give_to_server_user(path);
+}
+
+/// True if a process is gone, or is a zombie that nobody collects: a container
+/// may have no init that does.
+fn has_ended(pid: &str) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
 }
 
 /// Returns a loopback port that nothing listened on a moment ago.
