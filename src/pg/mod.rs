@@ -3,10 +3,15 @@
 //! Everything here is a value or a pure walk over bytes. Each outside fact
 //! names the PostgreSQL source file or manual section it comes from.
 
+mod backup_label;
 mod bytes;
+mod control;
 mod crc32c;
+mod history;
 mod lsn;
+mod manifest;
 mod record_walk;
+mod tablespace_map;
 mod timestamp;
 mod version;
 #[cfg(test)]
@@ -18,8 +23,19 @@ mod wal_page;
 mod wal_record;
 mod wal_walk;
 
+pub use backup_label::{BackupFrom, BackupHistory, BackupLabel, BackupLabelError};
+pub use control::{
+    CONTROL_FILE_BYTES, CheckpointCopy, ClusterState, ControlFile, ControlFileError, StandbyLimits,
+    WalLevel,
+};
 pub use crc32c::{Crc32c, crc32c};
+pub use history::{HISTORY_FILE_BYTES_MAX, HistoryError, TimelineHistory, TimelineStretch};
 pub use lsn::{Lsn, ParseLsnError, SegmentSize, SystemId, Timeline};
+pub use manifest::{
+    ChecksumAlgorithm, ManifestChecksum, ManifestEnd, ManifestError, ManifestFile, ManifestReader,
+    WalRange,
+};
+pub use tablespace_map::{TablespaceMap, TablespaceMapEntry, TablespaceMapError};
 pub use timestamp::{ParsePgTimestampError, PgTimestamp};
 pub use version::{MajorVersion, ParseServerVersionError, ServerVersion};
 pub use wal_damage::{ExpectedLink, WalDamage};
