@@ -1,6 +1,6 @@
 //! What must hold of a walk over a segment, on built segments of 1 MiB.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 use proptest::prelude::*;
 
@@ -396,9 +396,10 @@ proptest! {
         blocks in proptest::collection::vec(1usize..70_000, 1..30), prefix: bool, cut in 0usize..200_000,
     ) {
         let bytes = segment();
-        let (extent, bytes) = match prefix {
-            true => (Extent::Prefix, &bytes[..cut]),
-            false => (Extent::Whole, &bytes[..]),
+        let (extent, bytes) = if prefix {
+            (Extent::Prefix, &bytes[..cut])
+        } else {
+            (Extent::Whole, &bytes[..])
         };
         let mut walk = SegmentWalk::new(expectation(NUMBER, extent));
         let mut rest = bytes;
@@ -429,10 +430,9 @@ proptest! {
         for (at, byte) in noise { bytes[at] = byte; }
         let _ = walk(&bytes);
         let _ = walk_as(&bytes[..cut], Extent::Prefix, 777);
-        let (facts, carry) = match SegmentWalk::new(expectation(NUMBER, Extent::Prefix)) {
-            mut walk => { let _ = walk.feed(&bytes); walk.finish_with_carry().ok().unzip() }
-        };
-        if let (Some(_), Some(Some(carry))) = (facts, carry) {
+        let mut walk = SegmentWalk::new(expectation(NUMBER, Extent::Prefix));
+        let _ = walk.feed(&bytes);
+        if let Ok((_, Some(carry))) = walk.finish_with_carry() {
             let mut next = SegmentWalk::after(carry, expectation(NUMBER + 1, Extent::Prefix));
             let _ = next.feed(&bytes);
         }
