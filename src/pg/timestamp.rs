@@ -137,6 +137,17 @@ mod tests {
         }
     }
 
+    #[test]
+    fn moments_outside_the_calendar_show_as_a_number_and_come_back() {
+        // The last two were found by the property below when years had no lower bound.
+        for micros in [i64::MIN, i64::MAX, -63_200_000_000_000_000, 252_500_000_000_000_000] {
+            let moment = PgTimestamp(micros);
+            assert_eq!(moment.to_string(), format!("{micros} microseconds since 2000-01-01"));
+            assert_eq!(moment.to_string().parse(), Ok(moment));
+            assert_eq!(moment.to_recovery_target(), None);
+        }
+    }
+
     proptest! {
         #[test]
         fn every_value_survives_its_text(micros: i64) {
