@@ -181,6 +181,8 @@ fn parse_line(text: &[u8]) -> Option<(Timeline, Lsn)> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::fmt::Write as _;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -262,8 +264,10 @@ mod tests {
         ) {
             let mut switches = switches;
             switches.sort_unstable();
-            let text: String = switches.iter().enumerate()
-                .map(|(at, switch)| format!("{}\t0/{switch:X}\tx\n", at + 1)).collect();
+            let mut text = String::new();
+            for (at, switch) in switches.iter().enumerate() {
+                writeln!(text, "{}\t0/{switch:X}\tx", at + 1).unwrap();
+            }
             let own = Timeline(u32::try_from(switches.len() + 1).unwrap());
             let history = TimelineHistory::parse(own, text.as_bytes()).unwrap();
             let owners: Vec<_> = history.path().into_iter()

@@ -31,7 +31,10 @@ pub use control::{
 pub use crc32c::{Crc32c, crc32c};
 pub use history::{HISTORY_FILE_BYTES_MAX, HistoryError, TimelineHistory, TimelineStretch};
 pub use lsn::{Lsn, ParseLsnError, SegmentSize, SystemId, Timeline};
-pub use manifest::{ManifestEnd, ManifestError, ManifestFile, ManifestReader};
+pub use manifest::{
+    ChecksumAlgorithm, ManifestChecksum, ManifestEnd, ManifestError, ManifestFile, ManifestReader,
+    WalRange,
+};
 pub use tablespace_map::{TablespaceMap, TablespaceMapEntry, TablespaceMapError};
 pub use timestamp::{ParsePgTimestampError, PgTimestamp};
 pub use version::{MajorVersion, ParseServerVersionError, ServerVersion};

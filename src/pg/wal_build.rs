@@ -1,5 +1,7 @@
 //! Builds WAL for tests: pages and records with right checksums, as PostgreSQL 17 lays them out.
 
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
 use super::crc32c::Crc32c;
 use super::{Lsn, MajorVersion, PgTimestamp, SegmentSize, SystemId, Timeline};
 
@@ -132,7 +134,7 @@ impl WalBuilder {
         self.open_page(0, false);
         let lsn = self.lsn();
         let record = spec.bytes(self.previous);
-        self.write(&record);
+        self.write(&record, 0);
         self.previous = lsn;
         let is_switch = spec.resource_manager == 0 && spec.info == 0x40;
         let segment = self.segment_size.bytes() as usize;
@@ -147,16 +149,18 @@ impl WalBuilder {
         self.open_page(0, false);
         let lsn = self.lsn();
         let record = spec.bytes(self.previous);
-        self.write(&record[..bytes]);
+        self.write(&record[..bytes], record.len() - bytes);
         self.bytes.resize(self.bytes.len().next_multiple_of(PAGE_BYTES), 0);
         self.open_page(0, true);
         lsn
     }
 
-    fn write(&mut self, mut record: &[u8]) {
+    /// Writes `record` over as many pages as it takes, as if `never_written` more bytes followed.
+    fn write(&mut self, mut record: &[u8], never_written: usize) {
         let mut first = true;
         while !record.is_empty() {
-            self.open_page(if first { 0 } else { record.len() as u32 }, false);
+            let remaining = (record.len() + never_written) as u32;
+            self.open_page(if first { 0 } else { remaining }, false);
             first = false;
             let room = PAGE_BYTES - self.bytes.len() % PAGE_BYTES;
             let (now, later) = record.split_at(room.min(record.len()));

@@ -126,10 +126,8 @@ impl PageHeader {
         if flags.0 & !ALL_FLAGS != 0 {
             return Err(PageHeaderError::UnknownFlags { found: flags.0 });
         }
-        let cluster = match flags.long_header() {
-            true => Some(parse_cluster(page).ok_or(cut)?),
-            false => None,
-        };
+        let cluster =
+            if flags.long_header() { Some(parse_cluster(page).ok_or(cut)?) } else { None };
         Ok(Self {
             version,
             flags,

@@ -368,3 +368,7 @@ fn header_damage(error: PageHeaderError, lsn: Lsn) -> WalDamage {
         PageHeaderError::UnknownFlags { found } => WalDamage::BadPageFlags { lsn, found },
     }
 }
+
+#[cfg(test)]
+#[path = "wal_walk_tests.rs"]
+mod tests;
