@@ -23,7 +23,6 @@ use crate::pg::{
 };
 use crate::plan::push::SummaryBuilder;
 use crate::repo::{PIECE_BYTES, Put, Repository, SealedObject, WHOLE_SEGMENT_BYTES_MAX, WalSealer};
-use crate::store::Key;
 
 /// How often a file that does not look whole is read before it is refused.
 const READINGS: u32 = 3;
@@ -101,7 +100,7 @@ async fn push(repository: &Repository, request: &Request) -> Result<Report, Fail
 }
 
 /// A file as it was read and sealed.
-struct Read1 {
+struct Sealed {
     objects: Vec<(WalObject, SealedObject)>,
     plain_bytes: u64,
 }
@@ -187,7 +186,7 @@ fn read_whole(
     segment: SegmentName,
     identity: &Identity,
     expectation: SegmentExpectation,
-) -> Result<Read1, ReadError> {
+) -> Result<Sealed, ReadError> {
     let size = identity.segment_size.bytes();
     let mut walk = SegmentWalk::new(expectation);
     let mut summary = SummaryBuilder::new(segment.timeline, expectation.start_lsn);
@@ -210,7 +209,7 @@ fn read_whole(
     );
     header.wal = Some(summary.finish(&facts));
     let sealed = sealer.finish(header)?;
-    Ok(Read1 { objects: vec![(object, sealed)], plain_bytes: size })
+    Ok(Sealed { objects: vec![(object, sealed)], plain_bytes: size })
 }
 
 /// Walks a large segment and returns the digest of each of its pieces.
@@ -336,7 +335,7 @@ async fn push_partial(
             request.codec.packing(),
         );
         header.wal = Some(summary.finish(&facts));
-        Ok(Read1 { objects: vec![(object, sealer.finish(header)?)], plain_bytes })
+        Ok(Sealed { objects: vec![(object, sealer.finish(header)?)], plain_bytes })
     })
     .await?;
     store(repository, WalFileName::Partial(segment), read).await
@@ -387,10 +386,14 @@ async fn push_small(
         .and_then(|mut sealer| sealer.push(&bytes).and_then(|()| sealer.finish(header)))
         .map_err(|error| unreadable(&request.path, error))?;
     let plain_bytes = bytes.len() as u64;
-    store(repository, name, Read1 { objects: vec![(object, sealed)], plain_bytes }).await
+    store(repository, name, Sealed { objects: vec![(object, sealed)], plain_bytes }).await
 }
 
-async fn store(repository: &Repository, name: WalFileName, read: Read1) -> Result<Report, Failure> {
+async fn store(
+    repository: &Repository,
+    name: WalFileName,
+    read: Sealed,
+) -> Result<Report, Failure> {
     let plain_bytes = read.plain_bytes;
     let mut report = Report { name, outcome: Put::AlreadyThere, plain_bytes, stored_bytes: 0 };
     for (object, sealed) in read.objects {

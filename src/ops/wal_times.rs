@@ -138,8 +138,9 @@ pub(super) async fn reach(
     end_lsn: Lsn,
 ) -> Result<EndOfWal, RepoError> {
     let mut found = EndOfWal::default();
-    let first = size.segment_of(from_lsn);
-    for number in (first..=size.segment_before(end_lsn)).rev() {
+    let (first, last) = (size.segment_of(from_lsn), size.segment_before(end_lsn));
+    let walk = Walk { repository, system_id, size, end_lsn };
+    for number in (first..=last).rev() {
         let segment = segment_on(way, number, size, end_lsn);
         let is_cut = end_lsn < size.start_of(number + 1);
         let object = WalObject::File(WalFileName::Segment(segment));
@@ -159,13 +160,29 @@ pub(super) async fn reach(
                 found.last_record_lsn = found.last_record_lsn.max(wal.last_record_lsn);
             }
             // Only pieces or a part of it count: look into the WAL itself.
-            None => found.add_walked(repository, system_id, segment, size, end_lsn).await?,
+            None => drop(found.add_walked(walk, segment, None).await?),
         }
         if found.is_complete() {
+            if number < last {
+                // A commit record that spans the border behind this segment is in neither
+                // header, and nothing later hides it.
+                let carry = found.add_walked(walk, segment, None).await?;
+                let next = segment_on(way, number + 1, size, end_lsn);
+                found.add_walked(walk, next, carry).await?;
+            }
             break;
         }
     }
     Ok(found)
+}
+
+/// Where a walk looks.
+#[derive(Clone, Copy)]
+struct Walk<'a> {
+    repository: &'a Repository,
+    system_id: SystemId,
+    size: SegmentSize,
+    end_lsn: Lsn,
 }
 
 /// The last things in stored WAL.
@@ -188,13 +205,12 @@ impl EndOfWal {
 
     async fn add_walked(
         &mut self,
-        repository: &Repository,
-        system_id: SystemId,
+        walk: Walk<'_>,
         segment: SegmentName,
-        size: SegmentSize,
-        end_lsn: Lsn,
-    ) -> Result<(), RepoError> {
-        let walked = each_mark(repository, system_id, segment, size, None, |mark| {
+        carry: Option<WalCarry>,
+    ) -> Result<Option<WalCarry>, RepoError> {
+        let Walk { repository, system_id, size, end_lsn } = walk;
+        let walked = each_mark(repository, system_id, segment, size, carry, |mark| {
             if mark.end_lsn > end_lsn {
                 return;
             }
@@ -206,7 +222,7 @@ impl EndOfWal {
                 }
             }
         });
-        walked.await.map(drop)
+        Ok(walked.await?.flatten())
     }
 }
 

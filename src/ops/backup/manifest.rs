@@ -86,7 +86,7 @@ impl ManifestCheck {
 
     fn compare(&mut self, file: &ManifestFile) {
         let ours = self.files.remove(&self.hasher.hash_one(file.path.as_slice()));
-        let theirs = file.checksum.as_ref().map(|(_, bytes)| (file.size, first_bytes(bytes)));
+        let theirs = file.checksum.as_ref().map(|sum| (file.size, first_bytes(&sum.bytes)));
         if ours.is_none() || ours != theirs {
             self.wrong_count += 1;
             if self.wrong.len() < NAMED_MAX {

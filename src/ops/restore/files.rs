@@ -17,7 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use super::{UNHARMED, of_tree};
-use crate::failure::{Failure, Kind};
+use crate::failure::Failure;
 use crate::format::{
     CHUNK_BYTES, ChunkDigest, ChunkEntry, Committed, EntryKind, FileContent, FileEntry, FileIndex,
     FrameRef, digest_chunk,
@@ -73,7 +73,6 @@ struct OpenFile {
 
 /// Bytes wanted from a frame.
 struct Want {
-    frame: FrameRef,
     in_frame: u32,
     bytes: u32,
     file: Arc<OpenFile>,
@@ -246,7 +245,6 @@ impl Filling<'_> {
             }
             [run] => {
                 let want = Want {
-                    frame: run.frame.clone(),
                     in_frame: run.in_frame,
                     bytes,
                     file: Arc::clone(file),

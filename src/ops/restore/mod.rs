@@ -11,18 +11,16 @@ mod files;
 mod plan;
 mod settings;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::failures::{of_disk, of_repo};
 use super::progress::Progress;
 use crate::failure::{Failure, Kind};
 use crate::format::{BackupId, Committed};
-use crate::pg::{ControlFile, Lsn, Timeline};
-use crate::pgdata::{
-    Access, RecoverySettingsError, RestoreMarker, TablespaceTarget, TreeError, TreePlan,
-};
-use crate::plan::target::{RecoveryPoint, RecoveryTarget};
+use crate::pg::ControlFile;
+use crate::pgdata::{Access, RecoverySettingsError, TablespaceTarget, TreeError, TreePlan};
+use crate::plan::target::RecoveryTarget;
 use crate::repo::Repository;
 
 pub use plan::{PlanReport, Planned, make_plan};
