@@ -130,8 +130,8 @@ fn archive_get(request: ArchiveGetRequest, surroundings: &Surroundings<'_>) -> R
             Err(Ended::Said(Kind::Absent))
         }
         Err(failure) if may_be_asked_again(&failure, &request, surroundings) => {
-            let mut failure = failure;
-            failure.next = "A standby asks again by itself; its replay waits meanwhile.".to_owned();
+            let next = "A standby asks again by itself; its replay waits meanwhile.";
+            let failure = Failure { next: next.to_owned(), ..failure };
             surroundings.output.failure(&failure, Kind::Absent.exit_code());
             Err(Ended::Said(Kind::Absent))
         }
@@ -194,7 +194,9 @@ fn restore(request: RestoreRequest, surroundings: &Surroundings<'_>) -> Result<(
             output.report(&planned.report, reports::restore_plan)?;
             return Ok(None);
         }
-        output.say(&reports::restore_plan(&planned.report));
+        for line in reports::restore_plan(&planned.report).lines() {
+            output.say(line);
+        }
         let plan = planned.report.clone();
         let report =
             ops::restore::carry_out(repository, &request, planned, listener.clone()).await?;

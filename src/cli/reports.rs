@@ -151,6 +151,7 @@ pub(super) fn restore_plan(plan: &PlanReport) -> String {
 
 /// The document of `restore`. Field names are part of the contract of `--json`.
 #[derive(Debug, Clone, Serialize)]
+#[allow(clippy::struct_excessive_bools)] // each is a fact of its own
 pub(super) struct RestoreDone {
     #[serde(flatten)]
     plan: PlanReport,

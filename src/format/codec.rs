@@ -108,6 +108,7 @@ impl FromStr for Codec {
             "none" => Ok(Self::None),
             _ => text
                 .strip_prefix("zstd:")
+                .filter(|level| level.bytes().all(|digit| digit.is_ascii_digit()))
                 .and_then(|level| level.parse().ok())
                 .filter(|level| (1..=19).contains(level))
                 .map(Self::Zstd)
@@ -336,7 +337,7 @@ mod tests {
     fn settings_name_their_codec() {
         assert_eq!("zstd".parse::<Codec>().unwrap(), Codec::Zstd(1));
         assert_eq!("zstd:19".parse::<Codec>().unwrap(), Codec::Zstd(19));
-        for bad in ["", "gzip", "zstd:0", "zstd:20", "zstd:", "LZ4"] {
+        for bad in ["", "gzip", "zstd:0", "zstd:20", "zstd:", "zstd:+1", "LZ4"] {
             assert!(bad.parse::<Codec>().is_err(), "{bad}");
         }
     }

@@ -178,8 +178,7 @@ impl WalObject {
 pub fn parse_wal_object(tail: &str) -> Option<WalObject> {
     let parts: Vec<&str> = tail.split('/').collect();
     let object = match parts.as_slice() {
-        [name] => WalObject::File(WalFileName::parse(name).ok()?),
-        [_, name] => WalObject::File(WalFileName::parse(name).ok()?),
+        [name] | [_, name] => WalObject::File(WalFileName::parse(name).ok()?),
         [_, directory, range] => {
             let segment = SegmentName::parse(directory.strip_suffix(".parts")?)?;
             let (start, end) = range.split_once('-')?;

@@ -163,7 +163,7 @@ async fn look_at_store(repository: &Repository, report: &mut Report) {
     match found.clock_ahead_ms {
         Some(ahead) if ahead.abs() > CLOCK_TOLERANCE_MS => report.warn(
             "store's clock",
-            format!("it differs from this host's by {:.1} s", ahead as f64 / 1000.0),
+            format!("it differs from this host's by {ahead} ms"),
             "Let both follow a time server (NTP); signed requests fail when they differ by minutes.",
         ),
         _ => {}
@@ -373,7 +373,7 @@ impl Server {
             if ahead.abs() > CLOCK_TOLERANCE_MS {
                 self.report.warn(
                     "server's clock",
-                    format!("it differs from this host's by {} ms", ahead),
+                    format!("it differs from this host's by {ahead} ms"),
                     "Let both follow a time server (NTP). Recovery to a time goes by the server's clock.",
                 );
             } else {

@@ -20,8 +20,7 @@ pub(super) fn of_repo(error: RepoError, what: impl Into<String>, unharmed: &str)
 pub(super) fn kind_of_repo(error: &RepoError) -> Kind {
     match error {
         RepoError::Store(StoreError::Absent { .. }) | RepoError::Damaged { .. } => Kind::Integrity,
-        RepoError::Store(_) => Kind::Store,
-        RepoError::NotClaimed { .. } => Kind::Store,
+        RepoError::Store(_) | RepoError::NotClaimed { .. } => Kind::Store,
         RepoError::OtherCluster { .. } | RepoError::Conflict { .. } => Kind::Conflict,
         RepoError::NotReadable { .. } => Kind::Usage,
         RepoError::Sink { .. } => Kind::Disk,

@@ -187,6 +187,7 @@ struct Walk<'a> {
 
 /// The last things in stored WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(clippy::struct_field_names)] // what they have in common is the point
 pub(super) struct EndOfWal {
     /// The latest time of a commit or abort.
     pub(super) last_xact_time: Option<PgTimestamp>,

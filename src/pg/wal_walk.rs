@@ -370,5 +370,4 @@ fn header_damage(error: PageHeaderError, lsn: Lsn) -> WalDamage {
 }
 
 #[cfg(test)]
-#[path = "wal_walk_tests.rs"]
 mod tests;

@@ -345,7 +345,7 @@ impl FileRecorder {
 
     async fn write_entry(&mut self, entry: &FileEntry) -> Result<(), RepoError> {
         let key = Key::new(self.writer.repository().place().files(self.writer.id()));
-        write_line(entry, &mut self.list).map_err(|error| RepoError::of_list(&key, error))?;
+        write_line(entry, &mut self.list).map_err(|error| RepoError::of_list(&key, &error))?;
         if self.list.len() >= LIST_FRAME_BYTES {
             self.close_list_frame().await?;
         }

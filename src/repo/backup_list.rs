@@ -108,7 +108,7 @@ impl Repository {
         let lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         lines
             .map(|line| {
-                parse_line(line).map_err(|e| RepoError::of_list(&fetcher.pack_key(frame), e))
+                parse_line(line).map_err(|e| RepoError::of_list(&fetcher.pack_key(frame), &e))
             })
             .collect()
     }

@@ -91,16 +91,16 @@ impl RepoError {
         Self::of_seal(key, SealError::Document(error))
     }
 
-    pub(super) fn of_codec(key: &Key, error: CodecError) -> Self {
-        Self::damaged(key, Chain(&error))
+    pub(super) fn of_codec(key: &Key, error: &CodecError) -> Self {
+        Self::damaged(key, Chain(error))
     }
 
     pub(super) fn of_map(key: &Key, error: ChunkMapError) -> Self {
         Self::damaged(key, error)
     }
 
-    pub(super) fn of_list(key: &Key, error: ListError) -> Self {
-        Self::damaged(key, Chain(&error))
+    pub(super) fn of_list(key: &Key, error: &ListError) -> Self {
+        Self::damaged(key, Chain(error))
     }
 
     pub(super) fn task(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {

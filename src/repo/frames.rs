@@ -76,6 +76,6 @@ fn decode_frame(pack: &Key, frame: &FrameRef, stored: &[u8]) -> Result<Vec<u8>, 
         plain.extend_from_slice(block);
         Ok::<_, CodecError>(())
     })
-    .map_err(|error| RepoError::of_codec(pack, error))?;
+    .map_err(|error| RepoError::of_codec(pack, &error))?;
     Ok(plain)
 }

@@ -30,7 +30,10 @@ impl Repository {
     pub async fn identities(&self) -> Result<Vec<Identity>, RepoError> {
         let level = self.store.list_level(&Key::new(self.place.identity_dir())).await?;
         let keys = level.objects.into_iter().map(|object| object.key);
-        let keys = keys.filter(|key| key.as_str().ends_with(".json"));
+        let keys = keys.filter(|key| {
+            let system_id = key.file_name().strip_suffix(".json");
+            system_id.is_some_and(|text| text.parse::<SystemId>().is_ok())
+        });
         let mut identities: Vec<Identity> = futures_util::stream::iter(keys)
             .map(|key| async move { self.document::<Identity>(&key).await })
             .buffered(IN_FLIGHT)

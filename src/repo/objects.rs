@@ -148,7 +148,7 @@ impl Repository {
         });
         match outcome {
             Ok(()) => {}
-            Err(FetchError::Codec(error)) => return Err(RepoError::of_codec(key, error)),
+            Err(FetchError::Codec(error)) => return Err(RepoError::of_codec(key, &error)),
             Err(FetchError::Sink(cause)) => {
                 return Err(RepoError::Sink { key: key.clone(), cause });
             }

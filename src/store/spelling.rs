@@ -14,10 +14,16 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     let word = word.to_ascii_lowercase();
     known
         .into_iter()
-        .map(|candidate| (distance(word.as_bytes(), candidate.as_bytes()), candidate))
+        .map(|candidate| (edits(&word, &candidate.to_ascii_lowercase()), candidate))
         .filter(|(edits, candidate)| *edits <= (candidate.len() / 2).clamp(1, 3))
         .min_by_key(|(edits, _)| *edits)
         .map(|(_, candidate)| candidate)
+}
+
+/// Returns how far a word is from a known one; the first or last part of a dotted name is a near slip.
+fn edits(word: &str, known: &str) -> usize {
+    let is_part = known.split_once('.').is_some_and(|(first, last)| word == first || word == last);
+    if is_part { 1 } else { distance(word.as_bytes(), known.as_bytes()) }
 }
 
 /// Levenshtein's distance: how many bytes to insert, delete or replace.
@@ -46,6 +52,9 @@ mod tests {
         assert_eq!(nearest("REGION", known), Some("region"));
         assert_eq!(nearest("s4", known), Some("s3"));
         assert_eq!(nearest("fiel", ["file", "s3"]), Some("file"));
+        assert_eq!(nearest("HIGHWATER_CLUSTR", ["HIGHWATER_CLUSTER"]), Some("HIGHWATER_CLUSTER"));
+        assert_eq!(nearest("url", ["repo.url", "jobs"]), Some("repo.url"));
+        assert_eq!(nearest("repo", ["repo.url", "jobs"]), Some("repo.url"));
         assert_eq!(nearest("password", known), None);
         assert_eq!(nearest(&"x".repeat(1000), known), None);
     }

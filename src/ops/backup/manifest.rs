@@ -16,7 +16,7 @@ use crate::walsender::ManifestChecksums;
 const NAMED_MAX: usize = 5;
 
 enum Digest {
-    Crc32c(Crc32c),
+    Crc32c(Box<Crc32c>),
     Sha256(Box<aws_lc_rs::digest::Context>),
 }
 
@@ -47,7 +47,7 @@ impl ManifestCheck {
 
     pub(super) fn begin_file(&mut self) {
         self.current = Some(match self.checksums {
-            ManifestChecksums::Crc32c => Digest::Crc32c(Crc32c::new()),
+            ManifestChecksums::Crc32c => Digest::Crc32c(Box::default()),
             ManifestChecksums::Sha256 => Digest::Sha256(Box::new(aws_lc_rs::digest::Context::new(
                 &aws_lc_rs::digest::SHA256,
             ))),
@@ -71,8 +71,11 @@ impl ManifestCheck {
             None => ("none", Vec::new()),
         };
         self.files.insert(self.hasher.hash_one(path), (size, first_bytes(&bytes)));
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{algorithm}:{hex}")
+        let mut text = format!("{algorithm}:");
+        for byte in bytes {
+            text.push_str(&format!("{byte:02x}"));
+        }
+        text
     }
 
     /// Takes the next bytes of the manifest.

@@ -135,6 +135,7 @@ struct Choosing<'a> {
 }
 
 /// Where replay ends and what is known of it.
+#[derive(Clone, Copy)]
 struct ReplayEnd {
     lsn: Lsn,
     last_commit_time: Option<PgTimestamp>,
