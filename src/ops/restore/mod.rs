@@ -19,7 +19,9 @@ use super::progress::Progress;
 use crate::failure::{Failure, Kind};
 use crate::format::{BackupId, Committed};
 use crate::pg::ControlFile;
-use crate::pgdata::{Access, RecoverySettingsError, TablespaceTarget, TreeError, TreePlan};
+use crate::pgdata::{
+    Access, RecoverySettingsError, TablespaceTarget, TreeError, TreePlan, free_bytes,
+};
 use crate::plan::target::RecoveryTarget;
 use crate::repo::Repository;
 
