@@ -19,6 +19,6 @@ pub mod pg;
 pub mod pgdata;
 pub mod plan;
 pub mod repo;
-mod spelling;
+pub mod spelling;
 pub mod store;
 pub mod walsender;

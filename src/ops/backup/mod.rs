@@ -273,6 +273,7 @@ impl Making<'_> {
             catalog_version: control.catalog_version,
             segment_size: facts.segment_size,
             data_checksums: control.data_checksum_version != 0,
+            group_access: received.group_access,
             label: self.request.label.clone(),
             annotations: self.request.annotations.clone(),
             source: "stream".to_owned(),

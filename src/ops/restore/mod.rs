@@ -197,7 +197,7 @@ fn tree_plan(request: &Request, backup: &Committed) -> Result<TreePlan, Failure>
         pgdata: request.pgdata.clone(),
         // A tablespace inside the data directory arrives with the data directory's own files.
         tablespaces: tablespaces.filter(|tablespace| tablespace.target.is_absolute()).collect(),
-        access: Access::Owner,
+        access: if backup.group_access { Access::Group } else { Access::Owner },
         owner: None,
     })
 }
