@@ -15,7 +15,7 @@ use crate::format::{
 };
 use crate::ops::failures::{of_postgres, of_repo};
 use crate::pg::{BackupLabel, ControlFile, Lsn, Timeline};
-use crate::pgdata::{TarEntry, TarError, TarEvent, TarKind, TarSplitter};
+use crate::pgdata::{TarEnd, TarEntry, TarError, TarEvent, TarKind, TarSplitter};
 use crate::plan::backup::{ChunkFate, chunk_fate};
 use crate::repo::{FileMeta, FileRecorder, ParentFiles, RepoError};
 use crate::walsender::{BackupEvent, BackupOptions, BaseBackup, PgError};
@@ -31,6 +31,10 @@ const MANIFEST_MODE: u32 = 0o600;
 
 /// The manifest is stored beside the files it lists, as pg_basebackup leaves it.
 const MANIFEST_NAME: &str = "backup_manifest";
+
+/// From this major version on, an archive ends with its zero blocks; before, the server left them out
+/// (`src/backend/backup/basebackup.c`, `sendTablespace` and its callers).
+const TAR_END_MARKED_FROM: u32 = 15;
 
 /// What came besides files.
 pub(super) struct Received {
@@ -63,6 +67,7 @@ pub(super) async fn receive(
         ..BackupOptions::default()
     };
     making.progress.note("waiting for the server's checkpoint");
+    let tar_end_marked = server.facts.version.major().0 >= TAR_END_MARKED_FROM;
     let mut stream = BaseBackup::start(server.connection, &options).await.map_err(not_received)?;
     let mut receiver = Receiver {
         making,
@@ -70,6 +75,7 @@ pub(super) async fn receive(
         parent,
         manifest: ManifestCheck::new(request.manifest_checksums),
         tar: None,
+        tar_end_marked,
         prefix: String::new(),
         file: None,
         in_manifest: false,
@@ -123,6 +129,8 @@ struct Receiver<'a> {
     parent: Option<ParentFiles>,
     manifest: ManifestCheck,
     tar: Option<TarSplitter>,
+    /// Whether this server ends an archive with zero blocks: without them it was cut.
+    tar_end_marked: bool,
     /// `pg_tblspc/<oid>/` within a tablespace's archive.
     prefix: String,
     file: Option<Arriving>,
@@ -170,9 +178,12 @@ impl Receiver<'_> {
     }
 
     fn end_archive(&mut self) -> Result<(), Failure> {
-        match self.tar.take() {
-            Some(tar) => tar.finish().map(drop).map_err(|error| broken_tar(&error)),
-            None => Ok(()),
+        let Some(tar) = self.tar.take() else { return Ok(()) };
+        match tar.finish().map_err(|error| broken_tar(&error))? {
+            TarEnd::Unmarked if self.tar_end_marked => {
+                Err(unexpected("an archive from the server ended without its end mark"))
+            }
+            TarEnd::Marked | TarEnd::Unmarked => Ok(()),
         }
     }
 
