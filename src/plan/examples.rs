@@ -33,6 +33,7 @@ pub(super) fn backup(
         catalog_version: 1,
         segment_size: SIZE,
         data_checksums: true,
+        group_access: false,
         label: String::new(),
         annotations: BTreeMap::new(),
         source: "stream".to_owned(),
