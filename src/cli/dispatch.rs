@@ -168,6 +168,7 @@ fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(),
         },
         codec: settings.compression.value,
         jobs,
+        memory_max_bytes: settings.memory_max_bytes.value,
         wal_timeout: settings.wal_timeout.value,
         host: host_name(),
     };
@@ -235,6 +236,7 @@ fn restore_request(
         standby: request.standby,
         take_over: request.take_over,
         jobs: surroundings.settings.jobs.value,
+        memory_max_bytes: surroundings.settings.memory_max_bytes.value,
         program: program()?,
         program_flags: repository_flags(surroundings),
     })

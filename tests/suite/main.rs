@@ -25,3 +25,4 @@ mod kills;
 mod ledger;
 mod refusals;
 mod timelines;
+mod wal_walk;
