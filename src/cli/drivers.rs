@@ -54,7 +54,7 @@ impl Opened {
             Ok(0) => {}
             Ok(count) => tracing::info!("removed {count} files that killed writers had left"),
             Err(error) => {
-                tracing::warn!("could not look for files that killed writers left: {error}")
+                tracing::warn!("could not look for files that killed writers left: {error}");
             }
         }
     }
