@@ -173,8 +173,10 @@ fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(),
         host: host_name(),
     };
     let listener = progress::listener("backup", surroundings.output);
-    let work = ops::backup::run(&opened.repository, &request, listener.clone());
-    let outcome = run_parallel(jobs, work);
+    let outcome = run_parallel(jobs, async {
+        opened.sweep().await;
+        ops::backup::run(&opened.repository, &request, listener.clone()).await
+    });
     listener.finish();
     surroundings.output.report(&reports::BackupDone::of(&outcome?), reports::BackupDone::text)
 }
