@@ -369,7 +369,9 @@ async fn push_small(
             "Look at the file; PostgreSQL writes it whole before it is archived. A disk error or an edit by hand are the usual causes.",
         ));
     }
-    let identity = identity_of(repository, &data_directory_of(&request.path), UNHARMED).await?;
+    let identity = identity_of(repository, &data_directory_of(&request.path), UNHARMED)
+        .await
+        .map_err(|failure| failure.so(not_stored(request)))?;
     let kind = match name {
         WalFileName::History(_) => ObjectKind::TimelineHistory,
         _ => ObjectKind::BackupHistory,
@@ -421,11 +423,17 @@ async fn identity_of_segment(
         .map_err(|error| unreadable(&request.path, error))?;
     let page = PageHeader::parse(&head).ok();
     let owner = page.and_then(|page| page.cluster).map(|cluster| cluster.system_id);
-    let Some(owner) = owner else {
-        // Not a first page, or not even that long. Walk it all the same, as this place's own cluster's, for the exact finding.
-        return identity_of(repository, &data_directory_of(&request.path), UNHARMED).await;
+    let identity = match owner {
+        Some(owner) => super::claimed_identity(repository, owner, UNHARMED).await,
+        // Not a first page, or not even that long. Walk it all the same, as this place's own
+        // cluster's, for the exact finding.
+        None => identity_of(repository, &data_directory_of(&request.path), UNHARMED).await,
     };
-    super::claimed_identity(repository, owner, UNHARMED).await
+    identity.map_err(|failure| failure.so(not_stored(request)))
+}
+
+fn not_stored(request: &Request) -> String {
+    format!("`{}` was not stored", request.path.display())
 }
 
 /// `%p` is `pg_wal/<name>`, relative to the data directory.
