@@ -161,7 +161,8 @@ async fn gather(repository: &Repository, identity: &Identity) -> Result<Report, 
             })
         }
     };
-    let usable = usable_backups(&holdings);
+    let mut usable = usable_backups(&holdings);
+    usable.extend(usable_of_predecessors(repository, &states, system_id).await?);
     let newest = own.last().map(|backup| version_text(backup.postgres_version));
     Ok(Report {
         cluster: repository.cluster().to_string(),
@@ -190,6 +191,36 @@ fn usable_backups(holdings: &Holdings<'_>) -> BTreeSet<BackupId> {
         candidates(holdings, &way, Some(&backup.id)).is_ok()
     });
     usable.map(|backup| backup.id.clone()).collect()
+}
+
+/// Returns the usable backups of the incarnations before the present one: after `pg_upgrade` they
+/// are the only way back to a time before it. Each has WAL of its own.
+async fn usable_of_predecessors(
+    repository: &Repository,
+    states: &[BackupState],
+    current: SystemId,
+) -> Result<BTreeSet<BackupId>, RepoError> {
+    let mut by_incarnation: BTreeMap<SystemId, Vec<Committed>> = BTreeMap::new();
+    for state in states {
+        if let BackupState::Committed(backup) = state
+            && backup.system_identifier != current
+        {
+            by_incarnation.entry(backup.system_identifier).or_default().push(backup.clone());
+        }
+    }
+    let mut usable = BTreeSet::new();
+    for (system_id, backups) in by_incarnation {
+        let Some(size) = backups.last().map(|backup| backup.segment_size) else { continue };
+        let inventory = repository.wal_inventory(system_id, size).await?;
+        let histories = histories_of(repository, system_id, inventory.histories.clone()).await?;
+        usable.extend(usable_backups(&Holdings {
+            backups: &backups,
+            coverage: &inventory.coverage(),
+            histories: &histories,
+            segment_size: size,
+        }));
+    }
+    Ok(usable)
 }
 
 fn unfinished(states: &[BackupState]) -> Vec<UnfinishedInfo> {

@@ -15,7 +15,7 @@ use crate::format::{
 };
 use crate::ops::failures::{of_postgres, of_repo};
 use crate::pg::{BackupLabel, ControlFile, Lsn, Timeline};
-use crate::pgdata::{TarEntry, TarError, TarEvent, TarKind, TarSplitter};
+use crate::pgdata::{TarEnd, TarEntry, TarError, TarEvent, TarKind, TarSplitter};
 use crate::plan::backup::{ChunkFate, chunk_fate};
 use crate::repo::{FileMeta, FileRecorder, ParentFiles, RepoError};
 use crate::walsender::{BackupEvent, BackupOptions, BaseBackup, PgError};
@@ -26,8 +26,15 @@ const CAPTURED: [&str; 2] = ["backup_label", "global/pg_control"];
 /// A captured file is never longer; `pg_control` has 8 KiB, a label little more than 1 KiB.
 const CAPTURED_BYTES_MAX: u64 = 64 << 10;
 
+/// The manifest's permissions, which the server does not send.
+const MANIFEST_MODE: u32 = 0o600;
+
 /// The manifest is stored beside the files it lists, as pg_basebackup leaves it.
 const MANIFEST_NAME: &str = "backup_manifest";
+
+/// From this major version on, an archive ends with its zero blocks; before, the server left them out
+/// (`src/backend/backup/basebackup.c`, `sendTablespace` and its callers).
+const TAR_END_MARKED_FROM: u32 = 15;
 
 /// What came besides files.
 pub(super) struct Received {
@@ -38,6 +45,7 @@ pub(super) struct Received {
     /// OID and location.
     pub(super) tablespaces: Vec<(u32, String)>,
     pub(super) control: ControlFile,
+    pub(super) group_access: bool,
     /// The server's clock when it wrote `backup_label`, seconds since 1970.
     pub(super) label_written_unix: i64,
 }
@@ -59,6 +67,7 @@ pub(super) async fn receive(
         ..BackupOptions::default()
     };
     making.progress.note("waiting for the server's checkpoint");
+    let tar_end_marked = server.facts.version.major().0 >= TAR_END_MARKED_FROM;
     let mut stream = BaseBackup::start(server.connection, &options).await.map_err(not_received)?;
     let mut receiver = Receiver {
         making,
@@ -66,6 +75,7 @@ pub(super) async fn receive(
         parent,
         manifest: ManifestCheck::new(request.manifest_checksums),
         tar: None,
+        tar_end_marked,
         prefix: String::new(),
         file: None,
         in_manifest: false,
@@ -86,13 +96,15 @@ fn not_received(error: PgError) -> Failure {
 #[derive(Default)]
 struct Captured {
     label: Option<(Vec<u8>, i64)>,
-    control: Option<Vec<u8>>,
+    /// With its permission bits.
+    control: Option<(Vec<u8>, u32)>,
 }
 
 /// A file that is arriving.
 struct Arriving {
     path: Vec<u8>,
     size: u64,
+    mode: u32,
     mtime: i64,
     received: u64,
     chunk: Vec<u8>,
@@ -117,6 +129,8 @@ struct Receiver<'a> {
     parent: Option<ParentFiles>,
     manifest: ManifestCheck,
     tar: Option<TarSplitter>,
+    /// Whether this server ends an archive with zero blocks: without them it was cut.
+    tar_end_marked: bool,
     /// `pg_tblspc/<oid>/` within a tablespace's archive.
     prefix: String,
     file: Option<Arriving>,
@@ -164,9 +178,12 @@ impl Receiver<'_> {
     }
 
     fn end_archive(&mut self) -> Result<(), Failure> {
-        match self.tar.take() {
-            Some(tar) => tar.finish().map(drop).map_err(|error| broken_tar(&error)),
-            None => Ok(()),
+        let Some(tar) = self.tar.take() else { return Ok(()) };
+        match tar.finish().map_err(|error| broken_tar(&error))? {
+            TarEnd::Unmarked if self.tar_end_marked => {
+                Err(unexpected("an archive from the server ended without its end mark"))
+            }
+            TarEnd::Marked | TarEnd::Unmarked => Ok(()),
         }
     }
 
@@ -227,6 +244,7 @@ impl Receiver<'_> {
             unchanged: parent.as_ref().is_some_and(|entry| entry.size == size),
             path,
             size,
+            mode,
             mtime,
             received: 0,
             chunk: Vec::with_capacity(CHUNK_BYTES as usize),
@@ -312,7 +330,7 @@ impl Receiver<'_> {
             if file.path == b"backup_label" {
                 self.captured.label = Some((bytes, file.mtime));
             } else {
-                self.captured.control = Some(bytes);
+                self.captured.control = Some((bytes, file.mode));
             }
         }
         self.recorder.end(checksum, maps).await.map_err(|e| self.not_stored(e))
@@ -323,6 +341,7 @@ impl Receiver<'_> {
         self.file = Some(Arriving {
             path: MANIFEST_NAME.as_bytes().to_vec(),
             size: 0,
+            mode: MANIFEST_MODE,
             mtime: self.captured.label.as_ref().map_or(0, |(_, mtime)| *mtime),
             received: 0,
             chunk: Vec::with_capacity(CHUNK_BYTES as usize),
@@ -335,7 +354,7 @@ impl Receiver<'_> {
         self.recorder.begin(FileMeta {
             path: MANIFEST_NAME.as_bytes().to_vec(),
             kind: EntryKind::File,
-            mode: 0o600,
+            mode: MANIFEST_MODE,
             mtime: self.captured.label.as_ref().map_or(0, |(_, mtime)| *mtime),
             size: 0,
         });
@@ -365,7 +384,8 @@ impl Receiver<'_> {
         if parsed.start_lsn != begin.start_lsn {
             return Err(unexpected("backup_label has another start than the server said"));
         }
-        let control = self.captured.control.ok_or_else(|| unexpected("pg_control is missing"))?;
+        let (control, control_mode) =
+            self.captured.control.ok_or_else(|| unexpected("pg_control is missing"))?;
         let control = ControlFile::parse(&control)
             .map_err(|error| unexpected(format!("pg_control cannot be understood: {error}")))?;
         if control.system_id != self.making.identity.system_identifier {
@@ -378,6 +398,7 @@ impl Receiver<'_> {
             stop_timeline,
             tablespaces: begin.tablespaces,
             control,
+            group_access: control_mode & 0o040 != 0,
             label_written_unix: label.1,
         };
         Ok((self.recorder, received))
