@@ -96,6 +96,13 @@ impl Failure {
         self
     }
 
+    /// Puts in front what did not come about because of it.
+    #[must_use]
+    pub fn so(mut self, what: impl fmt::Display) -> Self {
+        self.what = format!("{what}: {}", self.what);
+        self
+    }
+
     /// Returns the cause and its causes, outermost first, without repeats.
     pub fn causes(&self) -> Vec<String> {
         let mut lines: Vec<String> = Vec::new();

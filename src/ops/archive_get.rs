@@ -79,7 +79,9 @@ async fn get(repository: &Repository, request: &Request) -> Result<Report, Failu
             Lineage { system_id: control.system_id, segment_size: control.wal_segment_size }
         }
         None => {
-            let identity = current_identity(repository, UNHARMED).await?;
+            let identity = current_identity(repository, UNHARMED)
+                .await
+                .map_err(|failure| failure.so(not_brought(&request.name)))?;
             let segment_size = identity.segment_size;
             Lineage { system_id: identity.system_identifier, segment_size }
         }
@@ -161,7 +163,9 @@ async fn get_as_it_is(
     match repository.fetch(&key, sink).await {
         Ok(_) => publish(staged, &request.target),
         Err(error) if error.is_absent() => {
-            super::claimed_identity(repository, lineage.system_id, UNHARMED).await?;
+            super::claimed_identity(repository, lineage.system_id, UNHARMED)
+                .await
+                .map_err(|failure| failure.so(not_brought(&request.name)))?;
             Err(absent(repository, &request.name))
         }
         Err(error) => Err(not_got(repository, &request.name, error)),
@@ -209,6 +213,10 @@ fn publish(staged: StagedFile, target: &Path) -> Result<(), Failure> {
 
 fn not_written(error: DiskError, target: &Path) -> Failure {
     of_disk(error, format!("could not write `{}`", target.display()), UNHARMED)
+}
+
+fn not_brought(name: &str) -> String {
+    format!("`{name}` was not brought back")
 }
 
 fn not_got(repository: &Repository, name: &str, error: RepoError) -> Failure {

@@ -18,8 +18,8 @@ use super::identity_of;
 use crate::failure::{Failure, Kind};
 use crate::format::{Codec, Header, Identity, Kind as ObjectKind, WalObject};
 use crate::pg::{
-    BackupHistory, Extent, Lsn, SegmentExpectation, SegmentName, SegmentWalk, SystemId, Timeline,
-    TimelineHistory, WalDamage, WalFileName,
+    BackupHistory, Extent, LONG_PAGE_HEADER_BYTES, Lsn, PageHeader, SegmentExpectation,
+    SegmentName, SegmentWalk, Timeline, TimelineHistory, WalDamage, WalFileName,
 };
 use crate::plan::push::SummaryBuilder;
 use crate::repo::{PIECE_BYTES, Put, Repository, SealedObject, WHOLE_SEGMENT_BYTES_MAX, WalSealer};
@@ -369,7 +369,9 @@ async fn push_small(
             "Look at the file; PostgreSQL writes it whole before it is archived. A disk error or an edit by hand are the usual causes.",
         ));
     }
-    let identity = identity_of(repository, &data_directory_of(&request.path), UNHARMED).await?;
+    let identity = identity_of(repository, &data_directory_of(&request.path), UNHARMED)
+        .await
+        .map_err(|failure| failure.so(not_stored(request)))?;
     let put = repository.put_small(identity.system_identifier, name, &bytes, request.codec).await;
     let (outcome, sealed) = put.map_err(|error| {
         let what = format!("could not store `{name}` in {}", repository.describe());
@@ -405,17 +407,23 @@ async fn identity_of_segment(
     repository: &Repository,
     request: &Request,
 ) -> Result<Identity, Failure> {
-    let mut head = [0; 40];
+    let mut head = Vec::with_capacity(LONG_PAGE_HEADER_BYTES);
     File::open(&request.path)
-        .and_then(|mut file| file.read_exact(&mut head))
+        .and_then(|file| file.take(LONG_PAGE_HEADER_BYTES as u64).read_to_end(&mut head))
         .map_err(|error| unreadable(&request.path, error))?;
-    let page = crate::pg::PageHeader::parse(&head).ok();
+    let page = PageHeader::parse(&head).ok();
     let owner = page.and_then(|page| page.cluster).map(|cluster| cluster.system_id);
-    let Some(owner) = owner else {
-        // Not a first page. Walk it all the same, as this place's own cluster's, for the exact finding.
-        return identity_of(repository, &data_directory_of(&request.path), UNHARMED).await;
+    let identity = match owner {
+        Some(owner) => super::claimed_identity(repository, owner, UNHARMED).await,
+        // Not a first page, or not even that long. Walk it all the same, as this place's own
+        // cluster's, for the exact finding.
+        None => identity_of(repository, &data_directory_of(&request.path), UNHARMED).await,
     };
-    super::claimed_identity(repository, SystemId(owner.0), UNHARMED).await
+    identity.map_err(|failure| failure.so(not_stored(request)))
+}
+
+fn not_stored(request: &Request) -> String {
+    format!("`{}` was not stored", request.path.display())
 }
 
 /// `%p` is `pg_wal/<name>`, relative to the data directory.

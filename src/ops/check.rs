@@ -25,6 +25,14 @@ const CLOCK_TOLERANCE_MS: i64 = 5_000;
 /// The oldest major version that is supported.
 const MAJOR_MIN: u32 = 14;
 
+const ARCHIVE_COMMAND: &str = "archive_command";
+const ARCHIVE_MODE: &str = "archive_mode";
+const SERVERS_IDENTITY: &str = "server's identity";
+const SEGMENT_ARRIVES: &str = "segment arrives";
+
+/// Without these no segment comes, and waiting for one would tell nothing more.
+const ARRIVAL_NEEDS: [&str; 3] = [ARCHIVE_COMMAND, ARCHIVE_MODE, SERVERS_IDENTITY];
+
 /// What is asked.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -77,6 +85,12 @@ impl Report {
         self.findings.iter().find_map(|finding| finding.kind)
     }
 
+    fn has_failed(&self, names: &[&str]) -> bool {
+        self.findings
+            .iter()
+            .any(|finding| finding.status == Status::Failed && names.contains(&finding.name))
+    }
+
     fn ok(&mut self, name: &'static str, found: impl Into<String>) {
         let (found, remedy) = (found.into(), String::new());
         self.findings.push(Finding { name, status: Status::Ok, found, remedy, kind: None });
@@ -122,8 +136,13 @@ pub async fn run(repository: &Repository, request: &Request) -> Report {
     look_at_replication(&request.server, identity.as_ref(), &mut report).await;
     match identity {
         _ if request.no_switch => {}
+        _ if report.has_failed(&ARRIVAL_NEEDS) => report.warn(
+            SEGMENT_ARRIVES,
+            "not tried: after the failures above nothing could arrive",
+            "Mend them, then run `check` again.",
+        ),
         _ if in_recovery => report.ok(
-            "segment arrives",
+            SEGMENT_ARRIVES,
             "the server is a standby, which cannot end a segment; run `check` on the primary too",
         ),
         Some(identity) => {
@@ -251,7 +270,7 @@ impl Server {
             && ours != identity.system_identifier
         {
             self.report.fail(
-                "server's identity",
+                SERVERS_IDENTITY,
                 Kind::Conflict,
                 format!(
                     "the server's system identifier is {ours}, and this place belongs to {}",
@@ -277,13 +296,13 @@ impl Server {
         let archive_mode = self.value("SHOW archive_mode").await.unwrap_or_default();
         if archive_mode == "off" {
             self.report.fail(
-                "archive_mode",
+                ARCHIVE_MODE,
                 Kind::Postgres,
                 "off",
                 "Set archive_mode = on and restart the server.",
             );
         } else {
-            self.report.ok("archive_mode", archive_mode);
+            self.report.ok(ARCHIVE_MODE, archive_mode);
         }
         if self.value("SHOW full_page_writes").await.as_deref() == Some("off") {
             self.report.warn(
@@ -305,7 +324,7 @@ impl Server {
         let library = self.value("SELECT current_setting('archive_library', true)").await;
         if let Some(library) = library.filter(|library| !library.is_empty()) {
             self.report.fail(
-                "archive_command",
+                ARCHIVE_COMMAND,
                 Kind::Postgres,
                 format!("archive_library = '{library}' is used instead of archive_command"),
                 "Clear archive_library and set archive_command = 'highwater archive-push %p'.",
@@ -315,14 +334,14 @@ impl Server {
         let command = self.value("SHOW archive_command").await.unwrap_or_default();
         let calls_us = command.contains("archive-push") && command.contains("%p");
         if calls_us {
-            self.report.ok("archive_command", command);
+            self.report.ok(ARCHIVE_COMMAND, command);
         } else {
             let found = match command.as_str() {
                 "" | "(disabled)" => "not set".to_owned(),
                 other => format!("`{other}` does not call `highwater archive-push %p`"),
             };
             self.report.fail(
-                "archive_command",
+                ARCHIVE_COMMAND,
                 Kind::Postgres,
                 found,
                 "Set archive_command = 'highwater archive-push %p' (with the program's full path) and reload the server.",
@@ -424,7 +443,7 @@ async fn force_switch(
     connection: &mut Connection,
     report: &mut Report,
 ) {
-    const NAME: &str = "segment arrives";
+    const NAME: &str = SEGMENT_ARRIVES;
     let segment = match switch(connection, identity.segment_size).await {
         Ok(Some(segment)) => segment,
         Ok(None) => {

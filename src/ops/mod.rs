@@ -86,11 +86,13 @@ async fn claimed_identity(
     Err(failures::of_repo(error, what, unharmed))
 }
 
+/// As [`RepoError::NotClaimed`]: an empty mount point looks like a place that was never set up,
+/// so this too says that the store is not there.
 fn never_claimed(repository: &Repository, unharmed: &str) -> Failure {
     Failure::new(
-        Kind::Usage,
+        Kind::Store,
         format!("`{}` was never set up in {}", repository.cluster(), repository.describe()),
         unharmed,
-        "Check repository URL and cluster name. If they are right, run `highwater init` once for this cluster.",
+        "Check repository URL, cluster name and (for a directory) that it is mounted. If they are right, run `highwater init` once for this cluster.",
     )
 }

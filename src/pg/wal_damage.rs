@@ -173,15 +173,9 @@ impl std::fmt::Display for ExpectedLink {
 }
 
 impl WalDamage {
-    /// Returns whether the file is no segment of the expected cluster, name and
-    /// size at all, as opposed to a segment whose content is damaged.
+    /// Returns whether the first page says that another cluster wrote the file, or this one with
+    /// another segment size; everything else is a file that is not whole.
     pub fn is_wrong_identity(&self) -> bool {
-        matches!(
-            self,
-            Self::WrongSize { .. }
-                | Self::WrongSystemId { .. }
-                | Self::WrongSegmentSize { .. }
-                | Self::BadBlockSize { .. }
-        )
+        matches!(self, Self::WrongSystemId { .. } | Self::WrongSegmentSize { .. })
     }
 }

@@ -91,14 +91,21 @@ impl Attempts {
             return Err(error);
         }
         self.repeated += 1;
-        tracing::warn!(
-            call,
-            attempt = self.repeated,
-            attempts_max = self.policy.repetitions + 1,
-            delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
-            cause = %chain(&error),
-            "a request to the store failed and will be repeated"
-        );
+        let attempts_max = self.policy.repetitions + 1;
+        let (attempt, cause) = (self.repeated, chain(&error));
+        // Said once: an outage of an hour must not fill the server's log with the same line.
+        if attempt == 1 {
+            tracing::warn!(
+                call, attempts_max, %cause,
+                "a request to the store failed and will be repeated"
+            );
+        } else {
+            let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+            tracing::info!(
+                call, attempt, attempts_max, delay_ms, %cause,
+                "a request to the store failed again and will be repeated"
+            );
+        }
         tokio::time::sleep(delay).await;
         Ok(())
     }

@@ -1,6 +1,8 @@
 //! `archive-push`: what is stored, what is refused, and what a server sees.
 
-use crate::harness::{Archived, NEWEST, fingerprint, finish, flip_bit, wait_for};
+use crate::harness::{
+    Archived, NEWEST, Running, as_server_user, fingerprint, finish, flip_bit, wait_for,
+};
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(90);
@@ -74,6 +76,72 @@ fn a_repository_that_cannot_be_written_is_an_unavailable_store() {
     place.highwater.push(&place.cluster.wal(&names[1])).ends_with(5);
     mode("u+w");
     place.highwater.push(&place.cluster.wal(&names[1])).done();
+}
+
+#[test]
+fn a_full_repository_is_an_unavailable_store_and_shows_no_half_object() {
+    let place = Archived::by_hand(NEWEST, 16);
+    let name = place.segments(1).remove(0);
+    let listing = place.lab.path().join("listing");
+    // The repository on a file system of 4 MiB, in a mount namespace of its own.
+    let script = "cp -a \"$0\" \"$0.kept\" && mount -t tmpfs -o size=4m tmpfs \"$0\" && \
+                  cp -a \"$0.kept/.\" \"$0\" || exit 99; \"$@\"; code=$?; \
+                  (cd \"$0\" && find . -type f -size +64k) > \"$LISTING\"; exit $code";
+    let mut command = as_server_user("/usr/bin/unshare");
+    place.highwater.settings_for(&mut command);
+    command.args(["--map-root-user", "--mount", "/bin/sh", "-c", script]);
+    command.env("LISTING", &listing).env("HIGHWATER_COMPRESSION", "none");
+    command.env("HIGHWATER_ARCHIVE_PUSH_DEADLINE", "10s");
+    command.arg(place.highwater.repo_directory()).arg(place.highwater.command().get_program());
+    command.arg("archive-push").arg(place.cluster.wal(&name));
+    let run = Running::start(command, "archive-push into a full repository".into()).wait();
+    assert_ne!(run.code(), 99, "could not mount a tmpfs in a user namespace: {run}");
+    let run = run.ends_with(5);
+    assert_eq!(std::fs::read_to_string(&listing).unwrap(), "", "something was left: {run}");
+    run.says("room");
+}
+
+#[test]
+fn other_content_of_a_large_segment_is_refused_and_the_stored_pieces_stay() {
+    let mut place = Archived::by_hand(NEWEST, 64);
+    let twin = place.twin();
+    let ours = place.segments(1).remove(0);
+    twin.sql("create table another_life as select generate_series(1, 5000) n");
+    let theirs = twin.switch_wal();
+    assert_eq!(ours, theirs, "both servers end the same segment");
+    place.highwater.push(&place.cluster.wal(&ours)).done();
+    assert!(place.objects_of(&ours).len() > 1, "stored as pieces");
+    let stored = fingerprint(&place.highwater.repo_directory());
+    place.highwater.push(&twin.wal(&theirs)).ends_with(3).says(&ours);
+    assert_eq!(fingerprint(&place.highwater.repo_directory()), stored);
+    place.assert_gives_back(&ours, &std::fs::read(place.cluster.wal(&ours)).unwrap());
+}
+
+#[test]
+fn the_servers_log_tells_what_failed_and_what_to_do_in_plain_lines() {
+    let place = Archived::by_server(NEWEST);
+    place.cluster.archive_now();
+    let repo = place.highwater.repo_directory();
+    std::fs::rename(&repo, repo.with_extension("away")).unwrap();
+    let name = place.segments(1).remove(0);
+    place.cluster.wait_until("select failed_count >= 1 from pg_stat_archiver", "t");
+    let log = place.cluster.log();
+    let ours: Vec<_> = log.lines().filter(|line| line.starts_with("highwater:")).collect();
+    for part in ["error: ", "  unharmed: ", "  next: "] {
+        let said = |line: &&str| line.starts_with(&format!("highwater: {part}"));
+        assert!(ours.iter().any(said), "{part:?} is missing:\n{log}");
+    }
+    assert!(ours.iter().any(|line| line.contains(&name)), "the file is not named:\n{log}");
+    assert!(ours.iter().all(|line| line.len() < 600), "a line too long to read:\n{log}");
+    let strange = |c: char| c.is_control() && c != '\t' && c != '\n';
+    assert!(!log.contains(strange), "control characters:\n{log}");
+    let warnings = ours.iter().filter(|line| line.starts_with("highwater: warning:")).count();
+    let errors = ours.iter().filter(|line| line.starts_with("highwater: error:")).count();
+    assert!(warnings <= errors + 1, "each repetition is said again:\n{log}");
+    // Nothing else, such as a panic or a progress bar, from the archiver.
+    let other = |line: &&str| !line.starts_with("highwater:") && !line.contains(" UTC [");
+    let other: Vec<_> = log.lines().filter(other).collect();
+    assert!(other.iter().all(|line| line.starts_with('\t')), "{other:?}");
 }
 
 #[test]

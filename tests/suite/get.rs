@@ -1,6 +1,8 @@
 //! `archive-get`: only whole files, and "absent" only where that is certain.
 
 use crate::harness::{Archived, NEWEST, Running, as_server_user, files_below, flip_bit};
+use highwater::format::{Codec, Header, Kind, encode_header};
+use highwater::repo::WalSealer;
 use std::path::Path;
 use std::time::Duration;
 
@@ -185,5 +187,101 @@ fn a_place_that_was_never_claimed_is_not_an_empty_archive() {
     let place = Archived::by_hand(NEWEST, 16);
     let run = place.highwater.for_cluster("mistyped");
     let run = run.get("000000010000000000000001", &place.lab.path().join("target"));
-    assert!(run.code() > 125, "a mistyped cluster name must stop recovery: {run}");
+    assert_eq!(run.code(), 133, "a mistyped cluster name must stop recovery: {run}");
+}
+
+#[test]
+fn an_empty_mount_point_is_not_an_empty_archive() {
+    let place = Archived::by_hand(NEWEST, 16);
+    let name = place.segments(1).remove(0);
+    place.highwater.push(&place.cluster.wal(&name)).done();
+    let repo = place.highwater.repo_directory();
+    std::fs::rename(&repo, repo.with_extension("away")).unwrap();
+    place.lab.directory("repo");
+    let highwater = place.highwater.with_env("HIGHWATER_ARCHIVE_GET_DEADLINE", "3s");
+    // From a data directory, as a server asks, and from one that says nothing of the cluster.
+    for directory in [place.cluster.pgdata.clone(), place.lab.directory("elsewhere")] {
+        let highwater = highwater.in_directory(&directory);
+        for asked in [name.as_str(), "00000001000000000000003C", "00000002.history"] {
+            highwater.get(asked, &place.lab.path().join("target")).ends_with(133);
+        }
+    }
+    assert!(!place.lab.path().join("target").exists());
+}
+
+#[test]
+fn an_outage_in_the_midst_of_a_recovery_stops_the_server_and_never_promotes_it() {
+    let place = Archived::by_server(NEWEST);
+    place.cluster.sql("create table t (n int)");
+    place.highwater.run(&["backup", "--fast"]).done();
+    let row_and_segment = |n: u32| {
+        place.cluster.sql(&format!("insert into t values ({n})"));
+        place.cluster.archive_now()
+    };
+    let names: Vec<_> = (1..=4).map(row_and_segment).collect();
+    let mut copy = place.restore("copy", &[]);
+    // A short deadline, for the retries must end within the test.
+    let settings = copy.pgdata.join("postgresql.auto.conf");
+    let text = std::fs::read_to_string(&settings).unwrap();
+    let hasty = "restore_command = 'HIGHWATER_ARCHIVE_GET_DEADLINE=3s ";
+    let text = text.replace("restore_command = '", hasty);
+    assert!(text.contains(hasty), "{text}");
+    std::fs::write(&settings, text).unwrap();
+    let object = place.objects_of(&names[2]).remove(0);
+    let mode = |mode| {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(&object, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(0o000);
+    let log = copy.try_start().expect_err("the server must not go on without that segment");
+    assert!(log.contains(&format!("restored log file \"{}\"", names[1])), "{log}");
+    assert!(log.contains("FATAL") && log.contains("exit code 133"), "{log}");
+    assert!(!log.contains("selected new timeline"), "it was promoted:\n{log}");
+    assert!(log.contains("highwater: error:") && log.contains("highwater:   next:"), "{log}");
+    mode(0o640);
+    copy.start();
+    copy.wait_until("select pg_is_in_recovery()", "f");
+    assert_eq!(copy.sql("select string_agg(n::text, ',' order by n) from t"), "1,2,3,4");
+}
+
+#[test]
+fn an_empty_history_in_the_archive_is_not_handed_out() {
+    let place = Archived::by_hand(NEWEST, 16);
+    let system_id = place.cluster.control("Database system identifier");
+    place.lab.directory("target");
+    for (timeline, text) in [(2, ""), (3, "2\t0/3000000\tno recovery target specified\n")] {
+        // Sealed as `archive-push` would, had it not refused it.
+        let name = format!("{timeline:08X}.history");
+        let below = format!("wal/{system_id}/{name}");
+        let id = system_id.parse().unwrap();
+        let header = Header::new(Kind::TimelineHistory, below, id, Codec::None.packing());
+        let mut sealer = WalSealer::new(Codec::None, Some(text.len() as u64)).unwrap();
+        sealer.push(text.as_bytes()).unwrap();
+        let sealed = sealer.finish(header).unwrap();
+        let mut object = encode_header(&sealed.header).unwrap();
+        sealed.body.pieces().iter().for_each(|piece| object.extend_from_slice(piece));
+        std::fs::create_dir_all(place.highwater.repo_directory().join("main/wal").join(&system_id))
+            .unwrap();
+        place.lab.write(&format!("repo/main/wal/{system_id}/{name}"), &object);
+        let target = place.lab.path().join("target/RECOVERYHISTORY");
+        let run = place.highwater.get(&name, &target);
+        let wanted = if text.is_empty() { 132 } else { 0 };
+        assert_eq!(run.code(), wanted, "{run}");
+        assert_eq!(target.exists(), wanted == 0, "the test's own object must be readable");
+    }
+}
+
+#[test]
+fn a_repository_of_a_newer_format_is_refused_whole() {
+    let place = Archived::by_hand(NEWEST, 16);
+    let name = place.segments(1).remove(0);
+    let identities = place.highwater.repo_directory().join("main/identity");
+    let identity = identities.join(files_below(&identities).remove(0));
+    let text = std::fs::read_to_string(&identity).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["format"] = (json["format"].as_u64().unwrap() + 1).into();
+    std::fs::write(&identity, json.to_string()).unwrap();
+    place.highwater.push(&place.cluster.wal(&name)).ends_with(2).says("newer");
+    assert!(place.objects_of(&name).is_empty());
+    place.fetch(&name).0.ends_with(130).says("newer");
 }

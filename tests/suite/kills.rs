@@ -1,7 +1,7 @@
 //! SIGKILL at random moments: never a wrong success, never a stuck retry, never
 //! a half object visible. Five rounds in `make test`, fifty in `make soak`.
 
-use crate::harness::{Archived, NEWEST, Random};
+use crate::harness::{Archived, NEWEST, Random, files_below};
 use std::time::Duration;
 
 fn rounds() -> u64 {
@@ -44,6 +44,31 @@ fn a_killed_push_leaves_a_whole_object_or_none_and_the_next_succeeds() {
         assert!(std::fs::read(&target).unwrap() == bytes);
     }
     eprintln!("killed {killed} of {}", rounds());
+}
+
+#[test]
+fn a_killed_get_leaves_a_whole_file_or_none_and_the_next_succeeds() {
+    let mut random = Random::new("killed get");
+    let place = Archived::by_hand(NEWEST, 16);
+    let name = place.segments(1).remove(0);
+    place.highwater.push(&place.cluster.wal(&name)).done();
+    let bytes = std::fs::read(place.cluster.wal(&name)).unwrap();
+    let directory = place.lab.directory("target");
+    let target = directory.join("RECOVERYXLOG");
+    let usual = place.highwater.get(&name, &target).done().elapsed;
+    for _ in 0..rounds() {
+        std::fs::remove_file(&target).unwrap();
+        let getting = place.highwater.spawn(&["archive-get", &name, target.to_str().unwrap()]);
+        let run = getting.kill_after(moment(&mut random, usual));
+        assert!(run.was_killed() || run.code() == 0, "{run}");
+        match std::fs::read(&target) {
+            Ok(found) => assert!(found == bytes, "half a file is visible"),
+            Err(_) => assert!(run.was_killed(), "success was told without a file: {run}"),
+        }
+        place.highwater.get(&name, &target).done();
+        assert!(std::fs::read(&target).unwrap() == bytes);
+        assert_eq!(files_below(&directory).len(), 1, "what the killed one left is swept");
+    }
 }
 
 #[test]

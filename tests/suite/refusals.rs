@@ -89,6 +89,10 @@ fn two_targets_at_once_are_wrong_use() {
 #[test]
 fn a_time_without_a_zone_is_read_in_the_machines_zone_and_written_with_one() {
     let place = backed_up();
+    // A backup's end is known to the second, and rounded up.
+    let earliest = place.highwater.info()["recovery_window"]["earliest_time"].clone();
+    let earliest = earliest.as_str().unwrap();
+    place.cluster.wait_until(&format!("select clock_timestamp() > '{earliest}'"), "t");
     let before = place.now();
     place.cluster.sql("insert into t values (3)");
     place.cluster.archive_now();
@@ -168,12 +172,17 @@ fn check_waits_for_the_segment_it_forced() {
     place.highwater.run(&["check"]).done();
     let after = place.cluster.sql("select archived_count from pg_stat_archiver");
     assert!(after.parse::<u64>().unwrap() > before.parse().unwrap());
-    // An archive_command that goes elsewhere cannot bring that segment.
+    // One that looks right and stores nothing: only the forced segment shows it.
+    place.cluster.set("archive_command = '/bin/true highwater archive-push %p'");
+    place.cluster.reload();
+    let run = place.highwater.run(&["check", "--wait-seconds", "3"]).ends_with(4);
+    run.says("did not arrive").says("archive_command");
+    // One that goes elsewhere is not waited for.
     place.cluster.set("archive_command = '/bin/true'");
     place.cluster.reload();
-    let run = place.highwater.run(&["check"]);
-    assert_ne!(run.code(), 0, "{run}");
-    run.says("archive_command");
+    let run = place.highwater.run(&["check"]).ends_with(6);
+    assert!(run.elapsed < std::time::Duration::from_secs(20), "{run}");
+    run.says("archive_command").says("not tried");
 }
 
 #[test]

@@ -89,7 +89,7 @@ fn a_restored_clone_cannot_write_where_its_origin_archives() {
     place.highwater.run(&["backup", "--fast"]).done();
     place.cluster.sql("create table t as select generate_series(1, 100) n");
     place.cluster.archive_now();
-    let mut clone = place.restore("clone", &["--target-action", "promote"]);
+    let mut clone = place.restore("clone", &[]);
     clone.start();
     clone.wait_until("select pg_is_in_recovery()", "f");
     assert_eq!(clone.sql("select count(*) from t"), "100");
@@ -111,7 +111,7 @@ fn a_copy_that_takes_over_archives_the_next_timeline() {
     place.cluster.sql("create table t as select 1 n");
     place.cluster.archive_now();
     place.cluster.kill9();
-    let mut copy = place.restore("copy", &["--take-over", "--target-action", "promote"]);
+    let mut copy = place.restore("copy", &["--take-over"]);
     copy.start();
     copy.wait_until("select pg_is_in_recovery()", "f");
     assert_eq!(copy.sql("show archive_mode"), "on");
@@ -123,11 +123,11 @@ fn a_copy_that_takes_over_archives_the_next_timeline() {
     // The new timeline is backed up, and restored along its whole path.
     copy.sql("insert into t values (2)");
     copy.archive_now();
-    let mut again = place.restore("again", &["--target-action", "promote"]);
+    let mut again = place.restore("again", &[]);
     again.start();
     again.wait_until("select pg_is_in_recovery()", "f");
     assert_eq!(again.sql("select count(*) from t"), "2");
-    let mut old = place.restore("old", &["--timeline", "1", "--target-action", "promote"]);
+    let mut old = place.restore("old", &["--timeline", "1"]);
     old.start();
     old.wait_until("select pg_is_in_recovery()", "f");
     assert_eq!(old.sql("select count(*) from t"), "1");

@@ -1,7 +1,7 @@
 //! The walk over WAL against `pg_waldump`, on segments of every major version:
 //! the same records, the same transactions, the same restore points.
 
-use crate::harness::{Archived, Cluster, Lab, MAJORS, NEWEST};
+use crate::harness::{Archived, Cluster, Lab, MAJORS, NEWEST, Random};
 use highwater::pg::{
     Extent, Lsn, SegmentExpectation, SegmentFacts, SegmentSize, SegmentWalk, WalCarry, WalEvent,
     WalFileName,
@@ -14,6 +14,9 @@ const LINE_BYTES_MAX: usize = 512;
 
 /// How a block falls on page and record borders must make no difference.
 const BLOCK_BYTES: [usize; 3] = [8192, 100_003, 1 << 20];
+
+/// How many bits are flipped, one at a time.
+const FLIPS: u32 = 60;
 
 /// An event, told the same way by the walk and by `pg_waldump`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +69,41 @@ fn the_walk_finds_what_pg_waldump_finds_in_records_longer_than_a_segment() {
     let names: Vec<_> = place.cluster.finished_segments().into_iter().filter(between).collect();
     assert!(names.len() > 6, "{names:?}");
     compare(&place.cluster, &names);
+}
+
+#[test]
+fn the_walk_refuses_a_flipped_bit_exactly_where_pg_waldump_stops_at_it() {
+    let mut random = Random::new("flipped bits");
+    for major in [MAJORS[0], NEWEST] {
+        let place = Archived::by_hand(major, 16);
+        // The second begins amid a record or at its own; both end with a switch record.
+        let name = place.segments(2).remove(1);
+        let bytes = std::fs::read(place.cluster.wal(&name)).unwrap();
+        let whole = waldump(&place.cluster, &[&name]);
+        let used = whole.last_record.unwrap() % (16 << 20);
+        place.lab.directory("flipped");
+        let path = place.lab.write(&format!("flipped/{name}"), &bytes);
+        let (mut refused, mut passed) = (0, 0);
+        for _ in 0..FLIPS {
+            let at = usize::try_from(random.below(used)).unwrap();
+            if at % 8192 < 40 {
+                // Page headers hold the cluster's identity, which pg_waldump does not know.
+                continue;
+            }
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 1 << random.below(8);
+            std::fs::write(&path, &flipped).unwrap();
+            let mut walk = SegmentWalk::new(expectation(&place.cluster, &name, flipped.len()));
+            let sound = walk.feed(&flipped).is_ok() && walk.finish().is_ok();
+            let mut command = place.cluster.tool("pg_waldump");
+            command.arg(&path);
+            let read = read_dump(command);
+            assert_eq!(sound, read.records == whole.records, "{major}: a bit at {at} of {name}");
+            if sound { passed += 1 } else { refused += 1 }
+        }
+        // Padding between records is in no checksum.
+        assert!(refused > FLIPS / 2, "{major}: {refused} refused, {passed} passed");
+    }
 }
 
 /// Commits, aborts, subtransactions, prepared transactions, drops, restore points and
@@ -188,6 +226,11 @@ fn waldump(cluster: &Cluster, range: &[&str]) -> Reading {
     command.arg("-p").arg(cluster.pgdata.join("pg_wal")).arg(range[0]);
     // Alone, a segment ends at its own end: pg_waldump says what is cut there, and fails.
     command.arg(range.last().unwrap());
+    read_dump(command)
+}
+
+/// Runs `pg_waldump` and reads what it prints line by line.
+fn read_dump(mut command: std::process::Command) -> Reading {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut output = std::io::BufReader::new(child.stdout.take().unwrap());
     let mut reading = Reading::default();
