@@ -451,3 +451,78 @@ fn backups_from_before_an_upgrade_stay_usable_and_restore() {
     copy.wait_until("select pg_is_in_recovery()", "f");
     assert_eq!(copy.sql("select count(*) from t"), "101");
 }
+
+#[test]
+fn a_tablespace_inside_the_data_directory_comes_back_in_its_place() {
+    // 15 knows in-place tablespaces and leaves them out of every base backup, pg_basebackup's too.
+    for major in [16, NEWEST] {
+        let place = Archived::by_server_with(major, |builder| {
+            builder.conf("allow_in_place_tablespaces = on").tablespace("aside")
+        });
+        place.cluster.sql("create tablespace inside location ''");
+        place.cluster.sql("create table i tablespace inside as select generate_series(1, 500) n");
+        place.cluster.sql("create table a tablespace aside as select generate_series(1, 300) n");
+        place.highwater.run(&["backup", "--fast"]).done();
+        place.cluster.archive_now();
+        let (old, new) = (place.cluster.tablespace("aside"), place.lab.directory("new-aside"));
+        let map = format!("{}={}", old.display(), new.display());
+        let mut copy = place.restore("copy", &["--tablespace-map", &map]);
+        assert_restored_as_backed_up(&copy);
+        copy.start();
+        copy.wait_until("select pg_is_in_recovery()", "f");
+        assert_eq!(
+            copy.sql("select (select count(*) from i), (select count(*) from a)"),
+            "500|300"
+        );
+        copy.amcheck();
+    }
+}
+
+#[test]
+fn info_prints_every_field_of_its_contract() {
+    let place = Archived::by_server(NEWEST);
+    let annotated = ["backup", "--fast", "--annotate", "why=before the upgrade"];
+    place.highwater.run(&annotated).done();
+    place.cluster.sql("create table t as select 1 n");
+    place.cluster.archive_now();
+    let info = place.highwater.info();
+    let text =
+        |value: &serde_json::Value| value.as_str().unwrap_or_else(|| panic!("{info}")).to_owned();
+    assert_eq!(info["cluster"], "main");
+    assert_eq!(
+        text(&info["postgres_version"]),
+        place.cluster.sql("show server_version").split(' ').next().unwrap()
+    );
+    let backup = &info["backups"][0];
+    assert_eq!(backup["annotations"]["why"], "before the upgrade");
+    assert_eq!(backup["source"], "stream");
+    assert_eq!(backup["timeline"], 1);
+    assert!(backup["size_bytes"].as_u64() > backup["stored_bytes"].as_u64(), "{info}");
+    assert!(backup["stored_bytes"].as_u64() > Some(0), "{info}");
+    let window = &info["recovery_window"];
+    let times = [
+        &backup["started_at"],
+        &backup["finished_at"],
+        &window["earliest_time"],
+        &window["latest_time"],
+    ];
+    for time in times {
+        let time = text(time);
+        assert!(time.ends_with('Z') && time.parse::<jiff::Timestamp>().is_ok(), "{time}");
+    }
+    let wal = &info["wal"][0];
+    assert_eq!((&wal["timeline"], &window["timeline"]), (&1.into(), &1.into()));
+    let lsn = |value: &serde_json::Value| {
+        // PostgreSQL itself reads and compares them.
+        place
+            .cluster
+            .sql(&format!("select pg_wal_lsn_diff('{}', '0/0')", text(value)))
+            .parse::<u64>()
+            .unwrap()
+    };
+    let in_order =
+        [&wal["start_lsn"], &backup["start_lsn"], &backup["stop_lsn"], &window["latest_lsn"]];
+    assert!(in_order.map(lsn).is_sorted(), "{info}");
+    assert_eq!(wal["end_lsn"], window["latest_lsn"]);
+    assert_eq!(window["earliest_lsn"], backup["stop_lsn"]);
+}

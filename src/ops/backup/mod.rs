@@ -90,12 +90,26 @@ pub async fn run(
     let id = writer.id().clone();
     let making = Making { repository, request, identity: &identity, progress: &*progress };
     let outcome = making.carry_out(server, writer, parent, started_at).await;
-    if outcome.is_err()
+    if let Err(Failed { in_doubt: false, .. }) = &outcome
         && let Err(error) = repository.forget_unfinished(&id).await
     {
         tracing::warn!("what backup {id} had stored could not be removed: {error}");
     }
-    outcome
+    outcome.map_err(|failed| failed.failure)
+}
+
+/// A backup that failed.
+struct Failed {
+    failure: Failure,
+    /// Whether `committed.json` may stand, or come to stand, all the same: the store gave no
+    /// answer to its create. Then nothing that it names may be removed.
+    in_doubt: bool,
+}
+
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Self {
+        Self { failure, in_doubt: false }
+    }
 }
 
 async fn newest_backup(
@@ -163,7 +177,7 @@ impl Making<'_> {
         writer: BackupWriter,
         parent: Option<Committed>,
         started_at: PgTimestamp,
-    ) -> Result<Report, Failure> {
+    ) -> Result<Report, Failed> {
         let facts = server.facts.clone();
         let id = writer.id().clone();
         let parent_files = self.load_parent(parent.as_ref()).await?;
@@ -191,7 +205,8 @@ impl Making<'_> {
             entries: recorded.entries,
             frames: recorded.list_frames,
         };
-        writer.commit(&index, &committed).await.map_err(|e| self.not_stored(e))?;
+        let id = &committed.id;
+        writer.commit(&index, &committed).await.map_err(|e| self.not_committed(e, id))?;
         Ok(Report { backup: committed, referenced_bytes: recorded.referenced_bytes })
     }
 
@@ -227,6 +242,23 @@ impl Making<'_> {
     fn not_stored(&self, error: RepoError) -> Failure {
         let what = format!("could not store the backup in {}", self.repository.describe());
         of_repo(error, what, UNHARMED)
+    }
+
+    fn not_committed(&self, error: RepoError, id: &BackupId) -> Failed {
+        let last = self.repository.place().committed(id);
+        let in_doubt = matches!(
+            &error,
+            RepoError::Store(StoreError::Unavailable { key, .. }) if key.as_str() == last
+        );
+        if !in_doubt {
+            return self.not_stored(error).into();
+        }
+        let what = format!(
+            "the store gave no answer when backup {id} was recorded in {}, so that it may exist",
+            self.repository.describe()
+        );
+        let unharmed = "If `highwater info` lists it, it is whole and counts; if not, it does not. Earlier backups, archived WAL and the server are as they were.";
+        Failed { failure: of_repo(error, what, unharmed), in_doubt }
     }
 
     #[allow(clippy::too_many_arguments)] // each is one part of the document
