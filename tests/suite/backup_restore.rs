@@ -442,7 +442,7 @@ fn backups_from_before_an_upgrade_stay_usable_and_restore() {
 
     let info = highwater.info();
     assert_eq!(info["backups"][0]["id"], old["id"], "{info}");
-    assert_eq!(info["backups"][0]["system_identifier"].is_null(), false, "{info}");
+    assert!(!info["backups"][0]["system_identifier"].is_null(), "{info}");
     for backup in info["backups"].as_array().unwrap() {
         assert_eq!(backup["usable"], true, "{info}");
     }
@@ -525,4 +525,29 @@ fn info_prints_every_field_of_its_contract() {
     assert!(in_order.map(lsn).is_sorted(), "{info}");
     assert_eq!(wal["end_lsn"], window["latest_lsn"]);
     assert_eq!(window["earliest_lsn"], backup["stop_lsn"]);
+}
+
+#[test]
+fn a_target_outside_the_window_is_refused_with_the_nearest_point_and_writes_nothing() {
+    let place = Archived::by_server(NEWEST);
+    place.highwater.run(&["backup", "--fast"]).done();
+    place.cluster.sql("create table t as select 1 n");
+    place.cluster.archive_now();
+    let info = place.highwater.info();
+    let text = |name: &str| info["recovery_window"][name].as_str().unwrap().to_owned();
+    let inside = info["backups"][0]["start_lsn"].as_str().unwrap().to_owned();
+    let cases = [
+        ("--to-time", "2001-01-01 00:00:00+00", text("earliest_time")),
+        // To the second: the nearest moment is just before the last commit.
+        ("--to-time", "2099-01-01 00:00:00+00", text("latest_time")[..19].to_owned()),
+        ("--to-lsn", "0/1000028", text("earliest_lsn")),
+        ("--to-lsn", &inside, text("earliest_lsn")),
+        ("--to-lsn", "7/28", "the last archived record".to_owned()),
+    ];
+    for (flag, target, nearest) in cases {
+        let pgdata = place.lab.path().join("copy");
+        let arguments = ["restore", "--pgdata", pgdata.to_str().unwrap(), flag, target];
+        place.highwater.run(&arguments).ends_with(4).says(&nearest);
+        assert!(!pgdata.exists(), "{flag} {target}");
+    }
 }
