@@ -10,6 +10,7 @@ INSTALL := $(SETUP)/install.sh
 
 # Every script and test agrees on one place.
 export HIGHWATER_TEST_CACHE := $(shell $(INSTALL) --cache)
+export HIGHWATER_PG_ROOT := $(HIGHWATER_TEST_CACHE)/pg
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1 | /' | column -t -s '|'

@@ -8,7 +8,7 @@
 //! 3  ops                              one file per use case
 //! 2  plan, repo                       pure decisions; the archive as verbs
 //! 1  format, store, walsender, pgdata bytes and names; stores; servers; disks
-//! 0  pg, failure                      PostgreSQL's facts; what a user sees
+//! 0  pg, failure, spelling            PostgreSQL's facts; what a user sees and meant
 //! ```
 
 pub mod cli;
@@ -19,5 +19,6 @@ pub mod pg;
 pub mod pgdata;
 pub mod plan;
 pub mod repo;
+pub mod spelling;
 pub mod store;
 pub mod walsender;

@@ -199,7 +199,7 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "OLD=NEW", value_parser = parse_tablespace_mapping)]
     tablespace_map: Vec<TablespaceMapping>,
     /// Make a standby: standby.signal instead of recovery.signal
-    #[arg(long)]
+    #[arg(long, conflicts_with = "target")]
     standby: bool,
     /// This copy becomes the cluster and archives in its place
     #[arg(long)]

@@ -168,12 +168,15 @@ fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(),
         },
         codec: settings.compression.value,
         jobs,
+        memory_max_bytes: settings.memory_max_bytes.value,
         wal_timeout: settings.wal_timeout.value,
         host: host_name(),
     };
     let listener = progress::listener("backup", surroundings.output);
-    let work = ops::backup::run(&opened.repository, &request, listener.clone());
-    let outcome = run_parallel(jobs, work);
+    let outcome = run_parallel(jobs, async {
+        opened.sweep().await;
+        ops::backup::run(&opened.repository, &request, listener.clone()).await
+    });
     listener.finish();
     surroundings.output.report(&reports::BackupDone::of(&outcome?), reports::BackupDone::text)
 }
@@ -235,6 +238,7 @@ fn restore_request(
         standby: request.standby,
         take_over: request.take_over,
         jobs: surroundings.settings.jobs.value,
+        memory_max_bytes: surroundings.settings.memory_max_bytes.value,
         program: program()?,
         program_flags: repository_flags(surroundings),
     })

@@ -10,7 +10,7 @@ use super::settings::{NOTHING_DONE, Origin};
 use crate::failure::{Failure, Kind};
 use crate::repo::Repository;
 use crate::store::clients::is_cloud_variable;
-use crate::store::open::{open, prepare};
+use crate::store::open::{LEFTOVER_AGE_MIN, open, prepare, sweep_leftovers};
 use crate::store::options::StoreOptions;
 use crate::store::url::RepoUrl;
 use crate::walsender::{ConnInfo, PgEnvironment};
@@ -43,6 +43,20 @@ impl Opened {
             )
             .because(error)
         })
+    }
+}
+
+impl Opened {
+    /// Removes what writers that were killed have left in a local directory. Nobody waits
+    /// for it: what cannot be removed now is removed another time.
+    pub(super) async fn sweep(&self) {
+        match sweep_leftovers(&self.url, &self.options, LEFTOVER_AGE_MIN).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!("removed {count} files that killed writers had left"),
+            Err(error) => {
+                tracing::warn!("could not look for files that killed writers left: {error}");
+            }
+        }
     }
 }
 

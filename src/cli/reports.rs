@@ -212,7 +212,7 @@ impl RestoreDone {
             say("it replays WAL and stops at the target, open for reading; look at the data, then SELECT pg_wal_replay_resume() to go on from there".to_owned());
         }
         if self.archiving_off {
-            say("ARCHIVING IS OFF in this copy, so that it cannot disturb its origin. If it is the cluster from now on: ALTER SYSTEM RESET archive_mode, then restart".to_owned());
+            say("ARCHIVING IS OFF in this copy, so that it cannot disturb its origin. If it is the cluster from now on: ALTER SYSTEM RESET archive_mode, restart, and take a new backup".to_owned());
         }
         text
     }

@@ -24,7 +24,7 @@ use super::settings_table::{
 use super::units::{parse_duration, parse_size, setting_duration, setting_size};
 use crate::failure::{Failure, Kind};
 use crate::format::Codec;
-use crate::store::spelling::nearest;
+use crate::spelling::nearest;
 
 /// What is true of every failure before a command begins.
 pub const NOTHING_DONE: &str = "nothing was read from or written to the repository or PostgreSQL";

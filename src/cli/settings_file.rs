@@ -25,7 +25,7 @@ use toml::de::{DeTable, DeValue};
 use super::settings::{NOTHING_DONE, Origin, Raw};
 use super::settings_table::{DEFAULT_FILE, Id, OPTIONS_KEY, TABLE};
 use crate::failure::{Failure, Kind};
-use crate::store::spelling::nearest;
+use crate::spelling::nearest;
 
 /// A settings file is a page or two; more is a mistake.
 const FILE_BYTES_MAX: u64 = 1 << 20;

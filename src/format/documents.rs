@@ -203,6 +203,9 @@ pub struct Committed {
     pub segment_size: SegmentSize,
     /// Whether the cluster has data page checksums.
     pub data_checksums: bool,
+    /// Whether the server's group may read the data directory (`initdb -g`).
+    #[serde(default)]
+    pub group_access: bool,
     /// The label given to `BASE_BACKUP`.
     pub label: String,
     /// What the operator wrote beside it.

@@ -21,6 +21,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::pg::{SegmentName, SystemId, Timeline, WalFileName};
 
+/// Where `init` and `check` try a store, beside the clusters.
+const PROBE_DIRECTORY: &str = "probe";
+
 /// The text cannot be the name of a cluster or of a backup.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
@@ -29,6 +32,9 @@ pub enum NameError {
         "`{0}` cannot be a cluster name: use letters, digits, `.`, `_` and `-`, beginning with a letter or digit, at most 63 characters"
     )]
     Cluster(String),
+    /// The name is one of ours at the root of a repository.
+    #[error("`{0}` cannot be a cluster name: Highwater keeps it for itself")]
+    Reserved(String),
     /// A backup id is a time such as `20261122T031500Z`, with `-2`, `-3` … behind it when two fell in one second.
     #[error("`{0}` is not a backup id; one looks like `20261122T031500Z` (see `highwater info`)")]
     Backup(String),
@@ -53,6 +59,9 @@ impl FromStr for ClusterName {
         let first_ok = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
         let rest_ok =
             text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+        if text == PROBE_DIRECTORY {
+            return Err(NameError::Reserved(text.to_owned()));
+        }
         if first_ok && rest_ok && text.len() <= 63 {
             Ok(Self(text.to_owned()))
         } else {
@@ -306,7 +315,7 @@ mod tests {
 
     #[test]
     fn names_that_would_leave_the_place_are_refused() {
-        for bad in ["", "..", ".hidden", "a/b", "-x", "ä", &"x".repeat(64)] {
+        for bad in ["", "..", ".hidden", "a/b", "-x", "ä", "probe", &"x".repeat(64)] {
             assert!(bad.parse::<ClusterName>().is_err(), "{bad}");
         }
         for bad in ["", "latest", "20261122T031500", "20261122T031500Z-1", "20261122T031500Z-x"] {

@@ -370,23 +370,13 @@ async fn push_small(
         ));
     }
     let identity = identity_of(repository, &data_directory_of(&request.path), UNHARMED).await?;
-    let kind = match name {
-        WalFileName::History(_) => ObjectKind::TimelineHistory,
-        _ => ObjectKind::BackupHistory,
-    };
-    let object = WalObject::File(name);
-    let key = repository.wal_key(identity.system_identifier, object);
-    let header = Header::new(
-        kind,
-        repository.below(&key),
-        identity.system_identifier,
-        request.codec.packing(),
-    );
-    let sealed = WalSealer::new(request.codec, Some(bytes.len() as u64))
-        .and_then(|mut sealer| sealer.push(&bytes).and_then(|()| sealer.finish(header)))
-        .map_err(|error| unreadable(&request.path, error))?;
-    let plain_bytes = bytes.len() as u64;
-    store(repository, name, Sealed { objects: vec![(object, sealed)], plain_bytes }).await
+    let put = repository.put_small(identity.system_identifier, name, &bytes, request.codec).await;
+    let (outcome, sealed) = put.map_err(|error| {
+        let what = format!("could not store `{name}` in {}", repository.describe());
+        of_repo(error, what, UNHARMED)
+    })?;
+    let stored_bytes = sealed.header.stored_bytes;
+    Ok(Report { name, outcome, plain_bytes: bytes.len() as u64, stored_bytes })
 }
 
 async fn store(

@@ -4,6 +4,8 @@
 //! tested by values alone.
 
 pub mod backup;
+#[cfg(test)]
+mod examples;
 pub mod lineage;
 pub mod push;
 pub mod restore;

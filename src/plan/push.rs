@@ -3,13 +3,19 @@
 use crate::format::{RestorePointMark, WalSummary};
 use crate::pg::{Lsn, MajorVersion, Mark, SegmentFacts, SegmentWalk, Timeline, WalEvent};
 
-/// Restore points that a header lists; with names of 63 bytes they stay below 12 KiB of its 16 KiB.
-const RESTORE_POINTS_MAX: usize = 64;
+/// How many bytes of a header's 16 KiB its restore points may take, as JSON. A count alone would
+/// bound nothing: 63 bytes of name become up to 378 when each has to be escaped, and a
+/// header that is too long makes the whole object unreadable.
+const RESTORE_POINTS_BYTES_MAX: usize = 12 << 10;
+
+/// What a restore point takes in a header beside its name: field names, LSN and time.
+const RESTORE_POINT_BYTES: usize = 96;
 
 /// Gathers what a header tells about the WAL behind it, mark by mark.
 #[derive(Debug)]
 pub struct SummaryBuilder {
     summary: WalSummary,
+    restore_points_bytes: usize,
 }
 
 impl SummaryBuilder {
@@ -30,6 +36,7 @@ impl SummaryBuilder {
                 restore_points_unlisted: 0,
                 dropping_commits: 0,
             },
+            restore_points_bytes: 0,
         }
     }
 
@@ -48,7 +55,10 @@ impl SummaryBuilder {
                 }
             }
             WalEvent::RestorePoint { name, time } => {
-                if summary.restore_points.len() < RESTORE_POINTS_MAX {
+                let bytes = self.restore_points_bytes + RESTORE_POINT_BYTES + json_bytes(name);
+                // Once one is left out, all later ones are: the list has no holes.
+                if bytes <= RESTORE_POINTS_BYTES_MAX && summary.restore_points_unlisted == 0 {
+                    self.restore_points_bytes = bytes;
                     summary.restore_points.push(RestorePointMark {
                         name: name.clone(),
                         lsn: mark.end_lsn,
@@ -80,3 +90,17 @@ impl SummaryBuilder {
         self.summary
     }
 }
+
+/// Returns how many bytes a text takes in JSON, quotes included.
+fn json_bytes(text: &str) -> usize {
+    let escaped = |c: char| match c {
+        '"' | '\\' => 2,
+        c if c.is_ascii_control() => 6,
+        c => c.len_utf8(),
+    };
+    2 + text.chars().map(escaped).sum::<usize>()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

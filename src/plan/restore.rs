@@ -216,35 +216,38 @@ pub fn for_time<'a>(
 ) -> Result<Candidate<'a>, Unreachable> {
     // Inclusive stops before the first commit later than the time; exclusive
     // before the first that is as late.
-    let consistent_by = |candidate: &Candidate<'_>| {
-        let reached = candidate.backup.reaches_from;
-        if inclusive { reached <= time } else { reached < time }
+    let margin = i64::from(!inclusive);
+    let earliest_of = |candidate: &Candidate<'_>| {
+        PgTimestamp(candidate.backup.reaches_from.0.saturating_add(margin))
     };
-    let Some(chosen) = candidates.iter().find(|candidate| consistent_by(candidate)) else {
-        let earliest = candidates
-            .last()
-            .map_or_else(String::new, |candidate| candidate.backup.reaches_from.to_string());
+    let latest_of = |candidate: &Candidate<'a>| {
+        let last = reach_of(candidate).last_xact_time?;
+        Some(PgTimestamp(last.0.saturating_sub(1).saturating_add(margin)))
+    };
+    let Some(chosen) = candidates.iter().find(|candidate| earliest_of(candidate) <= time) else {
+        let earliest = candidates.iter().map(earliest_of).min();
+        let earliest = earliest.map_or_else(String::new, |earliest| earliest.to_string());
         let of = if named { " from that backup".to_owned() } else { String::new() };
         return Err(Unreachable::TooEarly { target: time.to_string(), earliest, of });
     };
-    let seen = |last: PgTimestamp| if inclusive { last > time } else { last >= time };
-    match reach_of(chosen).last_xact_time {
-        Some(last) if seen(last) => Ok(*chosen),
-        last => {
-            let latest = match last {
-                Some(last) => PgTimestamp(last.0.saturating_sub(1)),
-                None => chosen.backup.reaches_from,
-            };
-            Err(Unreachable::TooLate {
-                target: time.to_string(),
-                latest: latest.to_string(),
-                because: format!(
-                    ": WAL goes on without a hole up to {}, and PostgreSQL stops at a time only when a commit or abort after it follows",
-                    chosen.unbroken_end
-                ),
-            })
-        }
+    if latest_of(chosen).is_some_and(|latest| time <= latest) {
+        return Ok(*chosen);
     }
+    // What lies before the backup's own end is no point that it can reach.
+    let reached = |candidate| latest_of(candidate).filter(|at| *at >= earliest_of(candidate));
+    let latest = candidates.iter().filter_map(reached).max();
+    let end = chosen.unbroken_end;
+    let (latest, because) = match latest {
+        Some(latest) => (latest.to_string(), format!(": WAL goes on without a hole up to {end}")),
+        None => (
+            format!("LSN {end}"),
+            ": no commit or abort after the end of a backup is archived".to_owned(),
+        ),
+    };
+    let because = format!(
+        "{because}, and PostgreSQL stops at a time only when a commit or abort after it follows"
+    );
+    Err(Unreachable::TooLate { target: time.to_string(), latest, because })
 }
 
 /// Returns the newest candidate that can stop at an LSN.
@@ -303,3 +306,7 @@ pub fn for_found<'a>(
         }
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -62,3 +62,7 @@ pub fn window<'a>(holdings: &Holdings<'a>) -> Option<Window<'a>> {
     // which archived into this place by mistake.
     newest_first(TimelineChoice::Latest).or_else(|| newest_first(TimelineChoice::Current))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -24,8 +24,15 @@ use crate::format::{
 use crate::pg::SystemId;
 use crate::store::{Body, Key, StoreError};
 
-/// A pack is closed when its frames reach this size. The format's limit is 64 MiB.
-const PACK_BYTES: usize = 24 << 20;
+/// A pack is closed when its frames reach this size, if memory allows. The format's limit is 64 MiB.
+const PACK_BYTES_MAX: usize = 24 << 20;
+
+/// Packs are never smaller than this, or there would be too many of them.
+const PACK_BYTES_MIN: usize = 4 << 20;
+
+/// The share of the memory ceiling that one pack may take: three are in memory at a
+/// time, and their bytes are copied once on their way to some stores.
+const MEMORY_SHARES: u64 = 10;
 
 /// Packs being created at a time.
 const UPLOADING_MAX: usize = 2;
@@ -43,6 +50,7 @@ pub struct BackupWriter {
     system_id: SystemId,
     codec: Codec,
     compressing_max: usize,
+    pack_bytes: usize,
     compressing: FuturesOrdered<Compressing>,
     uploading: JoinSet<Result<(), RepoError>>,
     frames: Vec<Bytes>,
@@ -79,6 +87,7 @@ impl BackupWriter {
             system_id,
             codec,
             compressing_max: jobs.max(1),
+            pack_bytes: PACK_BYTES_MAX,
             compressing: FuturesOrdered::new(),
             uploading: JoinSet::new(),
             frames: Vec::new(),
@@ -87,6 +96,14 @@ impl BackupWriter {
             stored_bytes: 0,
             placed: BTreeMap::new(),
         })
+    }
+
+    /// Keeps packs so small that the writer stays below `memory_max_bytes`.
+    #[must_use]
+    pub fn within_memory(mut self, memory_max_bytes: u64) -> Self {
+        let share = usize::try_from(memory_max_bytes / MEMORY_SHARES).unwrap_or(usize::MAX);
+        self.pack_bytes = share.clamp(PACK_BYTES_MIN, PACK_BYTES_MAX);
+        self
     }
 
     /// Returns the backup's id.
@@ -161,7 +178,7 @@ impl BackupWriter {
         let Some(done) = self.compressing.next().await else { return Ok(()) };
         let (ticket, plain, frame) = done.map_err(RepoError::task)?;
         let frame = frame.map_err(RepoError::task)?;
-        if self.frames_bytes + frame.len() > PACK_BYTES && !self.frames.is_empty() {
+        if self.frames_bytes + frame.len() > self.pack_bytes && !self.frames.is_empty() {
             self.close_pack().await?;
         }
         // Both are far below 4 GiB: a pack is at most 64 MiB.

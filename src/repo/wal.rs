@@ -3,8 +3,8 @@
 
 use std::io::{self, Write};
 
-use super::{RepoError, Repository, SealedObject};
-use crate::format::{Codec, FrameWriter, Header, WalObject, parse_wal_object};
+use super::{Put, RepoError, Repository, SealedObject};
+use crate::format::{Codec, FrameWriter, Header, Kind, WalObject, parse_wal_object};
 use crate::pg::{SegmentName, SegmentSize, SystemId, Timeline, WalFileName};
 use crate::store::{Body, Key};
 
@@ -74,6 +74,27 @@ impl Repository {
     /// Returns the key of a WAL object.
     pub fn wal_key(&self, system_id: SystemId, object: WalObject) -> Key {
         Key::new(self.place().wal(system_id, object))
+    }
+
+    /// Stores a small WAL file (history or backup history) that is at hand; see
+    /// [`Self::put_sealed`].
+    pub async fn put_small(
+        &self,
+        system_id: SystemId,
+        name: WalFileName,
+        bytes: &[u8],
+        codec: Codec,
+    ) -> Result<(Put, SealedObject), RepoError> {
+        let kind = match name {
+            WalFileName::History(_) => Kind::TimelineHistory,
+            _ => Kind::BackupHistory,
+        };
+        let key = self.wal_key(system_id, WalObject::File(name));
+        let header = Header::new(kind, self.below(&key), system_id, codec.packing());
+        let sealed = WalSealer::new(codec, Some(bytes.len() as u64))
+            .and_then(|mut sealer| sealer.push(bytes).and_then(|()| sealer.finish(header)))
+            .map_err(RepoError::task)?;
+        Ok((self.put_sealed(&key, &sealed).await?, sealed))
     }
 
     /// Fetches one segment, always of full size, from the complete object, else from pieces, else

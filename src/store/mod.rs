@@ -21,7 +21,6 @@ pub mod open;
 pub mod options;
 mod random;
 pub mod retry;
-pub mod spelling;
 pub mod url;
 
 use std::fmt;

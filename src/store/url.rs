@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::contract::is_key_part;
-use super::spelling::nearest;
+use crate::spelling::nearest;
 
 /// The forms named in every error about a URL.
 pub const ACCEPTED_FORMS: &str =

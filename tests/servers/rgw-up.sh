@@ -8,6 +8,7 @@
 # DIR must be short (unix sockets are in it) and on a disk that is not full.
 # Prints `ready` when the bucket is there. Works as root or not: the processes
 # run as whoever calls, and keep everything in DIR.
+# RGW_MORE_FRONTEND is added to the gateway's `rgw frontends`, for TLS.
 set -eu
 
 D=$1 PORT=$2 MON2=$3 MON1=$4 KEY=$5 SECRET=$6 BUCKET=$7
@@ -54,7 +55,7 @@ memstore device bytes = 2147483648
 mon data = $D/mon
 osd data = $D/osd0
 rgw data = $D/rgw
-rgw frontends = beast endpoint=127.0.0.1:$PORT
+rgw frontends = beast endpoint=127.0.0.1:$PORT ${RGW_MORE_FRONTEND:-}
 C
 cd "$D"
 {

@@ -235,11 +235,11 @@ install_linters() {
 }
 
 install_rivals() {
-    apt_need pgbackrest
-    if [ ! -x "$cache/barman/bin/barman-cloud-wal-archive" ]; then
+    apt_need pgbackrest time zstd lz4
+    if ! "$cache/barman/bin/python" -c 'import barman, lz4, zstandard' 2>/dev/null; then
         say "Barman 3.19.1 from PyPI into $cache/barman"
         venv "$cache/barman"
-        "$cache/barman/bin/pip" install --quiet --disable-pip-version-check 'barman[cloud]==3.19.1'
+        "$cache/barman/bin/pip" install --quiet --disable-pip-version-check 'barman[cloud,lz4,zstandard]==3.19.1'
     fi
 }
 

@@ -24,3 +24,4 @@ mod kills;
 mod ledger;
 mod refusals;
 mod timelines;
+mod wal_walk;

@@ -26,6 +26,9 @@ const CAPTURED: [&str; 2] = ["backup_label", "global/pg_control"];
 /// A captured file is never longer; `pg_control` has 8 KiB, a label little more than 1 KiB.
 const CAPTURED_BYTES_MAX: u64 = 64 << 10;
 
+/// The manifest's permissions, which the server does not send.
+const MANIFEST_MODE: u32 = 0o600;
+
 /// The manifest is stored beside the files it lists, as pg_basebackup leaves it.
 const MANIFEST_NAME: &str = "backup_manifest";
 
@@ -42,6 +45,7 @@ pub(super) struct Received {
     /// OID and location.
     pub(super) tablespaces: Vec<(u32, String)>,
     pub(super) control: ControlFile,
+    pub(super) group_access: bool,
     /// The server's clock when it wrote `backup_label`, seconds since 1970.
     pub(super) label_written_unix: i64,
 }
@@ -92,13 +96,15 @@ fn not_received(error: PgError) -> Failure {
 #[derive(Default)]
 struct Captured {
     label: Option<(Vec<u8>, i64)>,
-    control: Option<Vec<u8>>,
+    /// With its permission bits.
+    control: Option<(Vec<u8>, u32)>,
 }
 
 /// A file that is arriving.
 struct Arriving {
     path: Vec<u8>,
     size: u64,
+    mode: u32,
     mtime: i64,
     received: u64,
     chunk: Vec<u8>,
@@ -238,6 +244,7 @@ impl Receiver<'_> {
             unchanged: parent.as_ref().is_some_and(|entry| entry.size == size),
             path,
             size,
+            mode,
             mtime,
             received: 0,
             chunk: Vec::with_capacity(CHUNK_BYTES as usize),
@@ -323,7 +330,7 @@ impl Receiver<'_> {
             if file.path == b"backup_label" {
                 self.captured.label = Some((bytes, file.mtime));
             } else {
-                self.captured.control = Some(bytes);
+                self.captured.control = Some((bytes, file.mode));
             }
         }
         self.recorder.end(checksum, maps).await.map_err(|e| self.not_stored(e))
@@ -334,6 +341,7 @@ impl Receiver<'_> {
         self.file = Some(Arriving {
             path: MANIFEST_NAME.as_bytes().to_vec(),
             size: 0,
+            mode: MANIFEST_MODE,
             mtime: self.captured.label.as_ref().map_or(0, |(_, mtime)| *mtime),
             received: 0,
             chunk: Vec::with_capacity(CHUNK_BYTES as usize),
@@ -346,7 +354,7 @@ impl Receiver<'_> {
         self.recorder.begin(FileMeta {
             path: MANIFEST_NAME.as_bytes().to_vec(),
             kind: EntryKind::File,
-            mode: 0o600,
+            mode: MANIFEST_MODE,
             mtime: self.captured.label.as_ref().map_or(0, |(_, mtime)| *mtime),
             size: 0,
         });
@@ -376,7 +384,8 @@ impl Receiver<'_> {
         if parsed.start_lsn != begin.start_lsn {
             return Err(unexpected("backup_label has another start than the server said"));
         }
-        let control = self.captured.control.ok_or_else(|| unexpected("pg_control is missing"))?;
+        let (control, control_mode) =
+            self.captured.control.ok_or_else(|| unexpected("pg_control is missing"))?;
         let control = ControlFile::parse(&control)
             .map_err(|error| unexpected(format!("pg_control cannot be understood: {error}")))?;
         if control.system_id != self.making.identity.system_identifier {
@@ -389,6 +398,7 @@ impl Receiver<'_> {
             stop_timeline,
             tablespaces: begin.tablespaces,
             control,
+            group_access: control_mode & 0o040 != 0,
             label_written_unix: label.1,
         };
         Ok((self.recorder, received))

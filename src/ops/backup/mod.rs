@@ -15,6 +15,7 @@ mod wal;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::failures::of_repo;
@@ -59,6 +60,8 @@ pub struct Request {
     pub codec: Codec,
     /// Frames compressed at a time.
     pub jobs: usize,
+    /// The ceiling of memory.
+    pub memory_max_bytes: u64,
     /// How long to wait for the backup's WAL to arrive.
     pub wal_timeout: Duration,
     /// The name of this host, for the record.
@@ -81,35 +84,31 @@ pub async fn run(
     progress: Arc<dyn Progress>,
 ) -> Result<Report, Failure> {
     progress.note("connecting");
-    let server = server::choose(request).await?;
+    let mut server = server::choose(request).await?;
     let identity = claimed_identity(repository, server.facts.system_id, UNHARMED).await?;
     server::check_fit(&server.facts, &identity)?;
+    server::store_history(&mut server, repository, request.codec).await?;
     let started_at = now();
     let parent = newest_backup(repository, &identity).await?;
     let writer = begin(repository, request, &identity, parent.as_ref(), started_at).await?;
     let id = writer.id().clone();
-    let making = Making { repository, request, identity: &identity, progress: &*progress };
+    let making = Making {
+        repository,
+        request,
+        identity: &identity,
+        progress: &*progress,
+        commit_was_sent: AtomicBool::new(false),
+    };
     let outcome = making.carry_out(server, writer, parent, started_at).await;
-    if let Err(Failed { in_doubt: false, .. }) = &outcome
+    // Once its last object was sent, the backup may exist although the answer was lost, or come to
+    // exist a moment later: then nothing of it may be removed.
+    if outcome.is_err()
+        && !making.commit_was_sent.load(Ordering::SeqCst)
         && let Err(error) = repository.forget_unfinished(&id).await
     {
         tracing::warn!("what backup {id} had stored could not be removed: {error}");
     }
-    outcome.map_err(|failed| failed.failure)
-}
-
-/// A backup that failed.
-struct Failed {
-    failure: Failure,
-    /// Whether `committed.json` may stand, or come to stand, all the same: the store gave no
-    /// answer to its create. Then nothing that it names may be removed.
-    in_doubt: bool,
-}
-
-impl From<Failure> for Failed {
-    fn from(failure: Failure) -> Self {
-        Self { failure, in_doubt: false }
-    }
+    outcome
 }
 
 async fn newest_backup(
@@ -149,7 +148,7 @@ async fn begin(
         let writer =
             BackupWriter::begin(repository, &begun, system_id, request.codec, request.jobs).await;
         match writer {
-            Ok(writer) => return Ok(writer),
+            Ok(writer) => return Ok(writer.within_memory(request.memory_max_bytes)),
             Err(RepoError::Store(StoreError::Exists { .. })) => {}
             Err(error) => return Err(failed(error)),
         }
@@ -168,6 +167,7 @@ struct Making<'a> {
     request: &'a Request,
     identity: &'a Identity,
     progress: &'a dyn Progress,
+    commit_was_sent: AtomicBool,
 }
 
 impl Making<'_> {
@@ -177,7 +177,7 @@ impl Making<'_> {
         writer: BackupWriter,
         parent: Option<Committed>,
         started_at: PgTimestamp,
-    ) -> Result<Report, Failed> {
+    ) -> Result<Report, Failure> {
         let facts = server.facts.clone();
         let id = writer.id().clone();
         let parent_files = self.load_parent(parent.as_ref()).await?;
@@ -205,8 +205,8 @@ impl Making<'_> {
             entries: recorded.entries,
             frames: recorded.list_frames,
         };
-        let id = &committed.id;
-        writer.commit(&index, &committed).await.map_err(|e| self.not_committed(e, id))?;
+        self.commit_was_sent.store(true, Ordering::SeqCst);
+        writer.commit(&index, &committed).await.map_err(|e| self.not_known(e))?;
         Ok(Report { backup: committed, referenced_bytes: recorded.referenced_bytes })
     }
 
@@ -239,26 +239,16 @@ impl Making<'_> {
         }
     }
 
+    /// The last put failed: whether the backup exists is the store's secret for now.
+    fn not_known(&self, error: RepoError) -> Failure {
+        let what = format!("could not commit the backup in {}", self.repository.describe());
+        let unharmed = "Earlier backups, archived WAL and the server are as they were. Whether this backup exists, `highwater info` tells: if it is listed there, it is whole.";
+        of_repo(error, what, unharmed)
+    }
+
     fn not_stored(&self, error: RepoError) -> Failure {
         let what = format!("could not store the backup in {}", self.repository.describe());
         of_repo(error, what, UNHARMED)
-    }
-
-    fn not_committed(&self, error: RepoError, id: &BackupId) -> Failed {
-        let last = self.repository.place().committed(id);
-        let in_doubt = matches!(
-            &error,
-            RepoError::Store(StoreError::Unavailable { key, .. }) if key.as_str() == last
-        );
-        if !in_doubt {
-            return self.not_stored(error).into();
-        }
-        let what = format!(
-            "the store gave no answer when backup {id} was recorded in {}, so that it may exist",
-            self.repository.describe()
-        );
-        let unharmed = "If `highwater info` lists it, it is whole and counts; if not, it does not. Earlier backups, archived WAL and the server are as they were.";
-        Failed { failure: of_repo(error, what, unharmed), in_doubt }
     }
 
     #[allow(clippy::too_many_arguments)] // each is one part of the document
@@ -283,6 +273,7 @@ impl Making<'_> {
             catalog_version: control.catalog_version,
             segment_size: facts.segment_size,
             data_checksums: control.data_checksum_version != 0,
+            group_access: received.group_access,
             label: self.request.label.clone(),
             annotations: self.request.annotations.clone(),
             source: "stream".to_owned(),

@@ -2,9 +2,10 @@
 
 use super::{Request, UNHARMED};
 use crate::failure::{Failure, Kind};
-use crate::format::Identity;
-use crate::ops::failures::of_postgres;
-use crate::pg::{SegmentSize, ServerVersion, SystemId};
+use crate::format::{Codec, Identity};
+use crate::ops::failures::{of_postgres, of_repo};
+use crate::pg::{SegmentSize, ServerVersion, SystemId, Timeline, WalFileName};
+use crate::repo::Repository;
 use crate::walsender::{ConnInfo, Connection, Mode, PgError};
 
 /// The oldest major version that is supported.
@@ -20,6 +21,7 @@ pub(super) struct Server {
 #[derive(Debug, Clone)]
 pub(super) struct Facts {
     pub(super) system_id: SystemId,
+    pub(super) timeline: Timeline,
     pub(super) version: ServerVersion,
     pub(super) segment_size: SegmentSize,
     pub(super) in_recovery: bool,
@@ -85,10 +87,41 @@ async fn connect(info: &ConnInfo) -> Result<Server, Failure> {
     })?;
     let in_recovery = connection.parameter("in_hot_standby") == Some("on");
     let place = connection.place().to_owned();
-    let system_id = system.system_id;
-    let facts =
-        Facts { system_id, version, segment_size, in_recovery, archive_mode, wal_level, place };
+    let facts = Facts {
+        system_id: system.system_id,
+        timeline: system.timeline,
+        version,
+        segment_size,
+        in_recovery,
+        archive_mode,
+        wal_level,
+        place,
+    };
     Ok(Server { connection, facts })
+}
+
+/// Stores the history file of the server's timeline, if it is not stored yet.
+///
+/// PostgreSQL archives it once, at the promotion. A cluster whose archiving began later would
+/// have backups on a timeline that no recovery finds its way to.
+pub(super) async fn store_history(
+    server: &mut Server,
+    repository: &Repository,
+    codec: Codec,
+) -> Result<(), Failure> {
+    let timeline = server.facts.timeline;
+    if timeline == Timeline::FIRST {
+        return Ok(());
+    }
+    let file = server.connection.timeline_history(timeline).await.map_err(|error| {
+        of_postgres(error, format!("could not read the history of timeline {timeline}"), UNHARMED)
+    })?;
+    let stored = repository
+        .put_small(server.facts.system_id, WalFileName::History(timeline), &file.content, codec)
+        .await;
+    stored.map(drop).map_err(|error| {
+        of_repo(error, format!("could not store the history of timeline {timeline}"), UNHARMED)
+    })
 }
 
 /// Refuses a server whose backup could not be used.

@@ -36,8 +36,13 @@ const OPEN_FILES_MAX: usize = 256;
 /// Plain bytes that are gathered before they are sorted by where they are stored.
 const WINDOW_BYTES: u64 = 128 << 20;
 
-/// Stored bytes fetched in one request.
-const RANGE_BYTES_MAX: u32 = 4 << 20;
+/// Stored bytes fetched in one request, if memory allows, and at least.
+const RANGE_BYTES_MAX: u64 = 4 << 20;
+const RANGE_BYTES_MIN: u64 = 256 << 10;
+
+/// The share of the memory ceiling that the ranges of one job may take: the
+/// bytes as fetched, the same in one piece, and a frame decompressed.
+const MEMORY_SHARES: u64 = 8;
 
 /// Bytes between two wanted frames that are fetched along rather than asked for apart.
 const RANGE_GAP_MAX: u32 = 128 << 10;
@@ -61,6 +66,7 @@ pub(super) struct Restoring<'a> {
     pub(super) backup: &'a Committed,
     pub(super) tree_plan: &'a TreePlan,
     pub(super) jobs: usize,
+    pub(super) memory_max_bytes: u64,
     pub(super) progress: Arc<dyn Progress>,
 }
 
@@ -126,6 +132,11 @@ impl Restoring<'_> {
             )));
         }
         filling.finish().await.map_err(|error| self.not_filled(error))
+    }
+
+    fn range_bytes_max(&self) -> u32 {
+        let share = self.memory_max_bytes / MEMORY_SHARES / self.jobs.max(1) as u64;
+        u32::try_from(share.clamp(RANGE_BYTES_MIN, RANGE_BYTES_MAX)).unwrap_or(u32::MAX)
     }
 
     fn not_fetched(&self, error: RepoError) -> Failure {
@@ -344,6 +355,7 @@ impl Filling<'_> {
     async fn send_window(&mut self) -> Result<(), FillError> {
         self.window_bytes = 0;
         let window = std::mem::take(&mut self.window);
+        let range_bytes_max = self.restoring.range_bytes_max();
         // Frames sort by backup, pack and offset.
         let mut range: Vec<(FrameRef, Vec<Want>)> = Vec::new();
         for (frame, wants) in window {
@@ -352,7 +364,7 @@ impl Filling<'_> {
                 (&first.backup, first.pack) == (&frame.backup, frame.pack)
                     && frame.offset >= last_end
                     && frame.offset - last_end <= RANGE_GAP_MAX
-                    && frame.offset.saturating_add(frame.stored) - first.offset <= RANGE_BYTES_MAX
+                    && frame.offset.saturating_add(frame.stored) - first.offset <= range_bytes_max
             });
             if !fits && !range.is_empty() {
                 self.start(std::mem::take(&mut range)).await?;

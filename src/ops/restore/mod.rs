@@ -19,7 +19,9 @@ use super::progress::Progress;
 use crate::failure::{Failure, Kind};
 use crate::format::{BackupId, Committed};
 use crate::pg::ControlFile;
-use crate::pgdata::{Access, RecoverySettingsError, TablespaceTarget, TreeError, TreePlan};
+use crate::pgdata::{
+    Access, RecoverySettingsError, TablespaceTarget, TreeError, TreePlan, free_bytes,
+};
 use crate::plan::target::RecoveryTarget;
 use crate::repo::Repository;
 
@@ -45,6 +47,8 @@ pub struct Request {
     pub take_over: bool,
     /// Fetches at a time.
     pub jobs: usize,
+    /// The ceiling of memory.
+    pub memory_max_bytes: u64,
     /// This program, by its full path.
     pub program: PathBuf,
     /// The flags with which it finds the repository again, for `restore_command`.
@@ -89,6 +93,7 @@ pub async fn carry_out(
         backup: &backup,
         tree_plan: &tree_plan,
         jobs: request.jobs,
+        memory_max_bytes: request.memory_max_bytes,
         progress: progress.clone(),
     };
     let restored = restoring.run(&index).await?;
@@ -140,10 +145,27 @@ impl From<RecoverySettingsError> for FinishError {
 /// Looks at the directories that shall be filled; nothing is created.
 pub async fn check_place(request: &Request, planned: &Planned) -> Result<(), Failure> {
     let plan = tree_plan(request, &planned.backup)?;
+    warn_of_little_room(&plan, &planned.backup);
     let checked = tokio::task::spawn_blocking(move || plan.check().map(drop)).await;
     match checked {
         Ok(result) => result.map_err(of_tree),
         Err(error) => Err(super::failures::of_task(error, UNHARMED)),
+    }
+}
+
+/// Says beforehand that the disk will be too small. Only a warning, since a file system that
+/// compresses may hold more than its free space.
+fn warn_of_little_room(plan: &TreePlan, backup: &Committed) {
+    let existing = plan.pgdata.ancestors().find(|directory| directory.exists());
+    let free = existing.and_then(|directory| free_bytes(directory).ok());
+    if let Some(free) = free
+        && free < backup.size_bytes
+        && plan.tablespaces.is_empty()
+    {
+        let need = backup.size_bytes;
+        tracing::warn!(
+            "the backup has {need} bytes, and the file system of the data directory has {free} left"
+        );
     }
 }
 
@@ -175,7 +197,7 @@ fn tree_plan(request: &Request, backup: &Committed) -> Result<TreePlan, Failure>
         pgdata: request.pgdata.clone(),
         // A tablespace inside the data directory arrives with the data directory's own files.
         tablespaces: tablespaces.filter(|tablespace| tablespace.target.is_absolute()).collect(),
-        access: Access::Owner,
+        access: if backup.group_access { Access::Group } else { Access::Owner },
         owner: None,
     })
 }

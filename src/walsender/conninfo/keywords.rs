@@ -7,6 +7,8 @@
 //! Source: `src/interfaces/libpq/fe-connect.c` (`PQconninfoOptions`) and the
 //! manual, "Parameter Key Words" and "Environment Variables".
 
+use crate::spelling::distance;
+
 /// What becomes of a keyword.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
@@ -125,25 +127,8 @@ pub(super) fn nearest(name: &str) -> &'static str {
     KEYWORDS
         .iter()
         .map(|keyword| keyword.name)
-        .min_by_key(|known| (!name.starts_with(known), edit_distance(name, known)))
+        .min_by_key(|known| (!name.starts_with(known), distance(name.as_bytes(), known.as_bytes())))
         .unwrap_or("host")
-}
-
-/// Counts the single letters to insert, delete or replace to get from `a` to `b`.
-fn edit_distance(a: &str, b: &str) -> usize {
-    // One row of the table at a time: `row[j]` is the distance of the prefix
-    // of `a` read so far to the first `j` letters of `b`.
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, letter) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, other) in b.bytes().enumerate() {
-            let replaced = diagonal + usize::from(letter != other);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
@@ -160,13 +145,6 @@ mod tests {
             ("target_session_attr", "target_session_attrs"),
         ] {
             assert_eq!(nearest(typo), meant);
-        }
-    }
-
-    #[test]
-    fn edit_distance_is_levenshteins() {
-        for (a, b, distance) in [("", "abc", 3), ("kitten", "sitting", 3), ("host", "host", 0)] {
-            assert_eq!(edit_distance(a, b), distance);
         }
     }
 

@@ -26,8 +26,8 @@ fn edits(word: &str, known: &str) -> usize {
     if is_part { 1 } else { distance(word.as_bytes(), known.as_bytes()) }
 }
 
-/// Levenshtein's distance: how many bytes to insert, delete or replace.
-fn distance(left: &[u8], right: &[u8]) -> usize {
+/// Returns Levenshtein's distance: how many bytes to insert, delete or replace.
+pub fn distance(left: &[u8], right: &[u8]) -> usize {
     let mut row: Vec<usize> = (0..=right.len()).collect();
     for (i, a) in left.iter().enumerate() {
         let mut diagonal = row[0];
@@ -56,6 +56,7 @@ mod tests {
         assert_eq!(nearest("url", ["repo.url", "jobs"]), Some("repo.url"));
         assert_eq!(nearest("repo", ["repo.url", "jobs"]), Some("repo.url"));
         assert_eq!(nearest("password", known), None);
+        assert_eq!(distance(b"kitten", b"sitting"), 3);
         assert_eq!(nearest(&"x".repeat(1000), known), None);
     }
 

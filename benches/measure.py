@@ -1,0 +1,224 @@
+"""Runs every measurement and prints the tables. See `run.sh` for the settings."""
+
+import datetime
+import filecmp
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from lab import REPO, Lab
+from tools import BACKUP_TOOLS, WAL_TOOLS
+
+SEGMENTS = int(os.environ.get("BENCH_SEGMENTS", "20"))
+SCALES = [int(scale) for scale in os.environ.get("BENCH_SCALE", "20,80").split(",")]
+RUNS = int(os.environ.get("BENCH_RUNS", "3"))
+STORES = os.environ.get("BENCH_STORES", "file,s3").split(",")
+MAJOR = int(os.environ.get("BENCH_MAJOR", "15"))
+OUT = Path(os.environ.get("BENCH_OUT", REPO / "target/bench"))
+PLACES = {"file": "a local directory", "s3": "S3 (Ceph RGW on the same machine, TLS)"}
+
+
+class Results:
+    """Every cost, by table and tool, in the order of measuring."""
+
+    def __init__(self):
+        self.tables = {}
+        self.text = []
+        self.shown = set()
+
+    def add(self, table, tool, cost):
+        self.tables.setdefault(table, {}).setdefault(tool, []).append(cost)
+
+    def drop(self, tool):
+        """Forgets a tool in the tables that are not shown yet."""
+        for table, rows in self.tables.items():
+            if table not in self.shown:
+                rows.pop(tool, None)
+
+    def say(self, line=""):
+        print(line, flush=True)
+        self.text.append(line)
+
+    def show(self, table, unit, megabytes):
+        """Prints one table: medians, and how many times Highwater's wall time each took."""
+        self.shown.add(table)
+        rows = self.tables.get(table)
+        if not rows:
+            return
+        scale = {"ms": 1000, "s": 1}[unit]
+        reference = next(iter(rows.values()))
+        ours = statistics.median(cost.wall for cost in reference)
+        self.say(f"\n**{table}** ({len(reference)} runs each)\n")
+        self.say(f"| | wall p50, {unit} | wall p99, {unit} | MB/s | CPU, {unit} | peak memory, MiB | wall ÷ Highwater |")
+        self.say("|---|--:|--:|--:|--:|--:|--:|")
+        for tool, costs in rows.items():
+            walls = sorted(cost.wall for cost in costs)
+            median = statistics.median(walls)
+            # The nearest rank: of 100 runs or fewer the slowest.
+            slow = walls[min(len(walls) - 1, int(len(walls) * 0.99))]
+            cpu = statistics.median(cost.cpu for cost in costs)
+            peak = max(cost.rss_kib for cost in costs) / 1024
+            digits = 0 if unit == "ms" else 2
+            cells = [
+                tool, f"{median * scale:.{digits}f}", f"{slow * scale:.{digits}f}",
+                f"{megabytes / median:.0f}", f"{cpu * scale:.{digits}f}", f"{peak:.0f}",
+                f"{median / ours:.2f}",
+            ]
+            self.say(f"| {' | '.join(cells)} |")
+
+    def save(self):
+        OUT.mkdir(parents=True, exist_ok=True)
+        (OUT / "results.md").write_text("\n".join(self.text) + "\n")
+        plain = {
+            table: {tool: [vars(cost) for cost in costs] for tool, costs in rows.items()}
+            for table, rows in self.tables.items()
+        }
+        (OUT / "results.json").write_text(json.dumps(plain, indent=1))
+
+
+def note(text):
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+def each(results, tools, job):
+    """Does a job with each tool; one that fails is said and left out of the tables."""
+    kept = []
+    for tool in tools:
+        try:
+            job(tool)
+            kept.append(tool)
+        except (RuntimeError, OSError) as error:
+            results.say(f"\n{tool.name} is left out below: it failed.")
+            note(f"{tool.name}: {error}")
+            results.drop(tool.name)
+    return kept
+
+
+def make_segments(lab):
+    """Has pgbench write WAL, and keeps the segments that are full."""
+    wal = lab.place / "wal/pg_wal"
+    lab.archive_with(f'cp "$1" {wal}/$2.new && mv {wal}/$2.new {wal}/$2')
+    lab.run(["pgbench", "-i", "-q", "-s", "20"])
+    lab.sql("checkpoint")
+    for path in wal.iterdir():
+        path.unlink()
+    lab.sql("select pg_switch_wal()")
+    while len(list(wal.glob("?" * 24))) < SEGMENTS + 2:
+        lab.run(["pgbench", "-n", "-c", "4", "-T", "5"])
+    lab.archive_with("exit 0")
+    # The first ones may be of the loading, and one was cut short by the switch.
+    return sorted(wal.glob("?" * 24))[-SEGMENTS:]
+
+
+def measure_wal(lab, results, store, segments):
+    tools = each(results, [make(lab) for make in WAL_TOOLS], lambda tool: tool.prepare(store))
+    push, get = (f"archive-{verb}, 16 MiB segment, {PLACES[store]}" for verb in ("push", "get"))
+    # Tools take turns, so that what else the machine does meets all of them alike.
+    for segment in segments:
+        def push_one(tool, segment=segment):
+            if command := tool.push(segment):
+                results.add(push, tool.name, lab.cost(command, tool.env))
+        tools = each(results, tools, push_one)
+    for segment in segments:
+        def get_one(tool, segment=segment):
+            target = lab.place / "out/segment"
+            if command := tool.get(segment, target):
+                results.add(get, tool.name, lab.cost(command, tool.env))
+                if not filecmp.cmp(segment, target, shallow=False):
+                    raise RuntimeError("another segment came back")
+                target.unlink()
+        tools = each(results, tools, get_one)
+    for table in (push, get):
+        results.show(table, "ms", 16.777)
+
+
+def bytes_below(directory):
+    return sum(p.stat().st_size for p in Path(directory).rglob("*") if p.is_file())
+
+
+def measure_backups(lab, results, store, scale):
+    size = int(lab.sql("select sum(pg_database_size(oid)) from pg_database"))
+    database = f"{size / 1e9:.2f} GB database, {PLACES[store]}"
+    source = bytes_below(lab.place / "data/base")
+    tools = each(results, [make(lab) for make in BACKUP_TOOLS], lambda tool: tool.prepare(store))
+
+    def once(tool):
+        if not tool.backup():
+            return
+        tool.before_backup()
+        lab.archive_with(tool.archive)
+        lab.sql("checkpoint")
+        note(f"{tool.name}: backup, {database}")
+        results.add(f"backup, {database}", tool.name, lab.cost(tool.backup(), tool.env))
+        target = lab.place / "restored"
+        results.add(f"restore, {database}", tool.name, lab.cost(tool.restore(target), tool.env))
+        found = bytes_below(target / "base")
+        lab.run(["rm", "-rf", target])
+        # A file that is emptied later or made meanwhile is a few pages, not a table.
+        if abs(found - source) > source * 0.02:
+            raise RuntimeError(f"{found} of {source} bytes came back")
+
+    for _ in range(RUNS):
+        tools = each(results, tools, once)
+    lab.archive_with("exit 0")
+    for verb in ("backup", "restore"):
+        results.show(f"{verb}, {database}", "s", size / 1e6)
+
+
+def describe(results, lab):
+    def output(*command):
+        return subprocess.run(command, cwd=REPO, capture_output=True, text=True).stdout.strip()
+
+    cpu = next(line for line in open("/proc/cpuinfo") if line.startswith("model name"))
+    memory = int(open("/proc/meminfo").readline().split()[1]) >> 20
+    results.say(f"- date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC")
+    results.say(f"- commit: {output('git', 'rev-parse', '--short=12', 'HEAD')}")
+    results.say(f"- machine: {os.cpu_count()} processors ({cpu.split(':')[1].strip()}), {memory} GiB, {os.uname().sysname} {os.uname().release}")
+    results.say(f"- server: {lab.run(['postgres', '--version']).strip()}")
+    results.say(f"- rivals: {output('pgbackrest', 'version')}, {output('zstd', '-q', '--version')}, Barman 3.19.1")
+
+
+def load(results, when):
+    results.say(f"- load average {when}: {' '.join(f'{x:.1f}' for x in os.getloadavg())}")
+
+
+def main():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    results = Results()
+    began = time.monotonic()
+    lab = Lab(MAJOR)
+    try:
+        note(f"in {lab.place}")
+        describe(results, lab)
+        load(results, "before")
+        if "s3" in STORES:
+            lab.start_gateway()
+        lab.start_postgres()
+        segments = make_segments(lab)
+        for store in STORES:
+            note(f"WAL, {PLACES[store]}")
+            if store == "s3":
+                lab.wait_for_gateway()
+            measure_wal(lab, results, store, segments)
+            results.save()
+        for scale in SCALES:
+            note(f"pgbench -i -s {scale}")
+            lab.run(["pgbench", "-i", "-q", "-s", str(scale)])
+            for store in STORES:
+                measure_backups(lab, results, store, scale)
+                results.save()
+        results.say()
+        load(results, "after")
+        results.say(f"- the whole run took {time.monotonic() - began:.0f} s")
+        results.save()
+    finally:
+        lab.close()
+    note(f"saved in {OUT}")
+
+
+main()

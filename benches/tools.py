@@ -1,0 +1,244 @@
+"""How each tool is told to do the same job.
+
+A tool has `prepare(store)`, called once for each store and scale, and four
+commands as argument lists: push, get, backup, restore. `None` means that the
+tool has no such command for this store.
+"""
+
+from lab import BUCKET, CACHE, KEY, SECRET
+
+
+def durable(directory):
+    """A shell command that makes every file below a directory durable."""
+    return f"find {directory} -type f -exec sync {{}} +"
+
+
+class Tool:
+    name = ""
+    # Environment of its commands.
+    env = {}
+    # Shell command that archives WAL while this tool backs up.
+    archive = "exit 0"
+
+    def __init__(self, lab):
+        self.lab = lab
+
+    def prepare(self, store):
+        """Makes an empty repository."""
+
+    def before_backup(self):
+        """Whatever a backup needs that is not measured."""
+
+    def push(self, segment):
+        return None
+
+    def get(self, segment, target):
+        return None
+
+    def backup(self):
+        return None
+
+    def restore(self, target):
+        return None
+
+
+class Copy(Tool):
+    name = "cp + fsync"
+
+    def prepare(self, store):
+        self.file = store == "file"
+        self.to = self.lab.directory("file/copy")
+
+    def push(self, segment):
+        out = f"of={self.to}/{segment.name}"
+        return self.file and ["dd", f"if={segment}", out, "bs=1M", "conv=fsync", "status=none"]
+
+    def get(self, segment, target):
+        return self.file and ["cp", f"{self.to}/{segment.name}", target]
+
+
+class Zstd(Tool):
+    name = "zstd -1 + fsync"
+
+    def prepare(self, store):
+        self.file = store == "file"
+        self.to = self.lab.directory("file/zstd")
+
+    def push(self, segment):
+        out = f"{self.to}/{segment.name}.zst"
+        return self.file and ["sh", "-c", f"zstd -q -1 {segment} -o {out} && sync {out}"]
+
+    def get(self, segment, target):
+        return self.file and ["zstd", "-q", "-d", f"{self.to}/{segment.name}.zst", "-o", target]
+
+
+class Highwater(Tool):
+    name = "highwater"
+    made = 0
+
+    def prepare(self, store):
+        self.store = store
+        place = self.lab.directory("file/highwater")
+        self.repo = {"file": f"file://{place}", "s3": f"s3://{BUCKET}/highwater"}[store]
+        self.before_backup()
+
+    def before_backup(self):
+        # A cluster name of its own for each backup: no bytes of an earlier one are there.
+        Highwater.made += 1
+        self.env = {"HIGHWATER_REPO": self.repo, "HIGHWATER_CLUSTER": f"c{self.made}"}
+        if self.store == "s3":
+            self.env |= {
+                "HIGHWATER_REPO_ENDPOINT": self.lab.gateway_url,
+                "HIGHWATER_REPO_CA_FILE": self.lab.ca,
+                "HIGHWATER_REPO_ACCESS_KEY_ID": KEY,
+                "HIGHWATER_REPO_SECRET_ACCESS_KEY": SECRET,
+            }
+        exports = "\n".join(f"export {name}='{value}'" for name, value in self.env.items())
+        self.archive = f'{exports}\nexec {self.lab.highwater} -q archive-push "$1"'
+        self.lab.run([self.lab.highwater, "init"], self.env)
+
+    def push(self, segment):
+        return [self.lab.highwater, "archive-push", segment]
+
+    def get(self, segment, target):
+        return [self.lab.highwater, "archive-get", segment.name, target]
+
+    def backup(self):
+        return [self.lab.highwater, "backup", "--fast"]
+
+    def restore(self, target):
+        return [self.lab.highwater, "restore", "--pgdata", target]
+
+
+class PgBasebackup(Tool):
+    name = "pg_basebackup plain"
+    form = ("-Fp",)
+
+    def prepare(self, store):
+        self.file = store == "file"
+        self.to = self.lab.place / "file" / type(self).__name__
+
+    def before_backup(self):
+        self.lab.run(["rm", "-rf", self.to])
+
+    def backup(self):
+        return self.file and ["pg_basebackup", "-D", self.to, *self.form, "-X", "none", "-c", "fast"]
+
+    def restore(self, target):
+        script = f"cp -a {self.to} {target} && {durable(target)}"
+        return self.file and ["sh", "-c", script]
+
+
+class PgBasebackupTar(PgBasebackup):
+    name = "pg_basebackup tar"
+
+    def __init__(self, lab):
+        super().__init__(lab)
+        # Not every build has zstd; Debian's has, and it can talk to the same server.
+        self.program, self.codec = "pg_basebackup", "lz4"
+        for program in ("pg_basebackup", "/usr/lib/postgresql/15/bin/pg_basebackup"):
+            try:
+                found = lab.run(["sh", "-c", f"ldd $(command -v {program})"])
+            except RuntimeError:
+                continue
+            if "libzstd" in found:
+                self.program, self.codec = program, "zstd"
+                break
+        self.name = f"pg_basebackup tar, {self.codec}:1"
+
+    def backup(self):
+        form = ["-Ft", "-Z", f"client-{self.codec}:level=1", "-X", "none", "-c", "fast"]
+        return self.file and [self.program, "-D", self.to, *form]
+
+    def restore(self, target):
+        unpack = f"{self.codec} -dc {self.to}/base.tar.* | tar -x -C {target}"
+        script = f"mkdir -m 700 {target} && {unpack} && {durable(target)}"
+        return self.file and ["sh", "-c", script]
+
+
+class PgBackRest(Tool):
+    name = "pgBackRest"
+
+    def prepare(self, store):
+        lab = self.lab
+        self.base = lab.directory("pgbackrest")
+        repo = [f"repo1-path={lab.directory('file/pgbackrest')}", "repo1-type=posix"]
+        if store == "s3":
+            repo = [
+                "repo1-type=s3", "repo1-path=/pgbackrest", f"repo1-s3-bucket={BUCKET}",
+                "repo1-s3-endpoint=localhost", f"repo1-storage-port={lab.gateway_port}",
+                "repo1-s3-region=us-east-1", "repo1-s3-uri-style=path",
+                f"repo1-s3-key={KEY}", f"repo1-s3-key-secret={SECRET}",
+                f"repo1-storage-ca-file={lab.ca}",
+            ]
+        shared = [
+            "[global]", *repo, "repo1-bundle=y", "repo1-retention-full=9", "archive-async=n",
+            "compress-type=zst", "compress-level=1", "process-max=2", "start-fast=y",
+            "log-level-console=warn", "log-level-file=off", f"lock-path={self.base}",
+            f"spool-path={self.base}", f"log-path={self.base}", "[bench]",
+            f"pg1-path={lab.place}/data", f"pg1-socket-path={lab.place}/socket", "pg1-user=postgres",
+        ]
+        lab.write("pgbackrest.conf", "\n".join(shared) + "\n", 0o600)
+        self.program = ["pgbackrest", f"--config={lab.place}/pgbackrest.conf", "--stanza=bench"]
+        # Debian's program with Debian's libraries, not the tree's.
+        self.env = {"LD_LIBRARY_PATH": ""}
+        self.archive = f'LD_LIBRARY_PATH= exec {" ".join(self.program)} archive-push "$1"'
+        lab.run([*self.program, "stanza-create"], self.env)
+
+    def push(self, segment):
+        return [*self.program, "archive-push", segment]
+
+    def get(self, segment, target):
+        return [*self.program, "archive-get", segment.name, target]
+
+    def backup(self):
+        return [*self.program, "--type=full", "backup"]
+
+    def restore(self, target):
+        return [*self.program, f"--pg1-path={target}", "restore"]
+
+
+class Barman(Tool):
+    name = "barman-cloud"
+    runs = 0
+
+    def prepare(self, store):
+        self.s3 = store == "s3"
+        self.place = [f"s3://{BUCKET}/barman", "bench"]
+        self.env = {"LD_LIBRARY_PATH": ""}
+        if self.s3:
+            self.options = ["--endpoint-url", self.lab.gateway_url]
+            # What boto3 sends by default since 2025 older servers do not know.
+            self.env |= {
+                "AWS_CA_BUNDLE": self.lab.ca, "AWS_ACCESS_KEY_ID": KEY,
+                "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1",
+                "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+                "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+            }
+
+    def before_backup(self):
+        self.runs += 1
+
+    def program(self, name, *flags):
+        return self.s3 and [f"{CACHE}/barman/bin/barman-cloud-{name}", *self.options, *flags]
+
+    def push(self, segment):
+        program = self.program("wal-archive", "--zstd", "--compression-level", "1")
+        return program and [*program, *self.place, segment]
+
+    def get(self, segment, target):
+        program = self.program("wal-restore")
+        return program and [*program, *self.place, segment.name, target]
+
+    def backup(self):
+        program = self.program("backup", "--lz4", "--jobs", "2", "--immediate-checkpoint")
+        name = ["-n", f"run{self.runs}", "-h", self.lab.env["PGHOST"], "-U", "postgres"]
+        return program and [*program, *name, *self.place]
+
+    def restore(self, target):
+        program = self.program("restore")
+        return program and [*program, *self.place, f"run{self.runs}", target]
+
+
+WAL_TOOLS = (Highwater, Copy, Zstd, PgBackRest, Barman)
+BACKUP_TOOLS = (Highwater, PgBasebackup, PgBasebackupTar, PgBackRest, Barman)
