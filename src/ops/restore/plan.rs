@@ -244,7 +244,9 @@ impl<'a> Choosing<'a> {
                 wanted,
             );
             let failed = |error| of_repo(error, format!("could not look for {point}"), UNHARMED);
-            if let Some(end_lsn) = found.await.map_err(failed)? {
+            if let Some((start, end)) = found.await.map_err(failed)? {
+                // An exclusive target ends replay in front of the record.
+                let end_lsn = if self.request.target.inclusive { end } else { start };
                 return Ok(FoundAt { end_lsn });
             }
             looked = Some((from, looked.map_or(candidate.unbroken_end, |(_, to)| to)));
