@@ -54,7 +54,11 @@ class Results:
         reference = next(iter(rows.values()))
         ours = statistics.median(cost.wall for cost in reference)
         self.say(f"\n**{table}** ({len(reference)} runs each)\n")
-        self.say(f"| | wall p50, {unit} | wall p99, {unit} | MB/s | CPU, {unit} | peak memory, MiB | wall ÷ Highwater |")
+        columns = [
+            "", f"wall p50, {unit}", f"wall p99, {unit}", "MB/s", f"CPU, {unit}",
+            "peak memory, MiB", "wall ÷ Highwater",
+        ]
+        self.say(f"| {' | '.join(columns)} |")
         self.say("|---|--:|--:|--:|--:|--:|--:|")
         for tool, costs in rows.items():
             walls = sorted(cost.wall for cost in costs)
@@ -178,9 +182,14 @@ def describe(results, lab):
     memory = int(open("/proc/meminfo").readline().split()[1]) >> 20
     results.say(f"- date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC")
     results.say(f"- commit: {output('git', 'rev-parse', '--short=12', 'HEAD')}")
-    results.say(f"- machine: {os.cpu_count()} processors ({cpu.split(':')[1].strip()}), {memory} GiB, {os.uname().sysname} {os.uname().release}")
+    model, system = cpu.split(":")[1].strip(), os.uname()
+    results.say(
+        f"- machine: {os.cpu_count()} processors ({model}), {memory} GiB, "
+        f"{system.sysname} {system.release}"
+    )
     results.say(f"- server: {lab.run(['postgres', '--version']).strip()}")
-    results.say(f"- rivals: {output('pgbackrest', 'version')}, {output('zstd', '-q', '--version')}, Barman 3.19.1")
+    zstd = output("zstd", "-q", "--version")
+    results.say(f"- rivals: {output('pgbackrest', 'version')}, Barman 3.19.1, zstd {zstd}")
 
 
 def load(results, when):

@@ -28,4 +28,4 @@ export HIGHWATER_BENCH_BINARY
     echo "no release binary at $HIGHWATER_BENCH_BINARY; run \`make bench\`" >&2
     exit 1
 }
-exec python3 benches/measure.py
+exec python3 -B benches/measure.py
