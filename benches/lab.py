@@ -62,6 +62,8 @@ class Lab:
         }
         self.postgres = self.gateway = self.gateway_url = None
         self.gateway_ready = False
+        # PostgreSQL starts its commands in the data directory.
+        self.cwd = self.place
 
     def directory(self, name):
         path = self.place / name
@@ -86,7 +88,7 @@ class Lab:
         if self.user:
             more |= {"user": self.user[0], "group": self.user[1], "extra_groups": []}
         environment = self.env | (env or {})
-        return subprocess.Popen([str(a) for a in args], env=environment, cwd=self.place, **more)
+        return subprocess.Popen([str(a) for a in args], env=environment, cwd=self.cwd, **more)
 
     def run(self, args, env=None):
         """Runs a command that must succeed, and returns what it printed."""
@@ -146,6 +148,7 @@ archive_command = '{self.place}/archive %p %f # or pgbackrest'
             self.postgres = self.popen(["postgres", "-D", data], stdout=log, stderr=log)
         for _ in range(300):
             if self.popen(["pg_isready", "-q"]).wait() == 0:
+                self.cwd = data
                 return
             time.sleep(0.1)
         raise RuntimeError((self.place / "postgres.log").read_text()[-4000:])

@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 
 from lab import REPO, Lab
-from tools import BACKUP_TOOLS, WAL_TOOLS
+from tools import BACKUP_TOOLS, WAL_TOOLS, Highwater
 
 SEGMENTS = int(os.environ.get("BENCH_SEGMENTS", "20"))
 SCALES = [int(scale) for scale in os.environ.get("BENCH_SCALE", "20,80").split(",")]
+LARGE = int(os.environ.get("BENCH_LARGE", "240"))
 RUNS = int(os.environ.get("BENCH_RUNS", "3"))
 STORES = os.environ.get("BENCH_STORES", "file,s3").split(",")
 MAJOR = int(os.environ.get("BENCH_MAJOR", "15"))
@@ -53,8 +54,12 @@ class Results:
         scale = {"ms": 1000, "s": 1}[unit]
         reference = next(iter(rows.values()))
         ours = statistics.median(cost.wall for cost in reference)
-        self.say(f"\n**{table}** ({len(reference)} runs each)\n")
-        self.say(f"| | wall p50, {unit} | wall p99, {unit} | MB/s | CPU, {unit} | peak memory, MiB | wall ÷ Highwater |")
+        self.say(f"\n**{table}** ({len(reference)} of each)\n")
+        columns = [
+            "", f"wall p50, {unit}", f"wall p99, {unit}", "MB/s", f"CPU, {unit}",
+            "peak memory, MiB", "wall ÷ Highwater",
+        ]
+        self.say(f"| {' | '.join(columns)} |")
         self.say("|---|--:|--:|--:|--:|--:|--:|")
         for tool, costs in rows.items():
             walls = sorted(cost.wall for cost in costs)
@@ -137,15 +142,20 @@ def measure_wal(lab, results, store, segments):
         results.show(table, "ms", 16.777)
 
 
+def load_database(lab, scale):
+    note(f"pgbench -i -s {scale}")
+    lab.run(["pgbench", "-i", "-q", "-s", str(scale)])
+
+
 def bytes_below(directory):
     return sum(p.stat().st_size for p in Path(directory).rglob("*") if p.is_file())
 
 
-def measure_backups(lab, results, store, scale):
+def measure_backups(lab, results, store, makers, runs):
     size = int(lab.sql("select sum(pg_database_size(oid)) from pg_database"))
     database = f"{size / 1e9:.2f} GB database, {PLACES[store]}"
     source = bytes_below(lab.place / "data/base")
-    tools = each(results, [make(lab) for make in BACKUP_TOOLS], lambda tool: tool.prepare(store))
+    tools = each(results, [make(lab) for make in makers], lambda tool: tool.prepare(store))
 
     def once(tool):
         if not tool.backup():
@@ -163,7 +173,7 @@ def measure_backups(lab, results, store, scale):
         if abs(found - source) > source * 0.02:
             raise RuntimeError(f"{found} of {source} bytes came back")
 
-    for _ in range(RUNS):
+    for _ in range(runs):
         tools = each(results, tools, once)
     lab.archive_with("exit 0")
     for verb in ("backup", "restore"):
@@ -178,9 +188,14 @@ def describe(results, lab):
     memory = int(open("/proc/meminfo").readline().split()[1]) >> 20
     results.say(f"- date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC")
     results.say(f"- commit: {output('git', 'rev-parse', '--short=12', 'HEAD')}")
-    results.say(f"- machine: {os.cpu_count()} processors ({cpu.split(':')[1].strip()}), {memory} GiB, {os.uname().sysname} {os.uname().release}")
+    model, system = cpu.split(":")[1].strip(), os.uname()
+    results.say(
+        f"- machine: {os.cpu_count()} processors ({model}), {memory} GiB, "
+        f"{system.sysname} {system.release}"
+    )
     results.say(f"- server: {lab.run(['postgres', '--version']).strip()}")
-    results.say(f"- rivals: {output('pgbackrest', 'version')}, {output('zstd', '-q', '--version')}, Barman 3.19.1")
+    zstd = output("zstd", "-q", "--version")
+    results.say(f"- rivals: {output('pgbackrest', 'version')}, Barman 3.19.1, zstd {zstd}")
 
 
 def load(results, when):
@@ -207,11 +222,15 @@ def main():
             measure_wal(lab, results, store, segments)
             results.save()
         for scale in SCALES:
-            note(f"pgbench -i -s {scale}")
-            lab.run(["pgbench", "-i", "-q", "-s", str(scale)])
+            load_database(lab, scale)
             for store in STORES:
-                measure_backups(lab, results, store, scale)
+                measure_backups(lab, results, store, BACKUP_TOOLS, RUNS)
                 results.save()
+        if LARGE:
+            # Once and alone, to see whether memory grows with the database.
+            load_database(lab, LARGE)
+            for store in STORES:
+                measure_backups(lab, results, store, [Highwater], 1)
         results.say()
         load(results, "after")
         results.say(f"- the whole run took {time.monotonic() - began:.0f} s")

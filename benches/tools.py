@@ -217,7 +217,7 @@ class Barman(Tool):
             }
 
     def before_backup(self):
-        self.runs += 1
+        Barman.runs += 1
 
     def program(self, name, *flags):
         return self.s3 and [f"{CACHE}/barman/bin/barman-cloud-{name}", *self.options, *flags]

@@ -1,7 +1,15 @@
 //! The JSON documents: identity, begun, committed, and the index of the file list.
 //!
-//! Each carries the format version. A reader refuses a newer one by name
-//! instead of guessing, and ignores fields it does not know within its own.
+//! Each carries the format version and ends with a checksum of all bytes before it. A reader refuses
+//! a newer version by name instead of guessing, and ignores fields it does not know within its own.
+//!
+//! ```text
+//! {
+//!   "format": 1,
+//!   ...,
+//!   "crc32c": "5b3fc1a4"        of the bytes up to and without the comma before this line
+//! }
+//! ```
 
 use std::collections::BTreeMap;
 
@@ -9,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{BackupId, ClusterName, FrameRef};
-use crate::pg::{Lsn, PgTimestamp, SegmentSize, SystemId, Timeline};
+use crate::pg::{Lsn, PgTimestamp, SegmentSize, SystemId, Timeline, crc32c};
 
 /// The version of everything this room defines.
 pub const FORMAT_VERSION: u32 = 1;
@@ -27,6 +35,12 @@ pub enum DocumentError {
         /// Its version.
         found: u32,
     },
+    /// Its bytes are not those that were written.
+    #[error("its {what} is damaged (CRC-32C)")]
+    Damaged {
+        /// Which document.
+        what: &'static str,
+    },
     /// It is not the JSON that was expected.
     #[error("its {what} cannot be understood")]
     Malformed {
@@ -42,6 +56,9 @@ pub enum DocumentError {
 pub trait Document: Serialize + DeserializeOwned {
     /// What errors call it.
     const WHAT: &'static str;
+
+    /// Whether it carries its own checksum; false where what surrounds it has one.
+    const HAS_CHECKSUM: bool = true;
 
     /// Returns the version it carries.
     fn format(&self) -> u32;
@@ -60,19 +77,37 @@ pub trait Document: Serialize + DeserializeOwned {
         if version.format > FORMAT_VERSION {
             return Err(DocumentError::Newer { what: Self::WHAT, found: version.format });
         }
+        // A digit that flipped would still be JSON: another LSN, another timeline.
+        if Self::HAS_CHECKSUM && !checksum_fits(json) {
+            return Err(DocumentError::Damaged { what: Self::WHAT });
+        }
         serde_json::from_slice(json).map_err(malformed)
     }
 
-    /// Returns the document as JSON with a newline, indented for people.
+    /// Returns the document as JSON with its checksum and a newline, indented for people.
     ///
     /// # Errors
     /// [`DocumentError::Malformed`] if it cannot be written, which no document of ours can cause.
     fn to_json(&self) -> Result<Vec<u8>, DocumentError> {
         let mut json = serde_json::to_vec_pretty(self)
             .map_err(|source| DocumentError::Malformed { what: Self::WHAT, source })?;
-        json.push(b'\n');
+        // Ends with a line break and the closing brace, which the checksum's line brings again.
+        json.truncate(json.len().saturating_sub(2));
+        let ending = checksum_ending(&json);
+        json.extend_from_slice(ending.as_bytes());
         Ok(json)
     }
+}
+
+/// Returns what ends a document: the checksum of the bytes before it, and the closing brace.
+fn checksum_ending(before: &[u8]) -> String {
+    format!(",\n  \"crc32c\": \"{:08x}\"\n}}\n", crc32c(before))
+}
+
+fn checksum_fits(json: &[u8]) -> bool {
+    let before = json.len().checked_sub(checksum_ending(&[]).len());
+    let parts = before.and_then(|at| json.split_at_checked(at));
+    parts.is_some_and(|(before, ending)| ending == checksum_ending(before).as_bytes())
 }
 
 /// `identity/<system id>.json`: one incarnation of a cluster owns this place.

@@ -2,7 +2,7 @@
 //!
 //! The claim is the object `identity/<system id>.json`, created once. Two
 //! clusters that claim at the same moment have two names, so each looks again
-//! after its create: at least one of them sees the other and withdraws.
+//! after its create, and so does every later `init`: at least one of them sees the other and withdraws.
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -20,6 +20,9 @@ use crate::store::open::probe;
 use crate::walsender::{ConnInfo, Connection, Mode};
 
 const UNHARMED: &str = "The place was not claimed, and nothing in the repository was changed.";
+
+/// Said once a claim was tried: its create may have taken effect though the answer was lost.
+const UNSETTLED: &str = "No other cluster's data was touched. Whether the place is claimed now is not known; `init` may be repeated and settles it.";
 
 /// The oldest major version that is supported.
 const MAJOR_MIN: u32 = 14;
@@ -85,30 +88,47 @@ pub async fn run(repository: &Repository, request: &Request) -> Result<Report, F
     let standing = repository.identities().await.map_err(not_read)?;
     if let Some(ours) = standing.iter().find(|known| known.system_identifier == who.system_id) {
         check_same(ours, &who)?;
-        return Ok(report(repository, ours, false));
+        return settle(repository, &standing, ours, false).await;
     }
     let owner = claim_of(&standing);
     let identity = claimable(repository, request, &who, owner)?;
     check_store(repository).await?;
-    let not_claimed = |error| {
-        let what =
-            format!("could not claim `{}` in {}", repository.cluster(), repository.describe());
-        of_repo(error, what, UNHARMED)
+    let (ours, claimed) = match repository.claim(&identity).await {
+        Ok(Claim::Claimed) => (identity, true),
+        Ok(Claim::AlreadyOurs(standing)) => (standing, false),
+        Err(error) => return Err(not_settled(repository, error)),
     };
-    let claim = repository.claim(&identity).await.map_err(not_claimed)?;
-    if let Claim::AlreadyOurs(standing) = claim {
-        return Ok(report(repository, &standing, false));
-    }
-    let after = repository.identities().await.map_err(not_claimed)?;
-    let rival = after.iter().find(|other| {
-        other.system_identifier != identity.system_identifier
-            && other.incarnation >= identity.incarnation
+    let after = repository.identities().await.map_err(|error| not_settled(repository, error))?;
+    settle(repository, &after, &ours, claimed).await
+}
+
+/// Makes sure that a claim which stands is the only one.
+///
+/// This is looked at again by every later `init`, because the call that claimed may have died,
+/// or lost its answer, before it could look.
+async fn settle(
+    repository: &Repository,
+    standing: &[Identity],
+    ours: &Identity,
+    claimed: bool,
+) -> Result<Report, Failure> {
+    let rival = standing.iter().find(|other| {
+        other.system_identifier != ours.system_identifier && other.incarnation == ours.incarnation
     });
-    if let Some(rival) = rival {
-        withdraw(repository, &identity).await;
-        return Err(other_cluster(repository, rival.system_identifier, who.system_id));
+    let Some(rival) = rival else { return Ok(report(repository, ours, claimed)) };
+    // A claim under which WAL was stored is evidence, and no longer ours to take back.
+    let wal = Key::new(repository.place().wal_dir(ours.system_identifier));
+    let level = repository.store().list_level(&wal).await;
+    let level = level.map_err(|error| not_settled(repository, error.into()))?;
+    if level.directories.is_empty() && level.objects.is_empty() {
+        withdraw(repository, ours).await;
     }
-    Ok(report(repository, &identity, true))
+    Err(other_cluster(repository, rival.system_identifier, ours.system_identifier))
+}
+
+fn not_settled(repository: &Repository, error: RepoError) -> Failure {
+    let what = format!("could not claim `{}` in {}", repository.cluster(), repository.describe());
+    of_repo(error, what, UNSETTLED)
 }
 
 fn who_is_in(pgdata: &std::path::Path) -> Result<Who, Failure> {

@@ -228,7 +228,7 @@ impl EndOfWal {
 }
 
 /// Walks the WAL along `way` from `from_lsn` to `end_lsn` until `wanted` names a mark;
-/// returns that mark's end.
+/// returns that mark's start and end.
 pub(super) async fn find_mark(
     repository: &Repository,
     system_id: SystemId,
@@ -237,7 +237,7 @@ pub(super) async fn find_mark(
     from_lsn: Lsn,
     end_lsn: Lsn,
     wanted: impl Fn(&WalEvent) -> bool,
-) -> Result<Option<Lsn>, RepoError> {
+) -> Result<Option<(Lsn, Lsn)>, RepoError> {
     let mut carry = None;
     for number in size.segment_of(from_lsn)..=size.segment_before(end_lsn) {
         let segment = segment_on(way, number, size, end_lsn);
@@ -245,7 +245,7 @@ pub(super) async fn find_mark(
         let left = each_mark(repository, system_id, segment, size, carry, |mark| {
             let inside = from_lsn <= mark.lsn && mark.end_lsn <= end_lsn;
             if found.is_none() && inside && wanted(&mark.event) {
-                found = Some(mark.end_lsn);
+                found = Some((mark.lsn, mark.end_lsn));
             }
         });
         carry = left.await?.flatten();

@@ -52,7 +52,7 @@ pub struct Reach {
 /// Where a transaction's end or a restore point was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FoundAt {
-    /// The LSN behind its record.
+    /// Where replay ends: behind its record, or in front of it if the target is exclusive.
     pub end_lsn: Lsn,
 }
 

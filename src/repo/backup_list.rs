@@ -34,26 +34,32 @@ pub enum BackupState {
 impl Repository {
     /// Reads all backups, oldest first.
     pub async fn backups(&self) -> Result<Vec<BackupState>, RepoError> {
-        let level = self.store().list_level(&Key::new(self.place().backups_dir())).await?;
-        let ids: Vec<BackupId> =
-            level.directories.iter().filter_map(|name| name.parse().ok()).collect();
-        futures_util::stream::iter(ids)
+        futures_util::stream::iter(self.backup_ids().await?)
             .map(|id| async move { self.backup(&id).await })
             .buffered(IN_FLIGHT)
             .try_collect()
             .await
     }
 
-    /// Reads all committed backups of one incarnation, oldest first.
+    /// Reads all committed backups of one incarnation, oldest first. What is left of an
+    /// unfinished backup is not looked at, so damage there stands in nobody's way.
     pub async fn committed_backups(
         &self,
         system_id: crate::pg::SystemId,
     ) -> Result<Vec<Committed>, RepoError> {
-        let backups = self.backups().await?.into_iter().filter_map(|state| match state {
-            BackupState::Committed(backup) => Some(backup),
-            BackupState::Unfinished(_) => None,
-        });
-        Ok(backups.filter(|backup| backup.system_identifier == system_id).collect())
+        let backups: Vec<Option<Committed>> = futures_util::stream::iter(self.backup_ids().await?)
+            .map(|id| async move { self.committed(&id).await })
+            .buffered(IN_FLIGHT)
+            .try_collect()
+            .await?;
+        let ours = backups.into_iter().flatten();
+        Ok(ours.filter(|backup| backup.system_identifier == system_id).collect())
+    }
+
+    /// Lists the ids of all backups, whatever their state, oldest first.
+    async fn backup_ids(&self) -> Result<Vec<BackupId>, RepoError> {
+        let level = self.store().list_level(&Key::new(self.place().backups_dir())).await?;
+        Ok(level.directories.iter().filter_map(|name| name.parse().ok()).collect())
     }
 
     /// Reads one backup's state.

@@ -35,7 +35,7 @@ impl Repository {
             system_id.is_some_and(|text| text.parse::<SystemId>().is_ok())
         });
         let mut identities: Vec<Identity> = futures_util::stream::iter(keys)
-            .map(|key| async move { self.document::<Identity>(&key).await })
+            .map(|key| async move { named_by(&key, self.document::<Identity>(&key).await?) })
             .buffered(IN_FLIGHT)
             .try_collect()
             .await?;
@@ -50,11 +50,9 @@ impl Repository {
     pub async fn identity(&self, system_id: SystemId) -> Result<Identity, RepoError> {
         let key = Key::new(self.place.identity(system_id));
         match self.document::<Identity>(&key).await {
-            Ok(identity) if identity.system_identifier != system_id => {
-                Err(RepoError::damaged(&key, "it holds another system identifier than its name"))
-            }
+            Ok(identity) => named_by(&key, identity),
             Err(error) if error.is_absent() => Err(RepoError::NotClaimed { key }),
-            other => other,
+            Err(error) => Err(error),
         }
     }
 
@@ -74,4 +72,12 @@ impl Repository {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Checks that an identity stands under its own name.
+fn named_by(key: &Key, identity: Identity) -> Result<Identity, RepoError> {
+    if key.file_name() == format!("{}.json", identity.system_identifier) {
+        return Ok(identity);
+    }
+    Err(RepoError::damaged(key, "it holds another system identifier than its name"))
 }

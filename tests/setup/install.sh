@@ -265,7 +265,8 @@ flock 9
 
 case $1 in
     --demo) install_for_demo ;;
-    --test) install_servers; install_stores ;;
+    # zstd and python3 are all that docs/restore-by-hand.md needs.
+    --test) install_servers; install_stores; apt_need zstd python3 ;;
     --lint) install_linters ;;
     --bench) install_servers; install_stores; install_rivals ;;
 esac

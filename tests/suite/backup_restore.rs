@@ -1,6 +1,10 @@
 //! The main job on every major: archive, back up, lose the cluster, bring it
 //! back as of a moment, and compare everything.
 
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
 use crate::harness::{
     Archived, Cluster, ClusterBuilder, MAJORS, NEWEST, Target, files_below, finish, flip_bit,
 };
@@ -262,9 +266,8 @@ fn a_page_with_a_bad_checksum_on_the_server_means_no_good_backup_in_silence() {
     place.cluster.start();
     let run = place.highwater.run(&["backup", "--fast"]);
     assert!(matches!(run.code(), 4 | 6), "{run}");
-    let info = place.highwater.info();
-    let usable = info["backups"].as_array().unwrap().iter().filter(|b| b["usable"] == true);
-    assert_eq!(usable.count(), 0, "{info}");
+    run.says("checksum");
+    assert_no_backup(&place);
 }
 
 #[test]
@@ -291,7 +294,260 @@ fn a_server_without_archiving_gets_no_backup_that_claims_to_be_usable() {
     let highwater = place.highwater.with_env("HIGHWATER_WAL_TIMEOUT", "3s");
     let run = highwater.run(&["backup", "--fast"]);
     assert_ne!(run.code(), 0, "{run}");
+    assert_no_backup(&place);
+}
+
+#[test]
+fn a_backup_whose_wal_does_not_arrive_is_not_recorded_and_leaves_nothing() {
+    let place = Archived::by_server(NEWEST);
+    place.cluster.sql("create table t as select generate_series(1, 1000) n");
+    place.cluster.set("archive_command = '/bin/false'");
+    place.cluster.reload();
+    let highwater = place.highwater.with_env("HIGHWATER_WAL_TIMEOUT", "2s");
+    let run = highwater.run(&["backup", "--fast"]).ends_with(4);
+    run.says("the backup needs WAL from").says("pg_stat_archiver").says("wal_timeout");
+    assert_no_backup(&place);
+    // As soon as archiving works again, so does the backup.
+    place.cluster.archive_into(&place.highwater);
+    place.highwater.run(&["backup", "--fast"]).done();
+    assert_eq!(place.highwater.info()["backups"][0]["usable"], true);
+}
+
+/// Neither a backup nor the remains of one.
+#[track_caller]
+fn assert_no_backup(place: &Archived) {
     let info = place.highwater.info();
-    let usable = info["backups"].as_array().unwrap().iter().filter(|b| b["usable"] == true);
-    assert_eq!(usable.count(), 0, "{info}");
+    assert_eq!(info["backups"].as_array().unwrap().len(), 0, "{info}");
+    assert_eq!(info["unfinished_backups"].as_array().unwrap().len(), 0, "{info}");
+    assert!(info["recovery_window"].is_null(), "{info}");
+    let stored = files_below(&place.highwater.repo_directory());
+    let of_backups = |path: &&PathBuf| path.components().any(|part| part.as_os_str() == "backup");
+    let left: Vec<_> = stored.iter().filter(of_backups).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// The servers of a list, reached over their sockets.
+fn hosts(servers: &[&Cluster]) -> String {
+    let list = |of: &dyn Fn(&Cluster) -> String| {
+        servers.iter().map(|server| of(server)).collect::<Vec<_>>().join(",")
+    };
+    let socket = |server: &Cluster| {
+        let dsn = server.dsn();
+        dsn.split_once("host=").unwrap().1.split(' ').next().unwrap().to_owned()
+    };
+    let (hosts, ports) = (list(&socket), list(&|server| server.port().to_string()));
+    format!("host={hosts} port={ports} user=postgres dbname=postgres")
+}
+
+#[test]
+fn a_standby_gives_the_backup_and_its_primary_ends_the_segment() {
+    for major in [14, NEWEST] {
+        let place = Archived::by_server(major);
+        place.cluster.sql("create table t as select generate_series(1, 1000) n");
+        let mut standby = place.cluster.standby("standby", &["archive_mode = on"]);
+        place.cluster.sql("insert into t select generate_series(1001, 2000)");
+        standby.wait_until("select count(*) from t", "2000");
+        // A restartpoint, so that the backup begins behind the rows.
+        place.cluster.sql("checkpoint");
+        // The primary is idle from here on and has no archive_timeout.
+        let dsn = hosts(&[&place.cluster, &standby]);
+        let highwater = place.highwater.with_env("HIGHWATER_DSN", &dsn);
+        highwater.run(&["backup", "--fast", "--prefer-standby"]).done();
+        let info = place.highwater.info();
+        assert_eq!(info["backups"][0]["taken_from"], "standby", "{info}");
+        assert_eq!(info["backups"][0]["usable"], true, "{info}");
+        let mut copy = place.restore("copy", &[]);
+        assert_restored_as_backed_up(&copy);
+        copy.start();
+        copy.wait_until("select pg_is_in_recovery()", "f");
+        assert_eq!(copy.sql("select count(*), sum(n) from t"), "2000|2001000");
+        copy.amcheck();
+        // Without a standby, the primary serves.
+        standby.fast_stop();
+        highwater.run(&["backup", "--fast", "--prefer-standby"]).done();
+        assert_eq!(place.highwater.info()["backups"][1]["taken_from"], "primary");
+    }
+}
+
+/// Paths below a data directory with their modes; what restore writes itself and what
+/// comes after the backup is left out.
+fn shape(pgdata: &Path) -> BTreeMap<PathBuf, u32> {
+    let own = ["recovery.signal", "tablespace_map", "postgresql.auto.conf", "backup_manifest"];
+    let mut found = BTreeMap::new();
+    let mut open = vec![pgdata.to_path_buf()];
+    while let Some(next) = open.pop() {
+        for entry in std::fs::read_dir(&next).unwrap() {
+            let path = entry.unwrap().path();
+            // Tablespaces are links: what they lead to counts.
+            let about = std::fs::metadata(&path).unwrap();
+            let name = path.strip_prefix(pgdata).unwrap().to_path_buf();
+            if about.is_dir() {
+                open.push(path);
+            } else if own.iter().any(|own| name.as_os_str() == *own) {
+                continue;
+            }
+            found.insert(name, about.permissions().mode());
+        }
+    }
+    found
+}
+
+#[test]
+fn majors_14_and_18_restore_to_the_tree_that_pg_basebackup_leaves() {
+    let mut documents = Vec::new();
+    for major in [14, NEWEST] {
+        let place = Archived::by_server_with(major, |builder| builder.tablespace("aside"));
+        place.cluster.sql("create table inside as select generate_series(1, 1000) n");
+        place.cluster.sql("create table outside tablespace aside as select 1 n");
+        place.cluster.sql("create unlogged table fleeting as select 1 n");
+        place.highwater.run(&["backup", "--fast"]).done();
+        let origin = place.cluster.tablespace("aside");
+        let map = |to: &Path| format!("{}={}", origin.display(), to.display());
+        let ours = place.lab.directory("ours");
+        let copy = place.restore("copy", &["--tablespace-map", &map(&ours)]);
+        let mut basebackup = place.cluster.client("pg_basebackup");
+        let theirs = place.lab.path().join("theirs");
+        basebackup.arg("-D").arg(&theirs).args(["-X", "none", "-c", "fast", "--no-sync"]);
+        basebackup.arg("-T").arg(map(&place.lab.path().join("their-aside")));
+        finish(basebackup);
+        assert_eq!(shape(&copy.pgdata), shape(&theirs), "PostgreSQL {major}");
+
+        let stored = files_below(&place.highwater.repo_directory());
+        let named = |path: &&PathBuf| path.ends_with("committed.json");
+        let path = place.highwater.repo_directory().join(stored.iter().find(named).unwrap());
+        let document: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let keys: Vec<String> = document.as_object().unwrap().keys().cloned().collect();
+        documents.push((keys, document["tablespaces"].as_array().unwrap().len()));
+    }
+    assert_eq!(documents[0], documents[1], "the same document on both");
+}
+
+#[test]
+fn backups_from_before_an_upgrade_stay_usable_and_restore() {
+    let mut place = Archived::by_server(17);
+    place.cluster.sql("create table t as select generate_series(1, 100) n");
+    place.highwater.run(&["backup", "--fast"]).done();
+    place.cluster.sql("insert into t values (101)");
+    place.cluster.archive_now();
+    let old = place.highwater.info()["backups"][0].clone();
+    place.cluster.fast_stop();
+
+    let upgraded = place.lab.cluster(18).named("upgraded").conf("archive_mode = on").start();
+    let highwater = place.highwater.on(&upgraded);
+    highwater.run(&["init"]).ends_with(3);
+    highwater.run(&["init", "--successor"]).done();
+    upgraded.archive_into(&highwater);
+    highwater.run(&["backup", "--fast"]).done();
+
+    let info = highwater.info();
+    assert_eq!(info["backups"][0]["id"], old["id"], "{info}");
+    assert!(!info["backups"][0]["system_identifier"].is_null(), "{info}");
+    for backup in info["backups"].as_array().unwrap() {
+        assert_eq!(backup["usable"], true, "{info}");
+    }
+    let mut copy = place.restore("copy", &["--backup", old["id"].as_str().unwrap()]);
+    copy.start();
+    copy.wait_until("select pg_is_in_recovery()", "f");
+    assert_eq!(copy.sql("select count(*) from t"), "101");
+}
+
+#[test]
+fn a_tablespace_inside_the_data_directory_comes_back_in_its_place() {
+    // 15 knows in-place tablespaces and leaves them out of every base backup, pg_basebackup's too.
+    for major in [16, NEWEST] {
+        let place = Archived::by_server_with(major, |builder| {
+            builder.conf("allow_in_place_tablespaces = on").tablespace("aside")
+        });
+        place.cluster.sql("create tablespace inside location ''");
+        place.cluster.sql("create table i tablespace inside as select generate_series(1, 500) n");
+        place.cluster.sql("create table a tablespace aside as select generate_series(1, 300) n");
+        place.highwater.run(&["backup", "--fast"]).done();
+        place.cluster.archive_now();
+        let (old, new) = (place.cluster.tablespace("aside"), place.lab.directory("new-aside"));
+        let map = format!("{}={}", old.display(), new.display());
+        let mut copy = place.restore("copy", &["--tablespace-map", &map]);
+        assert_restored_as_backed_up(&copy);
+        copy.start();
+        copy.wait_until("select pg_is_in_recovery()", "f");
+        assert_eq!(
+            copy.sql("select (select count(*) from i), (select count(*) from a)"),
+            "500|300"
+        );
+        copy.amcheck();
+    }
+}
+
+#[test]
+fn info_prints_every_field_of_its_contract() {
+    let place = Archived::by_server(NEWEST);
+    let annotated = ["backup", "--fast", "--annotate", "why=before the upgrade"];
+    place.highwater.run(&annotated).done();
+    place.cluster.sql("create table t as select 1 n");
+    place.cluster.archive_now();
+    let info = place.highwater.info();
+    let text =
+        |value: &serde_json::Value| value.as_str().unwrap_or_else(|| panic!("{info}")).to_owned();
+    assert_eq!(info["cluster"], "main");
+    assert_eq!(
+        text(&info["postgres_version"]),
+        place.cluster.sql("show server_version").split(' ').next().unwrap()
+    );
+    let backup = &info["backups"][0];
+    assert_eq!(backup["annotations"]["why"], "before the upgrade");
+    assert_eq!(backup["source"], "stream");
+    assert_eq!(backup["timeline"], 1);
+    assert!(backup["size_bytes"].as_u64() > backup["stored_bytes"].as_u64(), "{info}");
+    assert!(backup["stored_bytes"].as_u64() > Some(0), "{info}");
+    let window = &info["recovery_window"];
+    let times = [
+        &backup["started_at"],
+        &backup["finished_at"],
+        &window["earliest_time"],
+        &window["latest_time"],
+    ];
+    for time in times {
+        let time = text(time);
+        assert!(time.ends_with('Z') && time.parse::<jiff::Timestamp>().is_ok(), "{time}");
+    }
+    let wal = &info["wal"][0];
+    assert_eq!((&wal["timeline"], &window["timeline"]), (&1.into(), &1.into()));
+    let lsn = |value: &serde_json::Value| {
+        // PostgreSQL itself reads and compares them.
+        place
+            .cluster
+            .sql(&format!("select pg_wal_lsn_diff('{}', '0/0')", text(value)))
+            .parse::<u64>()
+            .unwrap()
+    };
+    let in_order =
+        [&wal["start_lsn"], &backup["start_lsn"], &backup["stop_lsn"], &window["latest_lsn"]];
+    assert!(in_order.map(lsn).is_sorted(), "{info}");
+    assert_eq!(wal["end_lsn"], window["latest_lsn"]);
+    assert_eq!(window["earliest_lsn"], backup["stop_lsn"]);
+}
+
+#[test]
+fn a_target_outside_the_window_is_refused_with_the_nearest_point_and_writes_nothing() {
+    let place = Archived::by_server(NEWEST);
+    place.highwater.run(&["backup", "--fast"]).done();
+    place.cluster.sql("create table t as select 1 n");
+    place.cluster.archive_now();
+    let info = place.highwater.info();
+    let text = |name: &str| info["recovery_window"][name].as_str().unwrap().to_owned();
+    let inside = info["backups"][0]["start_lsn"].as_str().unwrap().to_owned();
+    let cases = [
+        ("--to-time", "2001-01-01 00:00:00+00", text("earliest_time")),
+        // To the second: the nearest moment is just before the last commit.
+        ("--to-time", "2099-01-01 00:00:00+00", text("latest_time")[..19].to_owned()),
+        ("--to-lsn", "0/1000028", text("earliest_lsn")),
+        ("--to-lsn", &inside, text("earliest_lsn")),
+        ("--to-lsn", "7/28", "the last archived record".to_owned()),
+    ];
+    for (flag, target, nearest) in cases {
+        let pgdata = place.lab.path().join("copy");
+        let arguments = ["restore", "--pgdata", pgdata.to_str().unwrap(), flag, target];
+        place.highwater.run(&arguments).ends_with(4).says(&nearest);
+        assert!(!pgdata.exists(), "{flag} {target}");
+    }
 }

@@ -18,6 +18,7 @@ mod harness;
 
 mod archive;
 mod backup_restore;
+mod by_hand;
 mod get;
 mod harness_check;
 mod kills;

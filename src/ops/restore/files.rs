@@ -467,3 +467,7 @@ async fn fill_range(
     };
     tokio::task::spawn_blocking(work).await.map_err(|error| RepoError::Task(error.into()))?
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests;

@@ -85,7 +85,7 @@ pub async fn make_plan(repository: &Repository, request: &Request) -> Result<Pla
         of_repo(error, what, UNHARMED)
     };
     let identity = incarnation(repository, request).await?;
-    let gathered = gather(repository, identity).await.map_err(failed)?;
+    let gathered = gather(repository, request, identity).await.map_err(failed)?;
     let holdings = Holdings {
         backups: &gathered.backups,
         coverage: &gathered.coverage,
@@ -119,9 +119,17 @@ async fn incarnation(repository: &Repository, request: &Request) -> Result<Ident
     }
 }
 
-async fn gather(repository: &Repository, identity: Identity) -> Result<Gathered, RepoError> {
+async fn gather(
+    repository: &Repository,
+    request: &Request,
+    identity: Identity,
+) -> Result<Gathered, RepoError> {
     let system_id = identity.system_identifier;
-    let backups = repository.committed_backups(system_id).await?;
+    // A damaged backup must not stand in the way of another that was asked for by name.
+    let backups = match &request.backup {
+        Some(id) => repository.committed(id).await?.into_iter().collect(),
+        None => repository.committed_backups(system_id).await?,
+    };
     let inventory = repository.wal_inventory(system_id, identity.segment_size).await?;
     let histories = histories_of(repository, system_id, inventory.histories.clone()).await?;
     Ok(Gathered { identity, backups, coverage: inventory.coverage(), histories })
@@ -244,7 +252,9 @@ impl<'a> Choosing<'a> {
                 wanted,
             );
             let failed = |error| of_repo(error, format!("could not look for {point}"), UNHARMED);
-            if let Some(end_lsn) = found.await.map_err(failed)? {
+            if let Some((start, end)) = found.await.map_err(failed)? {
+                // An exclusive target ends replay in front of the record.
+                let end_lsn = if self.request.target.inclusive { end } else { start };
                 return Ok(FoundAt { end_lsn });
             }
             looked = Some((from, looked.map_or(candidate.unbroken_end, |(_, to)| to)));
