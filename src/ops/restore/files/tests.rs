@@ -99,6 +99,7 @@ async fn back_up(
         catalog_version: 1,
         segment_size: SegmentSize::DEFAULT,
         data_checksums: true,
+        group_access: false,
         label: String::new(),
         annotations: BTreeMap::new(),
         source: "stream".to_owned(),
@@ -186,6 +187,7 @@ async fn assert_restores(repository: &Repository, backup: &Committed, files: &Fi
         backup,
         tree_plan: &tree_plan,
         jobs: 2,
+        memory_max_bytes: 256 << 20,
         progress: Arc::new(Silent),
     };
     let index = repository.file_index(&backup.id).await.unwrap();
