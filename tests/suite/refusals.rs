@@ -10,6 +10,7 @@ fn backed_up() -> Archived {
     place.cluster.sql("create table t as select 1 n");
     place.cluster.archive_now();
     place.highwater.run(&["backup", "--fast"]).done();
+    place.pass_earliest_time();
     place.cluster.sql("insert into t values (2)");
     place.cluster.archive_now();
     place
