@@ -160,6 +160,9 @@ pub(super) struct RestoreDone {
     has_postgresql_conf: bool,
     standby: bool,
     ends_by_itself: bool,
+    /// Whether the server stops at the target.
+    #[serde(skip)]
+    shuts_down: bool,
     environment_needed: Vec<String>,
 }
 
@@ -181,6 +184,7 @@ impl RestoreDone {
             ends_by_itself: !request.standby
                 && (target.point == RecoveryPoint::Latest
                     || target.action == TargetAction::Promote),
+            shuts_down: target.action == TargetAction::Shutdown,
             environment_needed,
         }
     }
@@ -208,8 +212,10 @@ impl RestoreDone {
             say("it follows the archive as a standby until `pg_ctl promote`".to_owned());
         } else if self.ends_by_itself {
             say("it replays WAL and then takes writes on a new timeline".to_owned());
+        } else if self.shuts_down {
+            say("it replays WAL and shuts down at the target".to_owned());
         } else {
-            say("it replays WAL and stops at the target, open for reading; look at the data, then SELECT pg_wal_replay_resume() to go on from there".to_owned());
+            say("it replays WAL and pauses at the target, open for reading; look at the data, then SELECT pg_wal_replay_resume() to end recovery and take writes there. A table that the next transaction drops or alters is locked until then".to_owned());
         }
         if self.archiving_off {
             say("ARCHIVING IS OFF in this copy, so that it cannot disturb its origin. If it is the cluster from now on: ALTER SYSTEM RESET archive_mode, restart, and take a new backup".to_owned());

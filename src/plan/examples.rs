@@ -84,10 +84,10 @@ impl Archive {
 
     /// Adds a timeline and the ancestors that its history file names.
     pub(super) fn history(mut self, timeline: u32, ancestors: &[(u32, Lsn)]) -> Self {
-        let lines: String = ancestors
-            .iter()
-            .map(|(parent, switch)| format!("{parent}\t{switch}\ttest\n"))
-            .collect();
+        let mut lines = String::new();
+        for (parent, switch) in ancestors {
+            lines.push_str(&format!("{parent}\t{switch}\ttest\n"));
+        }
         let timeline = Timeline(timeline);
         if let Ok(history) = TimelineHistory::parse(timeline, lines.as_bytes()) {
             self.histories.insert(timeline, history);

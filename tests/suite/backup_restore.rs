@@ -531,6 +531,7 @@ fn info_prints_every_field_of_its_contract() {
 fn a_target_outside_the_window_is_refused_with_the_nearest_point_and_writes_nothing() {
     let place = Archived::by_server(NEWEST);
     place.highwater.run(&["backup", "--fast"]).done();
+    place.pass_earliest_time();
     place.cluster.sql("create table t as select 1 n");
     place.cluster.archive_now();
     let info = place.highwater.info();

@@ -65,10 +65,7 @@ fn random_targets_give_exactly_the_rows_committed_by_then(major: u32, targets: u
     Ledger::create(&place.cluster);
     let first = place.cluster.archive_now();
     place.highwater.run(&["backup", "--fast"]).done();
-    // PostgreSQL tells the time of a backup in whole seconds; from the next one on, any time is served.
-    let earliest = place.highwater.info()["recovery_window"]["earliest_time"].clone();
-    let earliest = earliest.as_str().unwrap();
-    place.cluster.wait_until(&format!("select clock_timestamp() > '{earliest}'"), "t");
+    place.pass_earliest_time();
     // Rows from here on; what was before the backup is in every copy.
     for round in 0..5 {
         Ledger::write(&place.cluster, 4, 40);

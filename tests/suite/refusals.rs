@@ -10,11 +10,7 @@ fn backed_up() -> Archived {
     place.cluster.sql("create table t as select 1 n");
     place.cluster.archive_now();
     place.highwater.run(&["backup", "--fast"]).done();
-    // A backup's end is known to the second and rounded up; what follows lies behind that.
-    let finished = place.highwater.info()["backups"][0]["finished_at"].clone();
-    let finished = finished.as_str().unwrap();
-    let past = format!("select clock_timestamp() > '{finished}'::timestamptz + interval '1s'");
-    place.cluster.wait_until(&past, "t");
+    place.pass_earliest_time();
     place.cluster.sql("insert into t values (2)");
     place.cluster.archive_now();
     place

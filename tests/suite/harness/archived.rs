@@ -105,6 +105,14 @@ impl Archived {
         Cluster::adopt(&self.lab, self.cluster.major, &pgdata)
     }
 
+    /// Waits until the server's clock has passed the earliest time that can be asked for: the
+    /// time of a backup is known in whole seconds.
+    pub fn pass_earliest_time(&self) {
+        let earliest = self.highwater.info()["recovery_window"]["earliest_time"].clone();
+        let earliest = earliest.as_str().unwrap();
+        self.cluster.wait_until(&format!("select clock_timestamp() > '{earliest}'"), "t");
+    }
+
     /// Returns the server's present time with an explicit zone.
     pub fn now(&self) -> String {
         self.cluster.sql(
