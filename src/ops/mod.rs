@@ -4,6 +4,9 @@
 //! process environment, or one use case importing another.
 
 mod failures;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod trials;
 mod wal_times;
 
 pub mod archive_get;

@@ -1,11 +1,13 @@
 //! Reading frames back from packs: ranged, coalesced, bounded.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use bytes::Bytes;
 
 use super::objects::collect;
 use super::{RepoError, Repository};
 use crate::format::{ChunkMap, CodecError, FrameRef, read_frames};
-use crate::store::Key;
+use crate::store::{Key, StoreError};
 
 /// No frame of ours is longer before compression (a map of 16384 chunks with four runs each is below 3 MiB).
 const FRAME_PLAIN_MAX: u32 = 8 << 20;
@@ -14,12 +16,14 @@ const FRAME_PLAIN_MAX: u32 = 8 << 20;
 #[derive(Debug, Clone)]
 pub struct FrameFetcher {
     repository: Repository,
+    /// The pack whose header was checked last; maps and list lines that follow each other are mostly in one.
+    checked: Arc<Mutex<Option<Key>>>,
 }
 
 impl FrameFetcher {
     /// Makes a fetcher.
     pub fn new(repository: Repository) -> Self {
-        Self { repository }
+        Self { repository, checked: Arc::default() }
     }
 
     /// Returns the key of the pack that holds `frame`.
@@ -31,7 +35,18 @@ impl FrameFetcher {
     pub async fn range(&self, pack: &Key, start: u32, end: u32) -> Result<Vec<u8>, RepoError> {
         let wanted = u64::from(end.saturating_sub(start));
         let range = u64::from(start)..u64::from(end);
-        let reading = self.repository.store().read(pack, Some(range)).await?;
+        let reading = match self.repository.store().read(pack, Some(range)).await {
+            Ok(reading) => reading,
+            // A range behind the end is refused by every store: the pack was cut.
+            Err(error @ StoreError::Refused { .. }) => {
+                let first = self.repository.store().read(pack, Some(0..1)).await;
+                if first.is_ok_and(|reading| reading.size_bytes > u64::from(start)) {
+                    return Err(error.into());
+                }
+                return Err(RepoError::damaged(pack, "it ends before the frames it should hold"));
+            }
+            Err(error) => return Err(error.into()),
+        };
         let pieces: Vec<Bytes> = collect(pack, reading.bytes, wanted).await?;
         let len: usize = pieces.iter().map(Bytes::len).sum();
         if len as u64 != wanted {
@@ -54,11 +69,24 @@ impl FrameFetcher {
         ChunkMap::decode(&bytes).map_err(|error| RepoError::of_map(&self.pack_key(frame), error))
     }
 
-    /// Reads one frame and returns its plain bytes.
+    /// Reads one frame and returns its plain bytes, after a look that the pack is the one it should be:
+    /// no digest covers lists and maps, so those of another backup's pack would be believed.
     pub async fn frame(&self, frame: &FrameRef) -> Result<Vec<u8>, RepoError> {
         let pack = self.pack_key(frame);
+        self.check_pack(&pack).await?;
         let stored = self.range(&pack, frame.offset, frame.offset.saturating_add(frame.stored));
         decode_frame(&pack, frame, &stored.await?)
+    }
+}
+
+impl FrameFetcher {
+    async fn check_pack(&self, pack: &Key) -> Result<(), RepoError> {
+        let last = || self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        if last().as_ref() != Some(pack) {
+            self.repository.header(pack).await?;
+            *last() = Some(pack.clone());
+        }
+        Ok(())
     }
 }
 

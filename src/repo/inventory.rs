@@ -187,3 +187,27 @@ fn merged(ranges: Vec<(Lsn, Lsn)>) -> Vec<(Lsn, Lsn)> {
     let one = ranges.into_iter().map(|(start, end)| (Timeline::FIRST, start, end)).collect();
     merged_by_timeline(one).into_iter().map(|(_, start, end)| (start, end)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        /// Merging neither makes up nor loses a byte, whatever the order and overlap.
+        #[test]
+        fn merged_ranges_hold_the_same_bytes_ascending_and_apart(
+            ranges in proptest::collection::vec((0u64..40, 1u64..9), 0..12),
+        ) {
+            let ranges: Vec<(Lsn, Lsn)> =
+                ranges.iter().map(|(start, len)| (Lsn(*start), Lsn(start + len))).collect();
+            let out = merged(ranges.clone());
+            let holds = |ranges: &[(Lsn, Lsn)], byte: Lsn| {
+                ranges.iter().any(|(start, end)| (*start..*end).contains(&byte))
+            };
+            for byte in (0..60).map(Lsn) {
+                proptest::prop_assert_eq!(holds(&ranges, byte), holds(&out, byte));
+            }
+            proptest::prop_assert!(out.windows(2).all(|pair| pair[0].1 < pair[1].0), "{:?}", out);
+        }
+    }
+}

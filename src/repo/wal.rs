@@ -292,4 +292,27 @@ mod tests {
         assert_eq!(unbroken_prefix(&[(0, 8), (8, 16), (24, 32)]), [(0, 8), (8, 16)]);
         assert_eq!(unbroken_prefix(&[(0, 4), (0, 12), (4, 8), (8, 20)]), [(0, 12), (8, 20)]);
     }
+
+    proptest::proptest! {
+        /// A byte is in the chain exactly if every byte up to it is in some piece.
+        #[test]
+        fn the_chain_covers_exactly_the_unbroken_bytes(
+            mut pieces in proptest::collection::vec((0u32..24, 1u32..8), 0..10),
+        ) {
+            for piece in &mut pieces {
+                piece.1 += piece.0;
+            }
+            pieces.sort_unstable();
+            let stored = |byte: u32| pieces.iter().any(|(start, end)| (*start..*end).contains(&byte));
+            let unbroken = (0..40).find(|byte| !stored(*byte)).unwrap_or(40);
+            let chain = unbroken_prefix(&pieces);
+            proptest::prop_assert_eq!(chain.last().map_or(0, |piece| piece.1), unbroken);
+            let mut at = 0;
+            for piece in &chain {
+                proptest::prop_assert!(pieces.contains(piece));
+                proptest::prop_assert!(piece.0 <= at && at < piece.1, "each carries on: {:?}", chain);
+                at = piece.1;
+            }
+        }
+    }
 }

@@ -1,0 +1,320 @@
+//! A small archive in memory to try things on: one cluster, 1 MiB segments, real WAL pages.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::failure::Failure;
+use crate::format::{
+    BackupId, Begun, CHUNK_BYTES, ChunkEntry, Codec, Committed, EntryKind, FORMAT_VERSION,
+    FileIndex, Header, Identity, Kind, ServerLimits, WalObject, digest_chunk,
+};
+use crate::ops::{Silent, archive_get, archive_push, restore};
+use crate::pg::wal_build::{RecordSpec, build_segment};
+use crate::pg::{Lsn, PgTimestamp, SegmentName, SegmentSize, SystemId, Timeline};
+use crate::plan::target::{RecoveryPoint, RecoveryTarget, TargetAction, TimelineChoice};
+use crate::repo::{BackupWriter, FileMeta, FileRecorder, RepoError, Repository, WalSealer};
+use crate::store::faults::{Fault, FaultStore, Symptom};
+use crate::store::memory::MemoryStore;
+
+/// The cluster of `tests/fixtures/pg/pg_control.17`, as pg_controldata shows it.
+pub(super) const SYSTEM: SystemId = SystemId(7_710_829_501_534_534_359);
+
+/// The incarnation before it, which owned the place once.
+pub(super) const ANCESTOR: SystemId = SystemId(7_000_000_000_000_000_001);
+
+pub(super) const SIZE_BYTES: u32 = 1 << 20;
+
+/// How the Nth call fails.
+pub(super) const MODES: [fn(u64) -> Fault; 3] = [
+    |n| Fault::anywhere().nth(n),
+    |n| Fault::anywhere().nth(n).after_effect(),
+    |n| Fault::anywhere().nth(n).symptom(Symptom::CutAfter(100)),
+];
+
+/// The archive: `repository` goes through faults, `calm` does not.
+pub(super) struct Archive {
+    pub(super) memory: MemoryStore,
+    pub(super) faults: FaultStore,
+    pub(super) repository: Repository,
+    pub(super) calm: Repository,
+    pub(super) size: SegmentSize,
+    directory: tempfile::TempDir,
+}
+
+impl Archive {
+    pub(super) async fn claimed(segment_bytes: u32) -> Self {
+        let archive = Self::empty(segment_bytes);
+        for (incarnation, system_identifier) in [(1, ANCESTOR), (2, SYSTEM)] {
+            let identity = archive.identity(system_identifier, incarnation);
+            archive.calm.claim(&identity).await.unwrap();
+        }
+        archive
+    }
+
+    pub(super) fn empty(segment_bytes: u32) -> Self {
+        let memory = MemoryStore::new();
+        let faults = FaultStore::new(Arc::new(memory.clone()));
+        let cluster = || "main".parse().unwrap();
+        Self {
+            repository: Repository::new(Arc::new(faults.clone()), cluster()),
+            calm: Repository::new(Arc::new(memory.clone()), cluster()),
+            memory,
+            faults,
+            size: SegmentSize::new(segment_bytes).unwrap(),
+            directory: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    pub(super) fn identity(&self, system_identifier: SystemId, incarnation: u32) -> Identity {
+        Identity {
+            format: FORMAT_VERSION,
+            cluster: "main".parse().unwrap(),
+            system_identifier,
+            segment_size: self.size,
+            postgres_major: 17,
+            incarnation,
+            succeeds: None,
+            claimed_at: PgTimestamp(0),
+            claimed_by: "host".to_owned(),
+            tool: "test".to_owned(),
+        }
+    }
+
+    pub(super) fn segment(&self, number: u64) -> (String, Vec<u8>) {
+        let time = PgTimestamp(1_000_000 * i64::try_from(number).unwrap());
+        let records =
+            [RecordSpec::filler(30_000), RecordSpec::commit(700, time), RecordSpec::filler(100)];
+        let bytes = build_segment(Timeline(1), number, self.size, SYSTEM, &records);
+        (SegmentName::new(Timeline(1), number, self.size).to_string(), bytes)
+    }
+
+    pub(super) async fn push(
+        &self,
+        name: &str,
+        bytes: &[u8],
+    ) -> Result<archive_push::Report, Failure> {
+        let path = self.directory.path().join("pg_wal").join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        let deadline = Duration::from_secs(60);
+        let request = archive_push::Request { path, codec: Codec::DEFAULT, deadline };
+        archive_push::run(&self.repository, &request).await
+    }
+
+    /// Stores pieces of a segment; `cuts` are the offsets between which they lie.
+    pub(super) async fn put_pieces(&self, number: u64, bytes: &[u8], cuts: &[u32]) {
+        let segment = SegmentName::new(Timeline(1), number, self.size);
+        for pair in cuts.windows(2) {
+            let piece = WalObject::Piece { segment, start: pair[0], end: pair[1] };
+            let key = self.calm.wal_key(SYSTEM, piece);
+            let mut sealer = WalSealer::new(Codec::DEFAULT, None).unwrap();
+            sealer.push(&bytes[pair[0] as usize..pair[1] as usize]).unwrap();
+            let name = self.calm.below(&key);
+            let header = Header::new(Kind::Piece, name, SYSTEM, Codec::DEFAULT.packing());
+            self.calm.put_sealed(&key, &sealer.finish(header).unwrap()).await.unwrap();
+        }
+    }
+
+    /// Gets a file; the second part is what stands at the target afterwards.
+    pub(super) async fn get(
+        &self,
+        name: &str,
+    ) -> (Result<archive_get::Report, Failure>, Option<Vec<u8>>) {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("RECOVERYXLOG");
+        let request = archive_get::Request {
+            name: name.to_owned(),
+            target: target.clone(),
+            data_directory: directory.path().to_owned(),
+            deadline: Duration::from_secs(60),
+        };
+        let outcome = archive_get::run(&self.repository, &request).await;
+        (outcome, std::fs::read(target).ok())
+    }
+
+    /// Every backup's WAL and two backups, the second of other content.
+    pub(super) async fn with_backups() -> (Self, [BackupId; 2]) {
+        let archive = Self::claimed(SIZE_BYTES).await;
+        archive.push_wal().await;
+        let ids = [1, 2].map(id);
+        for (seed, id) in (1..).zip(&ids) {
+            make_backup(&archive.calm, id, seed).await.unwrap();
+        }
+        (archive, ids)
+    }
+
+    pub(super) async fn push_wal(&self) {
+        for number in 2..5 {
+            let (name, bytes) = self.segment(number);
+            self.push(&name, &bytes).await.unwrap();
+        }
+    }
+
+    pub(super) fn keys_below(&self, part: &str) -> Vec<String> {
+        self.memory.keys().into_iter().filter(|key| key.contains(part)).collect()
+    }
+
+    /// Restores a backup and returns its files as (path, content); nothing on failure, after
+    /// a look that PostgreSQL could not start from what is there.
+    pub(super) async fn restore(&self, id: &BackupId) -> Result<Vec<(String, Vec<u8>)>, Failure> {
+        let directory = tempfile::tempdir().unwrap();
+        let pgdata = directory.path().canonicalize().unwrap().join("data");
+        std::fs::create_dir(&pgdata).unwrap();
+        if std::fs::metadata(&pgdata).unwrap().uid() == 0 {
+            // As root, the files become those of the directory's owner, who must not be root.
+            std::os::unix::fs::chown(&pgdata, Some(65534), Some(65534)).unwrap();
+        }
+        let request = restore::Request {
+            pgdata: pgdata.clone(),
+            backup: Some(id.clone()),
+            target: RecoveryTarget {
+                point: RecoveryPoint::Latest,
+                inclusive: true,
+                timeline: TimelineChoice::Latest,
+                action: TargetAction::Pause,
+            },
+            tablespace_map: Vec::new(),
+            standby: false,
+            take_over: false,
+            jobs: 2,
+            program: PathBuf::from("/usr/bin/highwater"),
+            program_flags: Vec::new(),
+        };
+        let outcome = async {
+            let planned = restore::make_plan(&self.repository, &request).await?;
+            restore::check_place(&request, &planned).await?;
+            restore::carry_out(&self.repository, &request, planned, Arc::new(Silent)).await
+        };
+        match outcome.await {
+            Ok(_) => Ok(files_of(&pgdata)),
+            Err(failure) => {
+                assert!(!pgdata.join("global/pg_control").exists(), "half a restore can start");
+                Err(failure)
+            }
+        }
+    }
+}
+
+pub(super) fn control_file(major: u32) -> Vec<u8> {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pg");
+    std::fs::read(fixtures.join(format!("pg_control.{major}"))).unwrap()
+}
+
+pub(super) fn id(second: i64) -> BackupId {
+    BackupId::at(jiff::Timestamp::from_second(second).unwrap(), 1)
+}
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// The files of the backup with this seed: an empty one, small ones, one with a map and a chunk of zeros.
+pub(super) fn contents(seed: u64) -> Vec<(String, Vec<u8>)> {
+    let mut large = noise(seed, 7 * CHUNK_BYTES as usize + 100);
+    large[CHUNK_BYTES as usize..2 * CHUNK_BYTES as usize].fill(0);
+    vec![
+        ("PG_VERSION".to_owned(), b"17\n".to_vec()),
+        ("backup_label".to_owned(), b"START WAL LOCATION: 0/200000\n".to_vec()),
+        ("base/1/2619".to_owned(), large),
+        ("base/1/empty".to_owned(), Vec::new()),
+        ("global/1262".to_owned(), noise(seed + 100, 8192)),
+        ("global/pg_control".to_owned(), control_file(17)),
+    ]
+}
+
+fn files_of(pgdata: &Path) -> Vec<(String, Vec<u8>)> {
+    let read = |name: &String| std::fs::read(pgdata.join(name)).unwrap();
+    contents(0).into_iter().map(|(name, _)| (name.clone(), read(&name))).collect()
+}
+
+/// Makes a whole backup, as `backup` does once it has the bytes.
+pub(super) async fn make_backup(
+    repository: &Repository,
+    id: &BackupId,
+    seed: u64,
+) -> Result<(), RepoError> {
+    let begun = Begun {
+        format: FORMAT_VERSION,
+        id: id.clone(),
+        begun_at: PgTimestamp(0),
+        host: "host".to_owned(),
+        pid: 1,
+        parent: None,
+        leans_on: Vec::new(),
+        tool: "test".to_owned(),
+    };
+    let writer = BackupWriter::begin(repository, &begun, SYSTEM, Codec::DEFAULT, 2).await?;
+    let mut recorder = FileRecorder::new(writer);
+    for path in ["base", "base/1", "global"] {
+        recorder.begin(meta(path, EntryKind::Directory, 0));
+        recorder.end(None, None).await?;
+    }
+    for (path, content) in contents(seed) {
+        recorder.begin(meta(&path, EntryKind::File, content.len() as u64));
+        for chunk in content.chunks(CHUNK_BYTES as usize) {
+            let digest = digest_chunk(chunk);
+            if chunk.iter().all(|byte| *byte == 0) {
+                let zeros = ChunkEntry { digest, runs: Vec::new() };
+                recorder.reference(zeros, chunk.len() as u64).await?;
+            } else {
+                recorder.store(digest, chunk).await?;
+            }
+        }
+        recorder.end(None, None).await?;
+    }
+    let (writer, recorded) = recorder.finish().await?;
+    let size = SegmentSize::new(SIZE_BYTES).unwrap();
+    let committed = Committed {
+        format: FORMAT_VERSION,
+        id: id.clone(),
+        cluster: repository.cluster().clone(),
+        system_identifier: SYSTEM,
+        postgres_version: 170_000,
+        catalog_version: 202_406_281,
+        segment_size: size,
+        data_checksums: true,
+        label: "test".to_owned(),
+        annotations: std::collections::BTreeMap::new(),
+        source: "stream".to_owned(),
+        taken_from: "primary".to_owned(),
+        started_at: PgTimestamp(0),
+        finished_at: PgTimestamp(0),
+        timeline: Timeline(1),
+        start_lsn: size.start_of(2),
+        stop_lsn: Lsn(size.start_of(3).0 + 0x100),
+        stop_timeline: Timeline(1),
+        reaches_from: PgTimestamp(3_000_000),
+        tablespaces: Vec::new(),
+        files: recorded.files,
+        size_bytes: recorded.size_bytes,
+        stored_bytes: writer.stored_bytes(),
+        packs: writer.packs(),
+        references: recorded.references,
+        parent: None,
+        limits: ServerLimits {
+            max_connections: 100,
+            max_worker_processes: 8,
+            max_wal_senders: 10,
+            max_prepared_transactions: 0,
+            max_locks_per_transaction: 64,
+        },
+        tool: "test".to_owned(),
+    };
+    let index = FileIndex {
+        format: FORMAT_VERSION,
+        id: id.clone(),
+        chunk_bytes: CHUNK_BYTES,
+        entries: recorded.entries,
+        frames: recorded.list_frames,
+    };
+    writer.commit(&index, &committed).await
+}
+
+fn meta(path: &str, kind: EntryKind, size: u64) -> FileMeta {
+    let mode = if kind == EntryKind::File { 0o600 } else { 0o700 };
+    FileMeta { path: path.as_bytes().to_vec(), kind, mode, mtime: 1, size }
+}

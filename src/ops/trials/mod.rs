@@ -1,0 +1,7 @@
+//! Trials of the use cases on a store that fails or whose objects are damaged.
+
+mod archive;
+mod damage;
+mod faults;
+mod large_segments;
+mod rivals;
