@@ -83,12 +83,12 @@ impl Archive {
 
     /// Adds a timeline and the ancestors that its history file names.
     pub(super) fn history(mut self, timeline: u32, ancestors: &[(u32, Lsn)]) -> Self {
-        let lines: String = ancestors
+        let lines: Vec<String> = ancestors
             .iter()
             .map(|(parent, switch)| format!("{parent}\t{switch}\ttest\n"))
             .collect();
         let timeline = Timeline(timeline);
-        if let Ok(history) = TimelineHistory::parse(timeline, lines.as_bytes()) {
+        if let Ok(history) = TimelineHistory::parse(timeline, lines.concat().as_bytes()) {
             self.histories.insert(timeline, history);
         }
         self

@@ -98,7 +98,7 @@ impl Archive {
         let path = self.directory.path().join("pg_wal").join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, bytes).unwrap();
-        let deadline = Duration::from_secs(60);
+        let deadline = Duration::from_mins(1);
         let request = archive_push::Request { path, codec: Codec::DEFAULT, deadline };
         archive_push::run(&self.repository, &request).await
     }
@@ -128,7 +128,7 @@ impl Archive {
             name: name.to_owned(),
             target: target.clone(),
             data_directory: directory.path().to_owned(),
-            deadline: Duration::from_secs(60),
+            deadline: Duration::from_mins(1),
         };
         let outcome = archive_get::run(&self.repository, &request).await;
         (outcome, std::fs::read(target).ok())

@@ -15,7 +15,7 @@ fn two_backups() -> Archive {
     Archive::with_backups([old, new]).wal(1, 1, 20)
 }
 
-fn on_first<'a>(archive: &'a Archive) -> Vec<Candidate<'a>> {
+fn on_first(archive: &Archive) -> Vec<Candidate<'_>> {
     candidates(&archive.holdings(), &TimelineHistory::first(), None).unwrap()
 }
 
