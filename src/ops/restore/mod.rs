@@ -223,7 +223,7 @@ fn of_tree(error: TreeError) -> Failure {
             Kind::Usage,
             what,
             UNHARMED,
-            "Choose an empty directory with `--pgdata`, or move away what is there. Highwater never clears a directory.",
+            "Choose an empty directory with `--pgdata` (for a tablespace, with `--tablespace-map OLD=NEW`), or move away what is there. Highwater never clears a directory.",
         )
         .because(error),
         TreeError::DeadRestore { .. } => Failure::new(
