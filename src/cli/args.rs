@@ -140,6 +140,9 @@ pub struct ArchivePushArgs {
     /// The WAL file, %p in archive_command
     #[arg(value_name = "PATH")]
     path: PathBuf,
+    /// By hand only: store a segment that pg_waldump refuses too as damaged, so that archiving goes on
+    #[arg(long)]
+    accept_damaged: bool,
 }
 
 /// Arguments of `archive-get`.
@@ -286,9 +289,10 @@ impl CommandLine {
                 let CheckArgs { wait_seconds, no_switch, .. } = args;
                 Request::Check(CheckRequest { wait_seconds, no_switch })
             }
-            Command::ArchivePush(args) => {
-                Request::ArchivePush(ArchivePushRequest { path: args.path })
-            }
+            Command::ArchivePush(args) => Request::ArchivePush(ArchivePushRequest {
+                path: args.path,
+                accept_damaged: args.accept_damaged,
+            }),
             Command::ArchiveGet(ArchiveGetArgs { name, path }) => {
                 Request::ArchiveGet(ArchiveGetRequest { name, path })
             }

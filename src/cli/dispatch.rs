@@ -105,6 +105,7 @@ fn archive_push(
         path: request.path,
         codec: surroundings.settings.compression.value,
         deadline: surroundings.settings.archive_push_deadline.value,
+        accept_damaged: request.accept_damaged,
     };
     let report = run_light(ops::archive_push::run(&opened.repository, &request))?;
     tracing::info!("{}", reports::archive_push(&report));

@@ -302,6 +302,11 @@ fn wal(report: &info::Report) -> String {
             human_size(wal.stored_bytes),
             if wal.gaps.is_empty() { ", no gaps" } else { "" },
         ));
+        for segment in &wal.damaged {
+            text.push_str(&format!(
+                "  DAMAGED on the server: {segment}; no recovery can pass it\n"
+            ));
+        }
         for gap in &wal.gaps {
             text.push_str(&format!("  GAP from {} to {}\n", gap.start_lsn, gap.end_lsn));
         }

@@ -62,6 +62,8 @@ pub struct CheckRequest {
 pub struct ArchivePushRequest {
     /// The file, as PostgreSQL's `%p` names it: relative to the data directory.
     pub path: PathBuf,
+    /// Store a damaged segment as damaged.
+    pub accept_damaged: bool,
 }
 
 /// What `archive-get` is asked.

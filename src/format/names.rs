@@ -5,6 +5,7 @@
 //! <cluster>/wal/<system id>/<TLI+log, 16 digits>/<segment>
 //! <cluster>/wal/<system id>/<16 digits>/<segment>.parts/<start>-<end>    byte offsets, 8 hex digits, end excluded
 //! <cluster>/wal/<system id>/<16 digits>/<segment>.partial
+//! <cluster>/wal/<system id>/<16 digits>/<segment>.damaged
 //! <cluster>/wal/<system id>/<16 digits>/<segment>.<offset>.backup
 //! <cluster>/wal/<system id>/<TLI>.history
 //! <cluster>/backup/<id>/begun.json | files | committed.json | pack/<n, 8 digits>
@@ -163,6 +164,8 @@ pub enum WalObject {
         /// The offset behind its last byte.
         end: u32,
     },
+    /// A segment that the server itself has damaged and an operator has accepted as lost.
+    Damaged(SegmentName),
 }
 
 impl WalObject {
@@ -175,6 +178,7 @@ impl WalObject {
                 | WalFileName::Partial(segment)
                 | WalFileName::Backup(segment, _)),
             ) => format!("{}/{name}", segment.group()),
+            Self::Damaged(segment) => format!("{}/{segment}.damaged", segment.group()),
             Self::Piece { segment, start, end } => {
                 format!("{}/{segment}.parts/{start:08X}-{end:08X}", segment.group())
             }
@@ -187,6 +191,9 @@ impl WalObject {
 pub fn parse_wal_object(tail: &str) -> Option<WalObject> {
     let parts: Vec<&str> = tail.split('/').collect();
     let object = match parts.as_slice() {
+        [_, name] if name.strip_suffix(".damaged").is_some() => {
+            WalObject::Damaged(SegmentName::parse(name.strip_suffix(".damaged")?)?)
+        }
         [name] | [_, name] => WalObject::File(WalFileName::parse(name).ok()?),
         [_, directory, range] => {
             let segment = SegmentName::parse(directory.strip_suffix(".parts")?)?;
@@ -341,7 +348,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_tail_is_understood_again(
-            timeline in 1u32.., lsn: u64, start in 0u32..1 << 30, len in 1u32..1 << 20, kind in 0..5,
+            timeline in 1u32.., lsn: u64, start in 0u32..1 << 30, len in 1u32..1 << 20, kind in 0..6,
         ) {
             let segment = SegmentName::containing(Timeline(timeline), Lsn(lsn), SegmentSize::DEFAULT);
             let object = match kind {
@@ -349,6 +356,7 @@ mod tests {
                 1 => WalObject::File(WalFileName::Partial(segment)),
                 2 => WalObject::File(WalFileName::Backup(segment, start)),
                 3 => WalObject::File(WalFileName::History(Timeline(timeline))),
+                4 => WalObject::Damaged(segment),
                 _ => WalObject::Piece { segment, start, end: start + len },
             };
             prop_assert_eq!(parse_wal_object(&object.tail()), Some(object));

@@ -40,6 +40,8 @@ pub enum Kind {
     Piece,
     /// The incomplete last segment of a timeline.
     Partial,
+    /// A segment that the server itself has damaged, kept as it was; recovery never asks for it.
+    Damaged,
     /// A backup history file.
     BackupHistory,
     /// A timeline history file.

@@ -8,10 +8,14 @@
 //! false alarm stops archiving. Success is returned only when the store has
 //! confirmed the object, or holds the same content already.
 
+mod damaged;
+
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use damaged::{advice, settle};
 
 use super::failures::of_repo;
 use super::identity_of;
@@ -47,6 +51,8 @@ pub struct Request {
     pub codec: Codec,
     /// How long all of it may take.
     pub deadline: Duration,
+    /// Store a damaged segment as damaged instead of refusing it.
+    pub accept_damaged: bool,
 }
 
 /// What was done.
@@ -116,26 +122,30 @@ async fn push_segment(
     if identity.segment_size.bytes() <= WHOLE_SEGMENT_BYTES_MAX {
         let read = read_until_whole(request, || {
             read_whole(request, repository, segment, &identity, expectation)
-        })
-        .await?;
-        return store(repository, name, read).await;
+        });
+        return match read.await? {
+            Ok(read) => store(repository, name, read).await,
+            Err(damage) => settle(repository, request, segment, &identity, damage).await,
+        };
     }
-    let digests = read_until_whole(request, || walk_pieces(request, expectation)).await?;
-    push_pieces(repository, request, segment, &identity, digests).await
+    match read_until_whole(request, || walk_pieces(request, expectation)).await? {
+        Ok(digests) => push_pieces(repository, request, segment, &identity, digests).await,
+        Err(damage) => settle(repository, request, segment, &identity, damage).await,
+    }
 }
 
-/// Repeats a reading that found damage; what stays damaged is refused.
+/// Repeats a reading that found damage, and returns the damage that stays.
 async fn read_until_whole<T>(
     request: &Request,
     mut read: impl FnMut() -> Result<T, ReadError>,
-) -> Result<T, Failure> {
+) -> Result<Result<T, WalDamage>, Failure> {
     for reading in 1.. {
         match read() {
-            Ok(value) => return Ok(value),
+            Ok(value) => return Ok(Ok(value)),
             Err(ReadError::Damage(_)) if reading < READINGS => {
                 tokio::time::sleep(REREAD_PAUSE).await;
             }
-            Err(ReadError::Damage(damage)) => return Err(refusal(&request.path, damage)),
+            Err(ReadError::Damage(damage)) => return Ok(Err(damage)),
             Err(ReadError::Io(error)) => return Err(unreadable(&request.path, error)),
         }
     }
@@ -337,7 +347,8 @@ async fn push_partial(
         header.wal = Some(summary.finish(&facts));
         Ok(Sealed { objects: vec![(object, sealer.finish(header)?)], plain_bytes })
     })
-    .await?;
+    .await?
+    .map_err(|damage| refusal(&request.path, damage))?;
     store(repository, WalFileName::Partial(segment), read).await
 }
 
@@ -474,10 +485,7 @@ fn refusal(path: &Path, damage: WalDamage) -> Failure {
         return Failure::new(Kind::Conflict, what, UNHARMED, next).because(damage);
     }
     let what = format!("`{file}` is not the complete WAL segment that its name says");
-    let next = format!(
-        "Archiving stops here until this is settled. Run `pg_waldump {file}`: if it also complains, the server's WAL is damaged, so take a new base backup at once and look at the disk; if it reads to the end, please report this as a defect."
-    );
-    Failure::new(Kind::Integrity, what, UNHARMED, next).because(damage)
+    Failure::new(Kind::Integrity, what, UNHARMED, advice(path)).because(damage)
 }
 
 fn changed_while_read(path: &Path) -> Failure {

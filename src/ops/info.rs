@@ -93,6 +93,8 @@ pub struct WalInfo {
     pub end_lsn: Lsn,
     /// Holes between them.
     pub gaps: Vec<GapInfo>,
+    /// Segments that the server had damaged and an operator accepted as lost.
+    pub damaged: Vec<String>,
     /// Bytes as stored.
     pub stored_bytes: u64,
 }
@@ -278,6 +280,7 @@ fn wal_info(
             gaps: holes
                 .map(|gap| GapInfo { start_lsn: gap.start_lsn, end_lsn: gap.end_lsn })
                 .collect(),
+            damaged: wal.damaged.iter().map(ToString::to_string).collect(),
             stored_bytes: wal.stored_bytes,
         })
     });

@@ -21,6 +21,8 @@ pub struct TimelineWal {
     pub ranges: Vec<(Lsn, Lsn)>,
     /// Segments of which a `.partial` is stored.
     pub partials: Vec<SegmentName>,
+    /// Segments that were accepted as damaged; they are holes in `ranges`.
+    pub damaged: Vec<SegmentName>,
     /// Bytes as stored.
     pub stored_bytes: u64,
 }
@@ -47,6 +49,7 @@ struct Found {
     stretches: Vec<(Timeline, Lsn, Lsn)>,
     pieces: BTreeMap<SegmentName, Vec<(u32, u32)>>,
     partials: Vec<SegmentName>,
+    damaged: Vec<SegmentName>,
     bytes: BTreeMap<Timeline, u64>,
 }
 
@@ -133,6 +136,10 @@ impl Found {
                 self.partials.push(name);
                 name.timeline
             }
+            WalObject::Damaged(name) => {
+                self.damaged.push(name);
+                name.timeline
+            }
             WalObject::Piece { segment, start, end } => {
                 self.pieces.entry(segment).or_default().push((start, end));
                 segment.timeline
@@ -164,6 +171,9 @@ impl WalInventory {
         }
         for name in found.partials {
             self.timelines.entry(name.timeline).or_default().partials.push(name);
+        }
+        for name in found.damaged {
+            self.timelines.entry(name.timeline).or_default().damaged.push(name);
         }
         for (timeline, bytes) in found.bytes {
             self.timelines.entry(timeline).or_default().stored_bytes += bytes;

@@ -222,7 +222,7 @@ impl Repository {
             .filter_map(|object| object.key.as_str().strip_prefix(&root))
             .filter_map(|tail| match parse_wal_object(tail)? {
                 WalObject::Piece { start, end, .. } => Some((start, end)),
-                WalObject::File(_) => None,
+                WalObject::File(_) | WalObject::Damaged(_) => None,
             })
             .collect();
         pieces.sort_unstable();

@@ -344,6 +344,38 @@ fn a_damaged_segment_is_refused_with_its_reason_and_nothing_is_stored() {
 }
 
 #[test]
+fn archiving_goes_on_behind_a_damaged_segment_only_once_an_operator_accepts_the_hole() {
+    let place = Archived::by_hand(NEWEST, 16);
+    let names = place.segments(3);
+    let whole = |name: &str| std::fs::read(place.cluster.wal(name)).unwrap();
+    place.highwater.push(&place.cluster.wal(&names[0])).done();
+    let mut torn = whole(&names[1]);
+    let records = record_offsets(&place, &names[1]);
+    let middle = records[records.len() / 2];
+    torn[middle..].fill(0);
+    place.lab.directory("damaged");
+    let path = place.lab.write(&format!("damaged/{}", names[1]), &torn);
+    place.highwater.push(&path).ends_with(4).says("--accept-damaged");
+    let path_text = path.to_str().unwrap();
+    place.highwater.run(&["archive-push", "--accept-damaged", path_text]).done();
+    // PostgreSQL's own attempt with the same bytes succeeds from now on; other bytes do not.
+    place.highwater.push(&path).done();
+    torn[middle - 1] ^= 1;
+    place.lab.write(&format!("damaged/{}", names[1]), &torn);
+    place.highwater.push(&path).ends_with(4);
+    place.highwater.push(&place.cluster.wal(&names[2])).done();
+    // Recovery never gets it, and everybody is told.
+    place.highwater.get(&names[1], &place.lab.path().join("got")).ends_with(1);
+    let wal = &place.highwater.info()["wal"][0];
+    assert_eq!(wal["damaged"][0], names[1].as_str());
+    assert_eq!(wal["gaps"].as_array().unwrap().len(), 1);
+    // The good file, if it turns up, closes the hole.
+    place.highwater.push(&place.cluster.wal(&names[1])).done();
+    place.assert_gives_back(&names[1], &whole(&names[1]));
+    assert!(place.highwater.info()["wal"][0]["gaps"].as_array().unwrap().is_empty());
+}
+
+#[test]
 fn an_empty_or_garbled_history_file_is_refused() {
     let place = Archived::by_hand(NEWEST, 16);
     for text in ["", "\n", "nonsense\n", "2\t0/3000000\tits own child\n"] {

@@ -122,8 +122,9 @@ fn wal_missing(making: &Making<'_>, received: &Received, end: Lsn) -> Failure {
 
 /// No commit before the backup's end is later than what this returns.
 ///
-/// Commits before the backup's start are not later than the moment when the
-/// server wrote the label; those between start and end are in the WAL that was just waited for.
+/// Commits before the backup's start are not later than the last one whose WAL is stored, nor than
+/// the moment when the server wrote the label; those between start and end are in the WAL that was
+/// just waited for.
 async fn reaches_from(
     making: &Making<'_>,
     facts: &Facts,
@@ -160,8 +161,12 @@ async fn reaches_from(
     // A commit record that spans the border of the last two segments is in neither header.
     let at_end =
         xact_time_at_end(repository, system_id, way, size, first, received.stop_lsn).await?;
-    // The label's time has whole seconds, rounded down.
+    // The label's time has whole seconds, rounded down; the last commit before the start, where
+    // its segment is stored, is a closer bound.
     let label = PgTimestamp::from_unix_seconds(received.label_written_unix + 1);
+    let at_start =
+        xact_time_at_end(repository, system_id, way, size, 0, received.start_lsn).await?;
+    let before = at_start.map_or(label, |last| last.min(label));
     let latest = times.into_iter().flatten().chain(at_end).max();
-    Ok(latest.map_or(label, |latest| latest.max(label)))
+    Ok(latest.map_or(before, |latest| latest.max(before)))
 }

@@ -99,7 +99,8 @@ impl Archive {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, bytes).unwrap();
         let deadline = Duration::from_mins(1);
-        let request = archive_push::Request { path, codec: Codec::DEFAULT, deadline };
+        let request =
+            archive_push::Request { path, codec: Codec::DEFAULT, deadline, accept_damaged: false };
         archive_push::run(&self.repository, &request).await
     }
 
