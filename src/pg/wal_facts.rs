@@ -211,7 +211,7 @@ impl WalMarks {
             }
             WalEvent::OverwriteContrecord { .. } => self.abandoned_record_count += 1,
             WalEvent::BackupEnd { .. } => self.backup_end_count += 1,
-            WalEvent::Switch => {}
+            WalEvent::Switch | WalEvent::Prepared => {}
         }
     }
 

@@ -40,6 +40,7 @@ const XLOG_END_OF_RECOVERY: u8 = 0x90;
 const XLOG_OVERWRITE_CONTRECORD: u8 = 0xD0;
 
 const XACT_COMMIT: u8 = 0x00;
+const XACT_PREPARE: u8 = 0x10;
 const XACT_ABORT: u8 = 0x20;
 const XACT_COMMIT_PREPARED: u8 = 0x30;
 const XACT_ABORT_PREPARED: u8 = 0x40;
@@ -99,6 +100,10 @@ impl RecordHeader {
         self.resource_manager == RMGR_XLOG && self.info & 0xF0 == XLOG_SWITCH
     }
 
+    fn is_prepare(&self) -> bool {
+        self.resource_manager == RMGR_XACT && self.info & XACT_OPERATION_MASK == XACT_PREPARE
+    }
+
     /// Returns whether [`decode_event`] finds an event in such a record.
     pub(super) fn has_event(&self) -> bool {
         match self.resource_manager {
@@ -114,7 +119,11 @@ impl RecordHeader {
             ),
             RMGR_XACT => matches!(
                 self.info & XACT_OPERATION_MASK,
-                XACT_COMMIT | XACT_ABORT | XACT_COMMIT_PREPARED | XACT_ABORT_PREPARED
+                XACT_COMMIT
+                    | XACT_PREPARE
+                    | XACT_ABORT
+                    | XACT_COMMIT_PREPARED
+                    | XACT_ABORT_PREPARED
             ),
             _ => false,
         }
@@ -159,6 +168,8 @@ pub struct TransactionEnd {
 pub enum WalEvent {
     /// A transaction committed or aborted.
     Transaction(TransactionEnd),
+    /// A transaction was prepared (`PREPARE TRANSACTION`); whether it commits is still open.
+    Prepared,
     /// `pg_create_restore_point` was called.
     RestorePoint {
         /// The name, at most 63 bytes; bytes that are not UTF-8 show as U+FFFD.
@@ -234,6 +245,9 @@ pub(super) fn decode_event(
     }
     if !header.has_event() {
         return Ok(None);
+    }
+    if header.is_prepare() {
+        return Ok(Some(WalEvent::Prepared));
     }
     let main = main_data(header, body, version).ok_or(RecordShapeError)?;
     let event = match header.resource_manager {
@@ -459,6 +473,12 @@ mod tests {
         let end = transaction(0, &body, V14);
         assert_eq!((end.xid, end.time, end.database), (Some(77), PgTimestamp(7), None));
         assert!(!transaction(0x20, &body, V14).committed);
+    }
+
+    #[test]
+    fn a_prepare_is_an_event_whatever_its_body() {
+        let header = record(RMGR_XACT, XACT_PREPARE, 9, &[1, 2, 3]);
+        assert_eq!(decode_event(&header, &[1, 2, 3], V18), Ok(Some(WalEvent::Prepared)));
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod backup;
 mod examples;
 pub mod lineage;
 pub mod push;
+pub mod receive;
 pub mod restore;
 pub mod target;
 pub mod window;
