@@ -19,7 +19,7 @@ pub const MERGE_COUNT: usize = 64;
 
 /// Pieces are merged only up to this size, in bytes: a segment of 16 MiB then has at most some
 /// hundreds of them, whatever its commits, and no byte is stored more than `MERGE_LEVELS` times again.
-pub const MERGE_BYTES_MAX: u64 = 1 << 20;
+pub const MERGE_BYTES_MAX: u32 = 1 << 20;
 
 /// How often the result of a merge is merged again.
 pub const MERGE_LEVELS: usize = 2;
@@ -139,22 +139,22 @@ pub fn tail_is_cut(policy: &CutPolicy, tail_bytes: u64, unit_bytes: u64, commits
 /// Pieces of one unit that are stored, as offsets, and which of them are to be merged.
 #[derive(Debug, Clone, Default)]
 pub struct Merges {
-    levels: [BTreeMap<u64, u64>; MERGE_LEVELS],
+    levels: [BTreeMap<u32, u32>; MERGE_LEVELS],
 }
 
 /// Pieces that are to become one: from `start` to `end` (excluded).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Merge {
     /// Where the first begins.
-    pub start: u64,
+    pub start: u32,
     /// Where the last ends.
-    pub end: u64,
+    pub end: u32,
     level: usize,
 }
 
 impl Merges {
     /// Takes note of a piece that is stored.
-    pub fn store(&mut self, start: u64, end: u64) {
+    pub fn store(&mut self, start: u32, end: u32) {
         self.levels[0].insert(start, end);
     }
 
@@ -171,7 +171,7 @@ impl Merges {
     }
 }
 
-fn next_merge(level: usize, pieces: &mut BTreeMap<u64, u64>) -> Option<Merge> {
+fn next_merge(level: usize, pieces: &mut BTreeMap<u32, u32>) -> Option<Merge> {
     while pieces.len() >= MERGE_COUNT {
         let (start, end, count) = adjacent(pieces)?;
         let is_run = count == MERGE_COUNT;
@@ -193,7 +193,7 @@ fn next_merge(level: usize, pieces: &mut BTreeMap<u64, u64>) -> Option<Merge> {
 
 /// Returns the stretch of the first pieces that follow each other, at most [`MERGE_COUNT`], and
 /// how many they are.
-fn adjacent(pieces: &BTreeMap<u64, u64>) -> Option<(u64, u64, usize)> {
+fn adjacent(pieces: &BTreeMap<u32, u32>) -> Option<(u32, u32, usize)> {
     let (&start, &first_end) = pieces.first_key_value()?;
     let (mut end, mut count) = (first_end, 1);
     for (&next_start, &next_end) in pieces.iter().take(MERGE_COUNT).skip(1) {

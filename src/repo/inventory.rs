@@ -8,7 +8,7 @@ use super::wal::unbroken_prefix;
 use super::{RepoError, Repository};
 use crate::format::{WalObject, parse_wal_object};
 use crate::pg::{Lsn, SegmentName, SegmentSize, SystemId, Timeline, WalFileName};
-use crate::store::Key;
+use crate::store::{Key, Listed};
 
 /// How many groups are listed at a time.
 const IN_FLIGHT: usize = 8;
@@ -76,12 +76,8 @@ impl Repository {
         let logs = start_lsn.0 >> 32..=end_lsn.0 >> 32;
         let root = self.place().wal_dir(system_id);
         let level = self.store().list_level(&Key::new(root.clone())).await?;
-        let mut inventory = WalInventory::default();
-        for object in &level.objects {
-            if let Ok(WalFileName::History(timeline)) = WalFileName::parse(object.key.file_name()) {
-                inventory.histories.insert(timeline);
-            }
-        }
+        let mut inventory =
+            WalInventory { histories: histories_among(&level.objects), ..WalInventory::default() };
         let root = &root;
         let wanted = level.directories.into_iter().filter(|group| {
             let log = group.get(8..16).and_then(|log| u64::from_str_radix(log, 16).ok());
@@ -97,6 +93,15 @@ impl Repository {
             wal.ranges = merged(std::mem::take(&mut wal.ranges));
         }
         Ok(inventory)
+    }
+
+    /// Returns the timelines whose history file is stored: one listing.
+    pub async fn stored_histories(
+        &self,
+        system_id: SystemId,
+    ) -> Result<BTreeSet<Timeline>, RepoError> {
+        let root = Key::new(self.place().wal_dir(system_id));
+        Ok(histories_among(&self.store().list_level(&root).await?.objects))
     }
 
     async fn list_group(
@@ -120,6 +125,15 @@ impl Repository {
         found.settle_pieces(size);
         Ok(found)
     }
+}
+
+fn histories_among(objects: &[Listed]) -> BTreeSet<Timeline> {
+    let names = objects.iter().map(|object| WalFileName::parse(object.key.file_name()));
+    let timelines = names.filter_map(|name| match name {
+        Ok(WalFileName::History(timeline)) => Some(timeline),
+        _ => None,
+    });
+    timelines.collect()
 }
 
 impl Found {

@@ -1,0 +1,246 @@
+//! `receive`: WAL into the repository while it is written.
+//!
+//! ```text
+//! choose a server -> store its history -> find the first byte not stored -> stream
+//!        ^                                                                    |
+//!        |   connection lost: store what is in hand, wait a little            v
+//!        +---------------------------------------- pieces, whole segments, acknowledgements
+//! ```
+//!
+//! Nothing is acknowledged that the store has not confirmed, and nothing that was received is given
+//! up: an upload is tried again until it succeeds or a person ends the service. What ends it
+//! by itself is what no retry can cure: wrong settings, and content that contradicts
+//! what is stored.
+
+mod session;
+mod source;
+mod uploads;
+mod watch;
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tokio::sync::watch::Receiver;
+
+use self::session::{End, Session};
+use self::source::{Memory, Source};
+use super::failures::{of_postgres, of_repo};
+use crate::failure::{Failure, Kind};
+use crate::format::Codec;
+use crate::pg::{Lsn, Timeline, WalFileName};
+use crate::repo::Repository;
+use crate::walsender::{ConnInfo, Connection, SlotName};
+
+/// The pause before the server is looked for again, at first and at last.
+const PAUSE_FIRST: Duration = Duration::from_millis(200);
+const PAUSE_LAST: Duration = Duration::from_secs(15);
+
+/// A stream that lived this long was no failed attempt: the next pause is the shortest again.
+const SOUND_STREAM: Duration = Duration::from_secs(30);
+
+/// How often WAL that does not pass its checks is asked for again before the service ends.
+const DAMAGED_READINGS: u32 = 3;
+
+const UNHARMED: &str = "Everything that was acknowledged is in the repository, and the server keeps what is not where it has a slot or archive_command.";
+
+/// What is asked.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The servers; the one that is the primary is followed.
+    pub server: ConnInfo,
+    /// The physical replication slot that makes the server keep WAL for us; `None`: none.
+    pub slot: Option<SlotName>,
+    /// Whether commits wait for us (`synchronous_standby_names`).
+    pub synchronous: bool,
+    /// The longest that received WAL may wait before it is sent to the store.
+    pub rpo: Duration,
+    /// The most pieces on their way to the store at a time; at least 1.
+    pub uploads_max: usize,
+    /// How objects are compressed.
+    pub codec: Codec,
+    /// Follow a standby where no primary is to be found.
+    pub from_standby: bool,
+    /// Follow a server whose timeline another one has replaced.
+    pub old_timeline: bool,
+    /// How long an ordered stop may take to store what is in hand.
+    pub stop_deadline: Duration,
+}
+
+/// What was done until the service was asked to stop.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Default)]
+pub struct Report {
+    /// The timeline streamed last.
+    pub timeline: Option<Timeline>,
+    /// The end of the unbroken WAL that is stored, excluded.
+    pub stored_lsn: Option<Lsn>,
+    /// WAL received, in bytes.
+    pub wal_bytes: u64,
+    /// Bytes put into the store, headers not counted.
+    pub stored_bytes: u64,
+    /// Pieces stored, merged ones included.
+    pub pieces: u64,
+    /// Complete segments stored, or 16 MiB parts of larger ones.
+    pub segments: u64,
+}
+
+/// Streams until `stop` becomes true.
+///
+/// # Errors
+/// What no retry can cure: settings ([`Kind::Usage`]), a place of another cluster or content
+/// that contradicts what is stored ([`Kind::Conflict`]), WAL that fails its checks again and again
+/// ([`Kind::Integrity`]); and an ordered stop that could not store what was in hand ([`Kind::Store`]).
+pub async fn run(
+    repository: &Repository,
+    request: &Request,
+    stop: Receiver<bool>,
+) -> Result<Report, Failure> {
+    let mut service = Service {
+        repository,
+        request,
+        stop,
+        report: Report::default(),
+        memory: Memory::default(),
+        ever_streamed: false,
+        damaged: None,
+    };
+    let mut pause = PAUSE_FIRST;
+    while !*service.stop.borrow() {
+        let began = Instant::now();
+        match service.stream_once().await {
+            Ok(End::Asked) => break,
+            Ok(End::ServerStopped) => tracing::info!("the server shut down in good order"),
+            Ok(End::TimelineEnd { .. }) => {}
+            Err(failure) if service.is_curable(&failure) => {
+                tracing::warn!("{}; trying again in {:.1} s", one_line(&failure), pause.as_secs_f64());
+            }
+            Err(failure) => return Err(failure),
+        }
+        if began.elapsed() >= SOUND_STREAM {
+            pause = PAUSE_FIRST;
+        }
+        if service.pause(pause).await {
+            break;
+        }
+        pause = (pause * 2).min(PAUSE_LAST);
+    }
+    Ok(service.report)
+}
+
+struct Service<'a> {
+    repository: &'a Repository,
+    request: &'a Request,
+    stop: Receiver<bool>,
+    report: Report,
+    memory: Memory,
+    ever_streamed: bool,
+    /// Where WAL failed its checks last, and how often.
+    damaged: Option<(Lsn, u32)>,
+}
+
+impl Service<'_> {
+    /// Chooses a server and streams from it, from timeline to timeline, until the connection ends.
+    async fn stream_once(&mut self) -> Result<End, Failure> {
+        let source = source::choose(self.repository, self.request, &mut self.memory).await?;
+        self.ever_streamed = true;
+        let watching = watch::begin(self.request, &source);
+        let end = self.follow(source).await;
+        watching.abort();
+        end
+    }
+
+    async fn follow(&mut self, mut source: Source) -> Result<End, Failure> {
+        loop {
+            tracing::info!(
+                "streaming timeline {} from {}, beginning at {}; stored up to {}",
+                source.start.timeline,
+                source.facts.place,
+                source.start.lsn,
+                source.start.first_missing
+            );
+            let Source { connection, facts, start, .. } = source;
+            let mut session =
+                Session::new(self.repository, self.request, &facts, start, &mut self.report);
+            let end = session.run(connection, self.stop.clone()).await;
+            if session.flush_lsn() > start.lsn {
+                self.memory.note(start.timeline, session.flush_lsn());
+            }
+            let (next, switch_lsn, connection) = match end? {
+                End::TimelineEnd { next, switch_lsn, connection } => (next, switch_lsn, connection),
+                end => return Ok(end),
+            };
+            let mut connection = *connection;
+            self.store_history(&mut connection, &facts, next).await?;
+            tracing::warn!("timeline {next} began at {switch_lsn}; following it");
+            let start =
+                source::at_switch(self.repository, &facts, next, switch_lsn, &mut self.memory).await?;
+            source = Source { connection, facts, start };
+        }
+    }
+
+    /// Stores the history of a timeline before any of its WAL.
+    async fn store_history(
+        &self,
+        connection: &mut Connection,
+        facts: &source::Facts,
+        timeline: Timeline,
+    ) -> Result<(), Failure> {
+        let file = connection.timeline_history(timeline).await.map_err(|error| {
+            of_postgres(error, format!("could not read the history of timeline {timeline}"), UNHARMED)
+        })?;
+        let name = WalFileName::History(timeline);
+        self.repository
+            .put_small(facts.system_id, name, &file.content, self.request.codec)
+            .await
+            .map(drop)
+            .map_err(|error| {
+                of_repo(error, format!("could not store the history of timeline {timeline}"), UNHARMED)
+            })
+    }
+
+    /// Waits; returns whether the service was asked to stop meanwhile.
+    async fn pause(&mut self, pause: Duration) -> bool {
+        let asked = self.stop.wait_for(|stop| *stop);
+        tokio::time::timeout(pause, asked).await.is_ok()
+    }
+
+    /// Returns whether the service goes on after such a failure. Before the first stream
+    /// an operator is watching, and is told at once what the server refuses.
+    fn is_curable(&mut self, failure: &Failure) -> bool {
+        match failure.kind {
+            Kind::Store | Kind::Disk => true,
+            Kind::Postgres => self.ever_streamed || !is_refused(failure),
+            Kind::Integrity => self.may_be_read_again(),
+            _ => false,
+        }
+    }
+
+    /// WAL that fails its checks may have been damaged on its way; it is asked for again.
+    fn may_be_read_again(&mut self) -> bool {
+        let at = self.report.stored_lsn.unwrap_or(Lsn(0));
+        let times = match self.damaged {
+            Some((before, times)) if before == at => times + 1,
+            _ => 1,
+        };
+        self.damaged = Some((at, times));
+        times < DAMAGED_READINGS
+    }
+}
+
+/// Returns whether the server was reached and will not have us, as settings say.
+fn is_refused(failure: &Failure) -> bool {
+    let cause = failure.cause.as_deref();
+    let error = cause.and_then(|cause| cause.downcast_ref::<crate::walsender::PgError>());
+    error.is_none_or(|error| !error.is_transient())
+}
+
+/// Returns a failure as one line of a log.
+fn one_line(failure: &Failure) -> String {
+    let mut line = failure.what.clone();
+    let mut cause: Option<&dyn std::error::Error> =
+        failure.cause.as_deref().map(|cause| cause as &dyn std::error::Error);
+    while let Some(error) = cause {
+        line = format!("{line}: {error}");
+        cause = error.source();
+    }
+    line
+}

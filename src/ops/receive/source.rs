@@ -1,0 +1,420 @@
+//! Choosing the server to follow and the place to begin, and refusing what would do harm.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{Request, UNHARMED};
+use crate::failure::{Failure, Kind};
+use crate::format::Identity;
+use crate::ops::failures::{of_postgres, of_repo};
+use crate::ops::wal_times::histories_of;
+use crate::ops::claimed_identity;
+use crate::pg::{
+    Lsn, SegmentSize, ServerVersion, SystemId, Timeline, TimelineHistory, WalFileName,
+};
+use crate::plan::receive::{Situation, Start, start_after_gap, start_of, superseded_by};
+use crate::repo::{Repository, WalInventory};
+use crate::walsender::{
+    ConnInfo, Connection, Mode, PgError, SlotState, StreamStart,
+};
+
+/// The oldest major version that is supported.
+const MAJOR_MIN: u32 = 14;
+
+/// The longest pause between two status messages, as `pg_receivewal` has it.
+const STATUS_INTERVAL_MAX: Duration = Duration::from_secs(10);
+
+/// The shortest, for servers with a tiny `wal_sender_timeout`.
+const STATUS_INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+/// A connected server and where streaming from it begins.
+pub(super) struct Source {
+    pub(super) connection: Connection,
+    pub(super) facts: Facts,
+    pub(super) start: Start,
+}
+
+/// What the server says of itself.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    pub(super) system_id: SystemId,
+    pub(super) timeline: Timeline,
+    pub(super) flush_lsn: Lsn,
+    pub(super) segment_size: SegmentSize,
+    pub(super) in_recovery: bool,
+    pub(super) status_interval: Duration,
+    pub(super) place: String,
+    /// How to reach this very server.
+    pub(super) server: ConnInfo,
+}
+
+/// What earlier streams have stored: saves listing the whole archive at each reconnection.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    stored_lsn: Option<Lsn>,
+    /// The server said that it has not the WAL any more that we asked for.
+    pub(super) wal_removed: bool,
+    /// The server said that the slot protects nothing any more.
+    pub(super) slot_lost: bool,
+}
+
+impl Memory {
+    /// Takes note of the end of unbroken stored WAL.
+    pub(super) fn note(&mut self, stored_lsn: Lsn) {
+        self.stored_lsn = Some(stored_lsn);
+    }
+}
+
+/// Finds the server to follow and the first byte to ask it for.
+pub(super) async fn choose(
+    repository: &Repository,
+    request: &Request,
+    memory: &mut Memory,
+) -> Result<Source, Failure> {
+    let Candidate { mut connection, facts } = candidate(repository, request).await?;
+    let history = history_of(repository, request, &mut connection, &facts).await?;
+    let slot_lsn = ready_slot(request, &mut connection, &facts, memory).await?;
+    let inventory = inventory(repository, &facts, memory, slot_lsn).await?;
+    let coverage = inventory.coverage();
+    let situation = Situation {
+        history: &history,
+        coverage: &coverage,
+        slot_lsn,
+        flush_lsn: facts.flush_lsn,
+        segment_size: facts.segment_size,
+    };
+    let start = start_of(&situation);
+    if !std::mem::take(&mut memory.wal_removed) {
+        return Ok(Source { connection, facts, start });
+    }
+    let number = oldest_segment(&facts, &history, start.lsn).await?;
+    let later = start_after_gap(&situation, number);
+    tracing::error!(
+        "GAP: WAL from {} to {} is neither in the repository nor on the server any more. No moment inside it can be reached, and no backup from before it reaches past it, unless archive_command still brings it. Take a base backup now",
+        start.first_missing,
+        later.lsn
+    );
+    Ok(Source { connection, facts, start: later })
+}
+
+/// Returns where to begin on a timeline that was just switched to.
+pub(super) async fn at_switch(
+    repository: &Repository,
+    facts: &Facts,
+    timeline: Timeline,
+    switch_lsn: Lsn,
+    memory: &mut Memory,
+) -> Result<Start, Failure> {
+    memory.note(switch_lsn);
+    let size = facts.segment_size;
+    let lsn = size.start_of(size.segment_of(switch_lsn));
+    let inventory = inventory(repository, facts, memory, Some(lsn)).await?;
+    let ranges = inventory.coverage().remove(&timeline).unwrap_or_default();
+    let stored = ranges.iter().find(|(start, end)| *start <= lsn && lsn < *end);
+    Ok(Start { timeline, lsn, first_missing: stored.map_or(lsn, |(_, end)| *end) })
+}
+
+struct Candidate {
+    connection: Connection,
+    facts: Facts,
+}
+
+/// Looks at every host, and takes the primary on the newest timeline: after a failover the old
+/// primary may be up again too.
+async fn candidate(repository: &Repository, request: &Request) -> Result<Candidate, Failure> {
+    let mut best: Option<Candidate> = None;
+    let mut last_failure = None;
+    for host in request.server.each_host() {
+        match look(repository, request, host).await {
+            Ok(found) => {
+                let rank = |candidate: &Candidate| {
+                    (!candidate.facts.in_recovery, candidate.facts.timeline)
+                };
+                if best.as_ref().is_none_or(|known| rank(&found) > rank(known)) {
+                    best = Some(found);
+                }
+            }
+            Err(failure) => {
+                if request.server.host_count() > 1 {
+                    tracing::info!("{}", super::one_line(&failure));
+                }
+                last_failure = Some(failure);
+            }
+        }
+    }
+    match (best, last_failure) {
+        (Some(candidate), _) => Ok(candidate),
+        (None, Some(failure)) => Err(failure),
+        (None, None) => Err(Failure::new(
+            Kind::Usage,
+            "the connection settings name no server",
+            UNHARMED,
+            "Name it with `--dsn` or the PG* variables.",
+        )),
+    }
+}
+
+async fn look(
+    repository: &Repository,
+    request: &Request,
+    host: ConnInfo,
+) -> Result<Candidate, Failure> {
+    let (connection, facts) = connect(host).await?;
+    let identity = claimed_identity(repository, facts.system_id, UNHARMED).await?;
+    check_fit(request, &facts, &identity)?;
+    refuse_old_timeline(repository, request, &facts).await?;
+    Ok(Candidate { connection, facts })
+}
+
+async fn connect(host: ConnInfo) -> Result<(Connection, Facts), Failure> {
+    let failed = |error: PgError| of_postgres(error, "could not connect for streaming", UNHARMED);
+    let mut connection = Connection::connect(&host, Mode::Replication).await.map_err(failed)?;
+    let version = ServerVersion(connection.server_version_num());
+    if version.major().0 < MAJOR_MIN {
+        return Err(Failure::new(
+            Kind::Usage,
+            format!("the server is PostgreSQL {version}, and {MAJOR_MIN} is the oldest supported"),
+            UNHARMED,
+            "Upgrade the server; its own community has ended support for it too.",
+        ));
+    }
+    let system = connection.identify_system().await.map_err(failed)?;
+    let size = connection.show("wal_segment_size").await.map_err(failed)?;
+    let segment_size = SegmentSize::parse_setting(&size).ok_or_else(|| {
+        Failure::new(
+            Kind::Usage,
+            format!("the server says that its wal_segment_size is `{size}`"),
+            UNHARMED,
+            "Check that the address is PostgreSQL's own and not a pooler's.",
+        )
+    })?;
+    let timeout = connection.show("wal_sender_timeout").await.map_err(failed)?;
+    let facts = Facts {
+        system_id: system.system_id,
+        timeline: system.timeline,
+        flush_lsn: system.flush_lsn,
+        segment_size,
+        in_recovery: connection.parameter("in_hot_standby") == Some("on"),
+        status_interval: status_interval(&timeout),
+        place: connection.place().to_owned(),
+        server: host,
+    };
+    Ok((connection, facts))
+}
+
+/// Returns how often to report, for a server that gives up on silent clients after `timeout`, as
+/// SHOW prints it: `1min`, `30s`, `500ms`, `0`.
+fn status_interval(timeout: &str) -> Duration {
+    let digits = timeout.find(|c: char| !c.is_ascii_digit()).unwrap_or(timeout.len());
+    let (number, unit) = timeout.split_at(digits);
+    let Ok(number) = number.parse::<u32>() else { return STATUS_INTERVAL_MAX };
+    let one = match unit {
+        "ms" => Duration::from_millis(1),
+        "s" => Duration::from_secs(1),
+        "min" => Duration::from_mins(1),
+        "h" => Duration::from_hours(1),
+        _ => return STATUS_INTERVAL_MAX,
+    };
+    (one.saturating_mul(number) / 4).clamp(STATUS_INTERVAL_MIN, STATUS_INTERVAL_MAX)
+}
+
+fn check_fit(request: &Request, facts: &Facts, identity: &Identity) -> Result<(), Failure> {
+    if facts.segment_size != identity.segment_size {
+        return Err(Failure::new(
+            Kind::Conflict,
+            format!(
+                "the server has WAL segments of {}, and this place was set up for {}",
+                facts.segment_size, identity.segment_size
+            ),
+            UNHARMED,
+            "pg_resetwal has changed the segment size. Set up a new place with `highwater init` under another cluster name.",
+        ));
+    }
+    if facts.in_recovery && !request.from_standby {
+        return Err(Failure::new(
+            Kind::Postgres,
+            format!("{} is a standby", facts.place),
+            UNHARMED,
+            "Name the primary, or all hosts of the cluster: the primary among them is followed. `--from-standby` follows a standby where no primary is to be found.",
+        ));
+    }
+    Ok(())
+}
+
+/// An old primary that came back must not be followed instead of the one that replaced it.
+async fn refuse_old_timeline(
+    repository: &Repository,
+    request: &Request,
+    facts: &Facts,
+) -> Result<(), Failure> {
+    let failed = |error| of_repo(error, "could not read the timeline histories", UNHARMED);
+    let newer = repository.stored_histories(facts.system_id).await.map_err(failed)?;
+    let newer = newer.into_iter().filter(|timeline| *timeline > facts.timeline);
+    let histories: BTreeMap<Timeline, TimelineHistory> =
+        histories_of(repository, facts.system_id, newer).await.map_err(failed)?;
+    let Some((newest, switch_lsn)) = superseded_by(facts.timeline, histories.values()) else {
+        return Ok(());
+    };
+    if request.old_timeline {
+        tracing::warn!(
+            "{} writes timeline {}, which timeline {newest} replaced at {switch_lsn}; it is followed because `--old-timeline` says so",
+            facts.place,
+            facts.timeline
+        );
+        return Ok(());
+    }
+    Err(Failure::new(
+        Kind::Postgres,
+        format!(
+            "{} still writes timeline {}, which timeline {newest} replaced at {switch_lsn}",
+            facts.place, facts.timeline
+        ),
+        UNHARMED,
+        format!(
+            "It looks like an old primary that came back after a failover: stop it, or rebuild it as a standby. If timeline {newest} came from a copy, and this server is the real one, run `highwater receive --old-timeline`."
+        ),
+    ))
+}
+
+/// Reads the way to the server's timeline, and stores its history file before any of its WAL.
+async fn history_of(
+    repository: &Repository,
+    request: &Request,
+    connection: &mut Connection,
+    facts: &Facts,
+) -> Result<TimelineHistory, Failure> {
+    let timeline = facts.timeline;
+    if timeline == Timeline::FIRST {
+        return Ok(TimelineHistory::first());
+    }
+    let file = connection.timeline_history(timeline).await.map_err(|error| {
+        of_postgres(error, format!("could not read the history of timeline {timeline}"), UNHARMED)
+    })?;
+    let history = TimelineHistory::parse(timeline, &file.content).map_err(|error| {
+        Failure::new(
+            Kind::Integrity,
+            format!("the server's history of timeline {timeline} makes no sense"),
+            UNHARMED,
+            "Look at the file in the server's pg_wal directory.",
+        )
+        .because(error)
+    })?;
+    let name = WalFileName::History(timeline);
+    let stored = repository.put_small(facts.system_id, name, &file.content, request.codec).await;
+    stored.map_err(|error| {
+        of_repo(error, format!("could not store the history of timeline {timeline}"), UNHARMED)
+    })?;
+    Ok(history)
+}
+
+/// Makes sure that the slot is there and usable; returns from where on it keeps WAL.
+async fn ready_slot(
+    request: &Request,
+    connection: &mut Connection,
+    facts: &Facts,
+    memory: &mut Memory,
+) -> Result<Option<Lsn>, Failure> {
+    let Some(slot) = &request.slot else { return Ok(None) };
+    let failed = |error: PgError, what: &str| {
+        of_postgres(error, format!("could not {what} replication slot `{slot}`"), UNHARMED)
+    };
+    if std::mem::take(&mut memory.slot_lost) {
+        tracing::error!(
+            "replication slot `{slot}` was invalidated: the server removed WAL that was not stored yet. It is made anew; look at max_slot_wal_keep_size"
+        );
+        connection.drop_slot(slot).await.map_err(|error| failed(error, "remove"))?;
+    }
+    let mut state = connection.read_slot(slot).await.map_err(|error| failed(error, "read"))?;
+    if matches!(state, SlotState::Absent | SlotState::Unknown) {
+        match connection.create_physical_slot(slot).await {
+            Ok(()) => {
+                tracing::info!("created replication slot `{slot}` on {}", facts.place);
+                state = connection.read_slot(slot).await.map_err(|error| failed(error, "read"))?;
+            }
+            Err(error) if error.is_slot_there_already() => {}
+            Err(error) => return Err(failed(error, "create")),
+        }
+    }
+    Ok(match state {
+        SlotState::Physical { restart_lsn, .. } => restart_lsn,
+        SlotState::Absent | SlotState::Unknown => None,
+    })
+}
+
+/// Lists stored WAL: all of it at first, later only what lies around the known end.
+async fn inventory(
+    repository: &Repository,
+    facts: &Facts,
+    memory: &Memory,
+    slot_lsn: Option<Lsn>,
+) -> Result<WalInventory, Failure> {
+    let (system_id, size) = (facts.system_id, facts.segment_size);
+    let listed = match memory.stored_lsn {
+        None => repository.wal_inventory(system_id, size).await,
+        Some(stored_lsn) => {
+            let from = slot_lsn.map_or(stored_lsn, |slot| slot.min(stored_lsn));
+            // The segment before, so that the end of a stretch is seen as one.
+            let from = Lsn(from.0.saturating_sub(size.bytes()));
+            repository.wal_between(system_id, size, from, facts.flush_lsn.max(stored_lsn)).await
+        }
+    };
+    listed.map_err(|error| of_repo(error, "could not list stored WAL", UNHARMED))
+}
+
+/// Finds the oldest segment at or after `from_lsn` that the server still has.
+async fn oldest_segment(
+    facts: &Facts,
+    history: &TimelineHistory,
+    from_lsn: Lsn,
+) -> Result<u64, Failure> {
+    let size = facts.segment_size;
+    // `gone` is not there, `there` is: the segment that is being written.
+    let (mut gone, mut there) = (size.segment_of(from_lsn), size.segment_of(facts.flush_lsn));
+    while gone + 1 < there {
+        let middle = gone + (there - gone) / 2;
+        let lsn = size.start_of(middle);
+        if has_wal(facts, history.owner_of(lsn), lsn).await? {
+            there = middle;
+        } else {
+            gone = middle;
+        }
+    }
+    Ok(there)
+}
+
+/// Asks the server whether it still has the segment that begins at `lsn`, and is complete, on a
+/// connection of its own: to ask for it is the only way that every role and version allows.
+async fn has_wal(
+    facts: &Facts,
+    timeline: Timeline,
+    lsn: Lsn,
+) -> Result<bool, Failure> {
+    let failed = |error: PgError| of_postgres(error, "could not ask the server for WAL", UNHARMED);
+    let connection =
+        Connection::connect(&facts.server, Mode::Replication).await.map_err(failed)?;
+    let start = StreamStart { slot: None, start_lsn: lsn, timeline };
+    let mut stream = match connection.stream_wal(&start).await {
+        Ok(stream) => stream,
+        Err(error) if error.is_wal_removed() => return Ok(false),
+        Err(error) => return Err(failed(error)),
+    };
+    match stream.next().await {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_wal_removed() => Ok(false),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_comes_well_within_the_servers_patience() {
+        let cases = [("1min", 10_000), ("30s", 7_500), ("500ms", 125), ("0", 10_000), ("1ms", 100)];
+        for (shown, millis) in cases {
+            assert_eq!(status_interval(shown), Duration::from_millis(millis), "{shown}");
+        }
+        assert_eq!(status_interval("never"), STATUS_INTERVAL_MAX);
+    }
+}
