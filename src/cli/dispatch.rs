@@ -250,7 +250,8 @@ fn info(request: &InfoRequest, surroundings: &Surroundings<'_>) -> Result<(), Fa
     let mut report = run_light(ops::info::run(&opened.repository))?;
     if let Some(id) = &request.backup {
         report.backups.retain(|backup| backup.id.as_str() == id);
-        if report.backups.is_empty() {
+        report.damaged_backups.retain(|backup| backup.id.as_str() == id);
+        if report.backups.is_empty() && report.damaged_backups.is_empty() {
             return Err(Failure::new(
                 Kind::Absent,
                 format!("there is no backup `{id}` of `{}`", report.cluster),

@@ -118,7 +118,10 @@ async fn newest_backup(
     let backups = repository.committed_backups(identity.system_identifier).await;
     let backups = backups
         .map_err(|error| of_repo(error, "could not list the backups before this one", UNHARMED))?;
-    Ok(backups.into_iter().next_back())
+    for backup in &backups.unreadable {
+        tracing::warn!("nothing is referenced in backup {}: {}", backup.id, backup.why);
+    }
+    Ok(backups.readable.into_iter().next_back())
 }
 
 /// Announces the backup under the first id of this second that is free.
