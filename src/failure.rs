@@ -7,6 +7,34 @@
 
 use std::fmt;
 
+/// A signal that asked a command to end early.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StopSignal {
+    /// SIGINT, as Ctrl-C sends it.
+    Interrupt,
+    /// SIGTERM, as `kill` and service managers send it.
+    Terminate,
+}
+
+impl StopSignal {
+    /// Returns the exit code by which shells tell this signal: 128 and its number.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Interrupt => 130,
+            Self::Terminate => 143,
+        }
+    }
+}
+
+impl fmt::Display for StopSignal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Interrupt => "SIGINT",
+            Self::Terminate => "SIGTERM",
+        })
+    }
+}
+
 /// Why a command ended, as the exit code that scripts and PostgreSQL see.
 ///
 /// The numbers are a contract (`docs/reference.md`). `archive-get` alone adds
@@ -31,6 +59,8 @@ pub enum Kind {
     Disk,
     /// 70: a broken invariant of our own.
     Bug,
+    /// 130 or 143: a signal asked for it, and the work was given up cleanly.
+    Stopped(StopSignal),
 }
 
 impl Kind {
@@ -45,6 +75,7 @@ impl Kind {
             Self::Postgres => 6,
             Self::Disk => 7,
             Self::Bug => 70,
+            Self::Stopped(signal) => signal.exit_code(),
         }
     }
 
@@ -59,6 +90,7 @@ impl Kind {
             Self::Postgres => "postgres",
             Self::Disk => "disk",
             Self::Bug => "bug",
+            Self::Stopped(_) => "stopped",
         }
     }
 }
@@ -147,6 +179,8 @@ mod tests {
             (Kind::Postgres, 6),
             (Kind::Disk, 7),
             (Kind::Bug, 70),
+            (Kind::Stopped(StopSignal::Interrupt), 130),
+            (Kind::Stopped(StopSignal::Terminate), 143),
         ];
         for (kind, code) in all {
             assert_eq!(kind.exit_code(), code, "{}", kind.word());

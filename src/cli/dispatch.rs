@@ -17,7 +17,7 @@ use super::requests::{
     ManifestChecksums, Request, RestoreRequest,
 };
 use super::settings::{NOTHING_DONE, Settings};
-use super::{man, progress, reports};
+use super::{man, progress, reports, signals};
 use crate::failure::{Failure, Kind};
 use crate::ops;
 use crate::walsender;
@@ -176,7 +176,8 @@ fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(),
     let listener = progress::listener("backup", surroundings.output);
     let outcome = run_parallel(jobs, async {
         opened.sweep().await;
-        ops::backup::run(&opened.repository, &request, listener.clone()).await
+        let stop = signals::listen(surroundings.output)?;
+        ops::backup::run(&opened.repository, &request, listener.clone(), stop).await
     });
     listener.finish();
     surroundings.output.report(&reports::BackupDone::of(&outcome?), reports::BackupDone::text)
@@ -250,7 +251,8 @@ fn info(request: &InfoRequest, surroundings: &Surroundings<'_>) -> Result<(), Fa
     let mut report = run_light(ops::info::run(&opened.repository))?;
     if let Some(id) = &request.backup {
         report.backups.retain(|backup| backup.id.as_str() == id);
-        if report.backups.is_empty() {
+        report.damaged_backups.retain(|backup| backup.id.as_str() == id);
+        if report.backups.is_empty() && report.damaged_backups.is_empty() {
             return Err(Failure::new(
                 Kind::Absent,
                 format!("there is no backup `{id}` of `{}`", report.cluster),

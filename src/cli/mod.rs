@@ -29,6 +29,7 @@ pub mod requests;
 pub mod settings;
 pub mod settings_file;
 pub mod settings_table;
+mod signals;
 pub mod target;
 pub mod units;
 mod usage;

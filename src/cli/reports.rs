@@ -234,6 +234,9 @@ pub(super) fn info(report: &info::Report) -> String {
         human_size(report.wal_segment_bytes),
     );
     match &report.recovery_window {
+        None if !report.damaged_backups.is_empty() => {
+            text.push_str("recovery window: NONE, no other backup than the damaged is usable\n\n");
+        }
         None => text.push_str("recovery window: NONE, there is no usable backup yet\n\n"),
         Some(window) => {
             let latest = window
@@ -283,6 +286,9 @@ fn backups(report: &info::Report) -> String {
         let begun = backup.begun_at.map_or_else(String::new, |time| format!(", begun {time}"));
         let host = backup.host.as_ref().map_or_else(String::new, |host| format!(" on {host}"));
         text.push_str(&format!("unfinished: {}{begun}{host} (running, or dead)\n", backup.id));
+    }
+    for backup in &report.damaged_backups {
+        text.push_str(&format!("DAMAGED: {}: {}\n", backup.id, backup.why));
     }
     text.push('\n');
     text

@@ -33,6 +33,8 @@ pub struct Report {
     pub backups: Vec<BackupInfo>,
     /// Backups that began and are not committed.
     pub unfinished_backups: Vec<UnfinishedInfo>,
+    /// Backups of which a document is damaged or of a newer format; what they hold is not known.
+    pub damaged_backups: Vec<DamagedInfo>,
     /// WAL, by timeline.
     pub wal: Vec<WalInfo>,
     /// From when to when the cluster can be brought back; absent without a usable backup.
@@ -80,6 +82,15 @@ pub struct UnfinishedInfo {
     pub begun_at: Option<PgTimestamp>,
     /// Where.
     pub host: Option<String>,
+}
+
+/// A backup of which a document cannot be read.
+#[derive(Debug, Clone, Serialize)]
+pub struct DamagedInfo {
+    /// Its id.
+    pub id: BackupId,
+    /// Which document it is, and what is wrong with it.
+    pub why: String,
 }
 
 /// The WAL of one timeline.
@@ -173,6 +184,7 @@ async fn gather(repository: &Repository, identity: &Identity) -> Result<Report, 
         postgres_version: newest.unwrap_or_else(|| identity.postgres_major.to_string()),
         wal_segment_bytes: size.bytes(),
         unfinished_backups: unfinished(&states),
+        damaged_backups: damaged(&states),
         backups: backups_info(states, system_id, &usable),
         wal: wal_info(&inventory, &coverage),
         recovery_window,
@@ -232,9 +244,19 @@ fn unfinished(states: &[BackupState]) -> Vec<UnfinishedInfo> {
             begun_at: backup.begun.as_ref().map(|begun| begun.begun_at),
             host: backup.begun.as_ref().map(|begun| begun.host.clone()),
         }),
-        BackupState::Committed(_) => None,
+        BackupState::Committed(_) | BackupState::Unreadable(_) => None,
     });
     unfinished.collect()
+}
+
+fn damaged(states: &[BackupState]) -> Vec<DamagedInfo> {
+    let damaged = states.iter().filter_map(|state| match state {
+        BackupState::Unreadable(backup) => {
+            Some(DamagedInfo { id: backup.id.clone(), why: backup.why.clone() })
+        }
+        BackupState::Committed(_) | BackupState::Unfinished(_) => None,
+    });
+    damaged.collect()
 }
 
 fn backups_info(
@@ -244,7 +266,7 @@ fn backups_info(
 ) -> Vec<BackupInfo> {
     let committed = states.into_iter().filter_map(|state| match state {
         BackupState::Committed(backup) => Some(backup),
-        BackupState::Unfinished(_) => None,
+        BackupState::Unfinished(_) | BackupState::Unreadable(_) => None,
     });
     committed
         .map(|backup| BackupInfo {

@@ -17,8 +17,10 @@ pub mod info;
 pub mod init;
 pub mod progress;
 pub mod restore;
+mod stop;
 
 pub use progress::{Progress, Silent};
+pub use stop::StopRequest;
 
 use std::path::Path;
 

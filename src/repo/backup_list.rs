@@ -21,6 +21,28 @@ pub struct UnfinishedBackup {
     pub begun: Option<Begun>,
 }
 
+/// A backup one of whose documents is stored and cannot be used: it is damaged, or was written by a
+/// newer version. Whether the rest of the backup is whole, and whose it is, is not known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnreadableBackup {
+    /// Its id.
+    pub id: BackupId,
+    /// Which document it is and what is wrong with it.
+    pub why: String,
+    /// Whether nothing is wrong but that this version is too old.
+    pub is_newer: bool,
+}
+
+/// The committed backups of one incarnation.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CommittedBackups {
+    /// Those that can be read, oldest first.
+    pub readable: Vec<Committed>,
+    /// Those whose `committed.json` cannot be read, oldest first. They may be another
+    /// incarnation's.
+    pub unreadable: Vec<UnreadableBackup>,
+}
+
 /// A backup as the repository shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant)] // a handful of these exist at a time
@@ -29,31 +51,64 @@ pub enum BackupState {
     Committed(Committed),
     /// It does not exist (yet).
     Unfinished(UnfinishedBackup),
+    /// One of its documents cannot be read.
+    Unreadable(UnreadableBackup),
+}
+
+impl UnreadableBackup {
+    /// Tells damage of one backup from a store that does not answer, which is given back: that
+    /// says nothing about any backup.
+    fn of(id: &BackupId, error: RepoError) -> Result<Self, RepoError> {
+        let is_newer = matches!(error, RepoError::NotReadable { .. });
+        if is_newer || matches!(error, RepoError::Damaged { .. }) {
+            return Ok(Self { id: id.clone(), why: error.chain(), is_newer });
+        }
+        Err(error)
+    }
 }
 
 impl Repository {
-    /// Reads all backups, oldest first.
+    /// Reads all backups, oldest first. A damaged document makes its own backup
+    /// [`BackupState::Unreadable`] and is no error.
+    ///
+    /// # Errors
+    /// The store's only: then nothing is known.
     pub async fn backups(&self) -> Result<Vec<BackupState>, RepoError> {
         futures_util::stream::iter(self.backup_ids().await?)
-            .map(|id| async move { self.backup(&id).await })
+            .map(|id| async move {
+                match self.backup(&id).await {
+                    Err(error) => UnreadableBackup::of(&id, error).map(BackupState::Unreadable),
+                    state => state,
+                }
+            })
             .buffered(IN_FLIGHT)
             .try_collect()
             .await
     }
 
-    /// Reads all committed backups of one incarnation, oldest first. What is left of an
-    /// unfinished backup is not looked at, so damage there stands in nobody's way.
+    /// Reads all committed backups of one incarnation. What is left of an unfinished backup
+    /// is not looked at, so damage there stands in nobody's way.
+    ///
+    /// # Errors
+    /// The store's only: then nothing is known.
     pub async fn committed_backups(
         &self,
         system_id: crate::pg::SystemId,
-    ) -> Result<Vec<Committed>, RepoError> {
-        let backups: Vec<Option<Committed>> = futures_util::stream::iter(self.backup_ids().await?)
-            .map(|id| async move { self.committed(&id).await })
-            .buffered(IN_FLIGHT)
-            .try_collect()
-            .await?;
-        let ours = backups.into_iter().flatten();
-        Ok(ours.filter(|backup| backup.system_identifier == system_id).collect())
+    ) -> Result<CommittedBackups, RepoError> {
+        let mut reading = futures_util::stream::iter(self.backup_ids().await?)
+            .map(|id| async move { (self.committed(&id).await, id) })
+            .buffered(IN_FLIGHT);
+        let mut found = CommittedBackups::default();
+        while let Some((outcome, id)) = reading.next().await {
+            match outcome {
+                Ok(Some(backup)) if backup.system_identifier == system_id => {
+                    found.readable.push(backup);
+                }
+                Ok(_) => {}
+                Err(error) => found.unreadable.push(UnreadableBackup::of(&id, error)?),
+            }
+        }
+        Ok(found)
     }
 
     /// Lists the ids of all backups, whatever their state, oldest first.

@@ -9,10 +9,13 @@
 //! the size of the database: `push_frame` waits when they are in use.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
+use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::objects::{Put, SealedObject};
@@ -37,6 +40,26 @@ const MEMORY_SHARES: u64 = 10;
 /// Packs being created at a time.
 const UPLOADING_MAX: usize = 2;
 
+/// Permits that all uploads together can hold.
+const UPLOAD_PERMITS: u32 = 1 << 16;
+
+/// The packs of one backup that are being created. Outlives the writer: a put that has begun may
+/// take effect although nobody waits for it any more, so whoever clears up must.
+#[derive(Debug, Clone)]
+pub struct Uploads(Arc<Semaphore>);
+
+impl Uploads {
+    fn new() -> Self {
+        Self(Arc::new(Semaphore::new(UPLOAD_PERMITS as usize)))
+    }
+
+    /// Waits until no put of this backup is under way; `false` if some still are after `limit`.
+    /// The writer must be dropped, or new ones may begin.
+    pub async fn ended(&self, limit: Duration) -> bool {
+        tokio::time::timeout(limit, self.0.acquire_many(UPLOAD_PERMITS)).await.is_ok()
+    }
+}
+
 /// The number of a frame, in the order of [`BackupWriter::push_frame`].
 pub(super) type Ticket = u64;
 
@@ -53,6 +76,7 @@ pub struct BackupWriter {
     pack_bytes: usize,
     compressing: FuturesOrdered<Compressing>,
     uploading: JoinSet<Result<(), RepoError>>,
+    uploads: Uploads,
     frames: Vec<Bytes>,
     frames_bytes: usize,
     packs: u32,
@@ -90,6 +114,7 @@ impl BackupWriter {
             pack_bytes: PACK_BYTES_MAX,
             compressing: FuturesOrdered::new(),
             uploading: JoinSet::new(),
+            uploads: Uploads::new(),
             frames: Vec::new(),
             frames_bytes: 0,
             packs: 0,
@@ -114,6 +139,11 @@ impl BackupWriter {
     /// Returns the repository it is written to.
     pub fn repository(&self) -> &Repository {
         &self.repository
+    }
+
+    /// Returns the packs that are being created, also after this writer is dropped.
+    pub fn uploads(&self) -> Uploads {
+        self.uploads.clone()
     }
 
     /// Returns the packs begun so far.
@@ -221,7 +251,9 @@ impl BackupWriter {
         self.frames_bytes = 0;
         self.packs += 1;
         let store = self.repository.store().clone();
+        let permit = Arc::clone(&self.uploads.0).acquire_owned().await.map_err(RepoError::task)?;
         self.uploading.spawn(async move {
+            let _permit = permit;
             match store.create(&key, body.clone()).await {
                 Ok(()) => Ok(()),
                 // The id is ours alone since `begun.json`: only our own create whose
@@ -255,6 +287,14 @@ impl BackupWriter {
         let key = Key::new(self.repository.place().committed(&self.id));
         self.repository.put_document(&key, committed).await?;
         Ok(())
+    }
+}
+
+impl Drop for BackupWriter {
+    /// A put that was only abandoned could take effect unseen, behind whoever clears up; so each
+    /// runs to its end and [`Uploads`] tells when.
+    fn drop(&mut self) {
+        self.uploading.detach_all();
     }
 }
 

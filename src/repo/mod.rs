@@ -20,8 +20,8 @@ mod wal;
 use std::sync::Arc;
 
 pub use backup_files::{FileMeta, FileRecorder, RecordedFiles};
-pub use backup_list::{BackupState, UnfinishedBackup};
-pub use backup_writer::BackupWriter;
+pub use backup_list::{BackupState, CommittedBackups, UnfinishedBackup, UnreadableBackup};
+pub use backup_writer::{BackupWriter, Uploads};
 pub use error::RepoError;
 pub use frames::FrameFetcher;
 pub use identity::{Claim, claim_of};

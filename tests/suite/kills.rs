@@ -1,7 +1,7 @@
 //! SIGKILL at random moments: never a wrong success, never a stuck retry, never
 //! a half object visible. Five rounds in `make test`, fifty in `make soak`.
 
-use crate::harness::{Archived, NEWEST, Random, files_below};
+use crate::harness::{Archived, NEWEST, Random, files_below, passes_within};
 use std::time::Duration;
 
 fn rounds() -> u64 {
@@ -101,6 +101,35 @@ fn a_killed_backup_is_no_backup_and_the_next_succeeds() {
     copy.wait_until("select pg_is_in_recovery()", "f");
     assert_eq!(copy.dump(), dump);
     copy.amcheck();
+}
+
+/// As a kill, but the backup may clear up: it is whole and said so, or nothing of it is left.
+#[test]
+fn a_stopped_backup_is_whole_or_leaves_nothing() {
+    let mut random = Random::new("stopped backup");
+    let place = Archived::by_server(NEWEST);
+    place.cluster.pgbench(&["-i", "-q", "-s", "3"]);
+    let usual = place.highwater.run(&["backup", "--fast"]).done().elapsed;
+    let mut wanted = 1;
+    for _ in 0..rounds() {
+        place.cluster.sql("update pgbench_accounts set abalance = abalance + 1 where aid % 9 = 0");
+        let mut backup = place.highwater.spawn(&["backup", "--fast"]);
+        passes_within(moment(&mut random, usual), || backup.ended());
+        if !backup.ended() {
+            backup.signal(rustix::process::Signal::TERM);
+        }
+        let run = backup.wait();
+        // A signal before the first line of ours has its own way, and nothing was begun.
+        assert!(run.was_killed() || [0, 143].contains(&run.code()), "{run}");
+        wanted += usize::from(run.code() == 0);
+        let info = place.highwater.info();
+        assert_eq!(info["backups"].as_array().unwrap().len(), wanted, "{run}\n{info}");
+        assert_eq!(info["unfinished_backups"].as_array().unwrap().len(), 0, "{run}\n{info}");
+        let directories = std::fs::read_dir(place.highwater.repo_directory().join("main/backup"));
+        let full = |path: &std::path::PathBuf| !files_below(path).is_empty();
+        let left = directories.unwrap().map(|entry| entry.unwrap().path()).filter(full).count();
+        assert_eq!(left, wanted, "{run}");
+    }
 }
 
 #[test]

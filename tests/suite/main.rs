@@ -24,5 +24,6 @@ mod harness_check;
 mod kills;
 mod ledger;
 mod refusals;
+mod stops;
 mod timelines;
 mod wal_walk;

@@ -14,20 +14,24 @@ mod server;
 mod wal;
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::failures::of_repo;
 use super::progress::Progress;
+use super::stop::StopRequest;
 use super::{claimed_identity, now};
-use crate::failure::{Failure, Kind};
+use crate::failure::{Failure, Kind, StopSignal};
 use crate::format::{
     BackupId, Begun, CHUNK_BYTES, Codec, Committed, FORMAT_VERSION, FileIndex, Identity,
     ServerLimits, TablespaceAt,
 };
 use crate::pg::PgTimestamp;
-use crate::repo::{BackupWriter, FileRecorder, ParentFiles, RecordedFiles, RepoError, Repository};
+use crate::repo::{
+    BackupWriter, FileRecorder, ParentFiles, RecordedFiles, RepoError, Repository, Uploads,
+};
 use crate::store::StoreError;
 use crate::walsender::{ConnInfo, ManifestChecksums};
 use files::Received;
@@ -35,6 +39,9 @@ use server::Server;
 
 /// Backups of one second that are told apart.
 const ATTEMPTS_PER_SECOND: u32 = 20;
+
+/// How long a backup that is given up waits for its packs on their way, before it removes them.
+const UPLOADS_END_MAX: Duration = Duration::from_mins(1);
 
 const UNHARMED: &str =
     "No backup was recorded; earlier backups, archived WAL and the server are as they were.";
@@ -77,21 +84,22 @@ pub struct Report {
     pub referenced_bytes: u64,
 }
 
-/// Takes a backup.
+/// Takes a backup, unless `stop` is wanted before it is committed.
 pub async fn run(
     repository: &Repository,
     request: &Request,
     progress: Arc<dyn Progress>,
+    mut stop: StopRequest,
 ) -> Result<Report, Failure> {
     progress.note("connecting");
-    let mut server = server::choose(request).await?;
-    let identity = claimed_identity(repository, server.facts.system_id, UNHARMED).await?;
-    server::check_fit(&server.facts, &identity)?;
-    server::store_history(&mut server, repository, request.codec).await?;
-    let started_at = now();
-    let parent = newest_backup(repository, &identity).await?;
+    let ready = tokio::select! {
+        ready = Ready::find(repository, request) => ready?,
+        signal = stop.wanted() => return Err(stopped(signal)),
+    };
+    let Ready { server, identity, parent, started_at } = ready;
+    // Not to be given up half-way: only its answer says under which id the backup began.
     let writer = begin(repository, request, &identity, parent.as_ref(), started_at).await?;
-    let id = writer.id().clone();
+    let (id, uploads) = (writer.id().clone(), writer.uploads());
     let making = Making {
         repository,
         request,
@@ -99,16 +107,42 @@ pub async fn run(
         progress: &*progress,
         commit_was_sent: AtomicBool::new(false),
     };
-    let outcome = making.carry_out(server, writer, parent, started_at).await;
+    let outcome = making.carry_out_unless(&mut stop, server, writer, parent, started_at).await;
     // Once its last object was sent, the backup may exist although the answer was lost, or come to
     // exist a moment later: then nothing of it may be removed.
-    if outcome.is_err()
-        && !making.commit_was_sent.load(Ordering::SeqCst)
-        && let Err(error) = repository.forget_unfinished(&id).await
-    {
-        tracing::warn!("what backup {id} had stored could not be removed: {error}");
+    if outcome.is_err() && !making.commit_was_sent.load(Ordering::SeqCst) {
+        making.forget(&id, &uploads).await;
     }
     outcome
+}
+
+/// What is known before a backup begins.
+struct Ready {
+    server: Server,
+    identity: Identity,
+    parent: Option<Committed>,
+    started_at: PgTimestamp,
+}
+
+impl Ready {
+    async fn find(repository: &Repository, request: &Request) -> Result<Self, Failure> {
+        let mut server = server::choose(request).await?;
+        let identity = claimed_identity(repository, server.facts.system_id, UNHARMED).await?;
+        server::check_fit(&server.facts, &identity)?;
+        server::store_history(&mut server, repository, request.codec).await?;
+        let started_at = now();
+        let parent = newest_backup(repository, &identity).await?;
+        Ok(Self { server, identity, parent, started_at })
+    }
+}
+
+fn stopped(signal: StopSignal) -> Failure {
+    Failure::new(
+        Kind::Stopped(signal),
+        format!("the backup was stopped by {signal}"),
+        UNHARMED,
+        "Take it again when it suits. What it had stored is removed, unless a warning above says otherwise.",
+    )
 }
 
 async fn newest_backup(
@@ -118,7 +152,10 @@ async fn newest_backup(
     let backups = repository.committed_backups(identity.system_identifier).await;
     let backups = backups
         .map_err(|error| of_repo(error, "could not list the backups before this one", UNHARMED))?;
-    Ok(backups.into_iter().next_back())
+    for backup in &backups.unreadable {
+        tracing::warn!("nothing is referenced in backup {}: {}", backup.id, backup.why);
+    }
+    Ok(backups.readable.into_iter().next_back())
 }
 
 /// Announces the backup under the first id of this second that is free.
@@ -171,6 +208,38 @@ struct Making<'a> {
 }
 
 impl Making<'_> {
+    /// Carries the backup out; gives it up if `stop` is wanted before the commit was sent.
+    async fn carry_out_unless(
+        &self,
+        stop: &mut StopRequest,
+        server: Server,
+        writer: BackupWriter,
+        parent: Option<Committed>,
+        started_at: PgTimestamp,
+    ) -> Result<Report, Failure> {
+        let mut working = pin!(self.carry_out(server, writer, parent, started_at));
+        let signal = tokio::select! {
+            outcome = &mut working => return outcome,
+            signal = stop.wanted() => signal,
+        };
+        if self.commit_was_sent.load(Ordering::SeqCst) {
+            // Nobody can tell any more whether it exists; a moment later it can be told.
+            return working.await;
+        }
+        self.progress.note("removing what was stored");
+        Err(stopped(signal))
+    }
+
+    /// Removes what a backup that was given up has stored, as far as the store lets us.
+    async fn forget(&self, id: &BackupId, uploads: &Uploads) {
+        if !uploads.ended(UPLOADS_END_MAX).await {
+            tracing::warn!("packs of backup {id} are still on their way; some may stay behind");
+        }
+        if let Err(error) = self.repository.forget_unfinished(id).await {
+            tracing::warn!("what backup {id} had stored could not be removed: {error}");
+        }
+    }
+
     async fn carry_out(
         &self,
         server: Server,

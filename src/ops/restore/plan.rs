@@ -15,7 +15,7 @@ use crate::plan::restore::{
     Candidate, FoundAt, Holdings, Reach, Unreachable, candidates, for_found, for_lsn, for_time, way,
 };
 use crate::plan::target::{RecoveryPoint, TimelineChoice};
-use crate::repo::{RepoError, Repository, claim_of};
+use crate::repo::{CommittedBackups, RepoError, Repository, UnreadableBackup, claim_of};
 
 /// A restore that can be carried out.
 #[derive(Debug, Clone)]
@@ -53,6 +53,17 @@ pub struct PlanReport {
     pub files: u64,
     /// The time of the last commit that the archive holds on this way.
     pub last_commit_time: Option<PgTimestamp>,
+    /// Backups that were not considered, because a document of theirs cannot be read.
+    pub damaged_backups: Vec<DamagedPlan>,
+}
+
+/// A backup that a plan leaves out.
+#[derive(Debug, Clone, Serialize)]
+pub struct DamagedPlan {
+    /// Its id.
+    pub backup: BackupId,
+    /// Which document cannot be read, and why.
+    pub why: String,
 }
 
 /// One tablespace of a plan.
@@ -70,6 +81,7 @@ pub struct TablespacePlan {
 struct Gathered {
     identity: Identity,
     backups: Vec<Committed>,
+    unreadable: Vec<UnreadableBackup>,
     coverage: crate::plan::lineage::Coverage,
     histories: std::collections::BTreeMap<Timeline, TimelineHistory>,
 }
@@ -93,11 +105,15 @@ pub async fn make_plan(repository: &Repository, request: &Request) -> Result<Pla
         segment_size: gathered.identity.segment_size,
     };
     let named = request.backup.as_ref();
-    let way = way(&holdings, request.target.timeline, named).map_err(unreachable)?;
-    let usable = candidates(&holdings, &way, named).map_err(unreachable)?;
+    for backup in &gathered.unreadable {
+        warn_of_unreadable(backup, request.target.timeline);
+    }
+    let refused = |why| gathered.unreachable(why);
+    let way = way(&holdings, request.target.timeline, named).map_err(refused)?;
+    let usable = candidates(&holdings, &way, named).map_err(refused)?;
     let choosing = Choosing { repository, request, gathered: &gathered, way: &way };
     let (chosen, end) = choosing.choose(&usable).await?;
-    let report = report(request, &chosen, &way, end);
+    let report = report(request, &chosen, &gathered, &way, end);
     Ok(Planned { backup: chosen.backup.clone(), report })
 }
 
@@ -125,14 +141,62 @@ async fn gather(
     identity: Identity,
 ) -> Result<Gathered, RepoError> {
     let system_id = identity.system_identifier;
-    // A damaged backup must not stand in the way of another that was asked for by name.
+    // A damaged backup must not stand in the way of another, asked for by name or not.
     let backups = match &request.backup {
-        Some(id) => repository.committed(id).await?.into_iter().collect(),
+        Some(id) => CommittedBackups {
+            readable: repository.committed(id).await?.into_iter().collect(),
+            unreadable: Vec::new(),
+        },
         None => repository.committed_backups(system_id).await?,
     };
+    let CommittedBackups { readable: backups, unreadable } = backups;
     let inventory = repository.wal_inventory(system_id, identity.segment_size).await?;
     let histories = histories_of(repository, system_id, inventory.histories.clone()).await?;
-    Ok(Gathered { identity, backups, coverage: inventory.coverage(), histories })
+    Ok(Gathered { identity, backups, unreadable, coverage: inventory.coverage(), histories })
+}
+
+impl Gathered {
+    /// Says why nothing can be restored as asked; and that a backup which cannot be read
+    /// might have reached it, if there is one.
+    fn unreachable(&self, why: Unreachable) -> Failure {
+        let failure = unreachable(why);
+        if self.unreadable.is_empty() {
+            return failure;
+        }
+        let cures: Vec<String> = self.unreadable.iter().map(cure).collect();
+        let next = format!(
+            "{} But what cannot be read may have reached it. {}",
+            failure.next,
+            cures.join(" ")
+        );
+        // Certainly absent is only what every backup could be asked for.
+        let kind = if failure.kind == Kind::Absent { Kind::Integrity } else { failure.kind };
+        Failure { kind, next, ..failure }
+    }
+}
+
+/// What to do about a backup that cannot be read.
+fn cure(backup: &UnreadableBackup) -> String {
+    let UnreadableBackup { id, why, is_newer } = backup;
+    let next = if *is_newer {
+        "to restore from it, run the version of Highwater that wrote it, or a newer one"
+    } else {
+        "its other objects may be whole: keep them, and put that document back from a copy of the repository"
+    };
+    format!("Backup {id}: {why}; {next}.")
+}
+
+fn warn_of_unreadable(backup: &UnreadableBackup, timeline: TimelineChoice) {
+    let id = &backup.id;
+    let current = if timeline == TimelineChoice::Current {
+        ", and it may have been the newest, whose timeline `current` means"
+    } else {
+        ""
+    };
+    tracing::warn!(
+        "BACKUP {id} IS LEFT OUT, AS IT CANNOT BE READ: from an older one recovery takes longer, and what only {id} reaches is lost to it{current}. {} To choose the backup yourself, name it with `--backup`",
+        cure(backup)
+    );
 }
 
 struct Choosing<'a> {
@@ -164,12 +228,13 @@ impl<'a> Choosing<'a> {
             let end = end_of(candidate);
             Reach { last_xact_time: end.last_xact_time, last_record_lsn: end.last_record_lsn }
         };
+        let refused = |why| self.gathered.unreachable(why);
         let target = &self.request.target;
         let mut replay_end = None;
         let chosen = match &target.point {
             RecoveryPoint::Latest | RecoveryPoint::Immediate => {
                 let newest = usable.first().copied();
-                let newest = newest.ok_or_else(|| unreachable(Unreachable::NoBackup))?;
+                let newest = newest.ok_or_else(|| refused(Unreachable::NoBackup))?;
                 if target.point == RecoveryPoint::Immediate {
                     replay_end = Some(newest.backup.stop_lsn);
                 }
@@ -177,16 +242,16 @@ impl<'a> Choosing<'a> {
             }
             RecoveryPoint::Time { unix_micros } => {
                 let time = PgTimestamp::from_unix_micros(*unix_micros);
-                for_time(usable, time, target.inclusive, named, reach_of).map_err(unreachable)?
+                for_time(usable, time, target.inclusive, named, reach_of).map_err(refused)?
             }
             RecoveryPoint::Lsn(lsn) => {
                 replay_end = Some(*lsn);
-                for_lsn(usable, *lsn, named, reach_of).map_err(unreachable)?
+                for_lsn(usable, *lsn, named, reach_of).map_err(refused)?
             }
             point @ (RecoveryPoint::Xid(_) | RecoveryPoint::Name(_)) => {
                 let found = self.find(usable, point).await?;
                 replay_end = Some(found.end_lsn);
-                for_found(usable, point, found, named).map_err(unreachable)?
+                for_found(usable, point, found, named).map_err(refused)?
             }
         };
         let end = ReplayEnd {
@@ -262,13 +327,14 @@ impl<'a> Choosing<'a> {
         let (from, to) = looked.unwrap_or_default();
         let target = point.to_string();
         let timeline = self.way.timeline();
-        Err(unreachable(Unreachable::NotFound { target, timeline, from, to }))
+        Err(self.gathered.unreachable(Unreachable::NotFound { target, timeline, from, to }))
     }
 }
 
 fn report(
     request: &Request,
     chosen: &Candidate<'_>,
+    gathered: &Gathered,
     way: &TimelineHistory,
     end: ReplayEnd,
 ) -> PlanReport {
@@ -303,6 +369,11 @@ fn report(
         fetch_bytes: packs.map(|pack| pack.live_bytes).sum(),
         files: backup.files,
         last_commit_time: end.last_commit_time,
+        damaged_backups: gathered
+            .unreadable
+            .iter()
+            .map(|backup| DamagedPlan { backup: backup.id.clone(), why: backup.why.clone() })
+            .collect(),
     }
 }
 

@@ -157,9 +157,18 @@ impl Archive {
         self.memory.keys().into_iter().filter(|key| key.contains(part)).collect()
     }
 
-    /// Restores a backup and returns its files as (path, content); nothing on failure, after
-    /// a look that PostgreSQL could not start from what is there.
+    /// Restores a backup as far as the archive goes; see [`Self::restore_with`].
     pub(super) async fn restore(&self, id: &BackupId) -> Result<Vec<(String, Vec<u8>)>, Failure> {
+        Ok(self.restore_with(Some(id), RecoveryPoint::Latest).await?.1)
+    }
+
+    /// Restores and returns the plan and the files as (path, content); nothing on failure,
+    /// after a look that PostgreSQL could not start from what is there.
+    pub(super) async fn restore_with(
+        &self,
+        id: Option<&BackupId>,
+        point: RecoveryPoint,
+    ) -> Result<(restore::PlanReport, Vec<(String, Vec<u8>)>), Failure> {
         let directory = tempfile::tempdir().unwrap();
         let pgdata = directory.path().canonicalize().unwrap().join("data");
         std::fs::create_dir(&pgdata).unwrap();
@@ -169,9 +178,9 @@ impl Archive {
         }
         let request = restore::Request {
             pgdata: pgdata.clone(),
-            backup: Some(id.clone()),
+            backup: id.cloned(),
             target: RecoveryTarget {
-                point: RecoveryPoint::Latest,
+                point,
                 inclusive: true,
                 timeline: TimelineChoice::Latest,
                 action: TargetAction::Pause,
@@ -187,10 +196,12 @@ impl Archive {
         let outcome = async {
             let planned = restore::make_plan(&self.repository, &request).await?;
             restore::check_place(&request, &planned).await?;
-            restore::carry_out(&self.repository, &request, planned, Arc::new(Silent)).await
+            let plan = planned.report.clone();
+            restore::carry_out(&self.repository, &request, planned, Arc::new(Silent)).await?;
+            Ok(plan)
         };
         match outcome.await {
-            Ok(_) => Ok(files_of(&pgdata)),
+            Ok(plan) => Ok((plan, files_of(&pgdata))),
             Err(failure) => {
                 assert!(!pgdata.join("global/pg_control").exists(), "half a restore can start");
                 Err(failure)

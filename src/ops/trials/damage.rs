@@ -3,7 +3,10 @@
 use super::archive::{Archive, SIZE_BYTES, SYSTEM, contents};
 use crate::failure::{Failure, Kind};
 use crate::format::{FORMAT_VERSION, HEADER_PROBE_BYTES, encode_header, parse_header};
+use crate::ops::info;
+use crate::plan::target::RecoveryPoint;
 use crate::store::Key;
+use crate::store::faults::{Call, Fault};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Damage {
@@ -162,6 +165,69 @@ async fn damage_in_what_a_restore_does_not_need_does_not_stop_it() {
             assert_eq!(outcome.unwrap(), contents(1), "{key}: {damage:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_backup_that_cannot_be_read_is_left_out_and_shown_and_stands_in_nobodys_way() {
+    let (archive, [old, new]) = Archive::with_backups().await;
+    let key = archive.calm.place().committed(&new);
+    for damage in [Truncated, Zeroed, BitFlipped(20), NewerFormat, SwappedWithASibling] {
+        let good = archive.damage(&key, &archive.calm.place().committed(&old), damage).await;
+        let restored = archive.restore_with(None, RecoveryPoint::Latest).await;
+        let before = RecoveryPoint::Lsn(archive.size.start_of(2));
+        let too_early = archive.restore_with(None, before).await;
+        let named = archive.restore(&new).await;
+        let report = info::run(&archive.repository).await;
+        let listed = archive.repository.committed_backups(SYSTEM).await;
+        archive.memory.overwrite(&key, good);
+
+        let (plan, files) = restored.unwrap();
+        assert_eq!((plan.backup, files), (old.clone(), contents(1)), "{damage:?}");
+        let left_out: Vec<_> = plan.damaged_backups.iter().map(|left| &left.backup).collect();
+        assert_eq!(left_out, [&new], "{damage:?}");
+        let failure = too_early.unwrap_err();
+        assert_eq!(failure.kind, Kind::Integrity, "{damage:?}");
+        assert!(failure.next.contains(new.as_str()), "{damage:?}: {}", failure.next);
+        let wanted = if damage == NewerFormat { Kind::Usage } else { Kind::Integrity };
+        assert_eq!(kind_of(&named), Some(wanted), "{damage:?}");
+
+        let report = report.unwrap();
+        let whole: Vec<_> = report.backups.iter().map(|backup| &backup.id).collect();
+        assert_eq!(whole, [&old], "{damage:?}");
+        assert!(report.backups[0].usable && report.recovery_window.is_some(), "{damage:?}");
+        assert_eq!(report.damaged_backups.len(), 1, "{damage:?}");
+        assert_eq!(report.damaged_backups[0].id, new, "{damage:?}");
+        assert!(report.damaged_backups[0].why.contains("committed.json"), "{damage:?}");
+        let listed = listed.unwrap();
+        assert_eq!((listed.readable.len(), listed.unreadable.len()), (1, 1), "{damage:?}");
+        assert_eq!(listed.unreadable[0].is_newer, damage == NewerFormat);
+    }
+}
+
+#[tokio::test]
+async fn where_only_unreadable_backups_are_left_absence_is_not_claimed() {
+    let (archive, ids) = Archive::with_backups().await;
+    for id in &ids {
+        let key = archive.calm.place().committed(id);
+        archive.damage(&key, &key, Zeroed).await;
+    }
+    let failure = archive.restore_with(None, RecoveryPoint::Latest).await.unwrap_err();
+    assert_eq!(failure.kind, Kind::Integrity, "{failure}");
+    for id in &ids {
+        assert!(failure.next.contains(id.as_str()), "{}", failure.next);
+    }
+    let report = info::run(&archive.repository).await.unwrap();
+    assert_eq!((report.backups.len(), report.damaged_backups.len()), (0, 2));
+}
+
+#[tokio::test]
+async fn a_store_that_fails_is_never_taken_for_a_damaged_backup() {
+    let (archive, [_, new]) = Archive::with_backups().await;
+    let key = archive.calm.place().committed(&new);
+    archive.faults.inject(Fault::on(Call::Read).key_contains(&*key).for_ever());
+    let failure = archive.restore_with(None, RecoveryPoint::Latest).await.unwrap_err();
+    assert_eq!(failure.kind, Kind::Store, "{failure}");
+    assert_eq!(info::run(&archive.repository).await.unwrap_err().kind, Kind::Store);
 }
 
 #[tokio::test]

@@ -179,6 +179,12 @@ impl Running {
         self.collect()
     }
 
+    /// Sends a signal, which the process may handle.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).expect("the process has not been waited for");
+    }
+
     fn collect(&mut self) -> Run {
         let status = self.child.wait().unwrap();
         let text = |reader: &mut Option<JoinHandle<String>>| {

@@ -11,7 +11,7 @@ mod truth;
 mod wait;
 
 pub use archived::Archived;
-pub use binary::{Run, Running};
+pub use binary::{Highwater, Run, Running};
 pub use cluster::{Cluster, ClusterBuilder, finish};
 pub use lab::{Lab, Random, files_below, fingerprint, flip_bit};
 pub use ledger::Ledger;
