@@ -11,7 +11,7 @@ use super::environment::Environment;
 use super::help;
 use super::requests::{
     ArchiveGetRequest, ArchivePushRequest, BackupRequest, BackupSource, CheckRequest, InfoRequest,
-    InitRequest, ManifestChecksums, Request, RestoreRequest, TablespaceMapping, check_annotations,
+    InitRequest, ManifestChecksums, ReceiveRequest, Request, RestoreRequest, TablespaceMapping, check_annotations,
     check_tablespace_map, parse_annotation, parse_label, parse_max_rate, parse_tablespace_mapping,
 };
 use super::settings::{FlagValues, NOTHING_DONE};
@@ -85,6 +85,9 @@ pub enum Command {
     /// Bring one WAL file back: PostgreSQL's restore_command
     #[command(after_help = help::ARCHIVE_GET)]
     ArchiveGet(ArchiveGetArgs),
+    /// Stream WAL into the repository as it is written: a service
+    #[command(after_help = help::RECEIVE)]
+    Receive(ReceiveArgs),
     /// Take a base backup
     #[command(after_help = help::BACKUP)]
     Backup(BackupArgs),
@@ -154,6 +157,31 @@ pub struct ArchiveGetArgs {
     /// Where to put it, %p in restore_command
     #[arg(value_name = "PATH")]
     path: PathBuf,
+}
+
+/// Arguments of `receive`.
+#[derive(Args)]
+pub struct ReceiveArgs {
+    /// The most WAL that may be lost with the server, as time [env: HIGHWATER_RPO] [default: 1s]
+    #[arg(long, value_name = "TIME")]
+    rpo: Option<String>,
+    /// Store each commit at once: for servers whose synchronous_standby_names names us
+    /// [env: HIGHWATER_SYNCHRONOUS]
+    #[arg(long)]
+    synchronous: bool,
+    /// The replication slot, or none; made if it is not there [env: HIGHWATER_SLOT]
+    /// [default: highwater_ and the cluster's name]
+    #[arg(long, value_name = "NAME")]
+    slot: Option<String>,
+    /// Pieces of WAL on their way to the store at a time [env: HIGHWATER_UPLOADS] [default: 4]
+    #[arg(long, value_name = "N")]
+    uploads: Option<String>,
+    /// Follow a standby where no primary is to be found
+    #[arg(long)]
+    from_standby: bool,
+    /// Follow a server whose timeline another server has replaced
+    #[arg(long)]
+    old_timeline: bool,
 }
 
 /// Arguments of `backup`.
@@ -295,6 +323,14 @@ impl CommandLine {
             }),
             Command::ArchiveGet(ArchiveGetArgs { name, path }) => {
                 Request::ArchiveGet(ArchiveGetRequest { name, path })
+            }
+            Command::Receive(args) => {
+                flags.set(Id::Rpo, args.rpo);
+                flags.set(Id::Synchronous, args.synchronous.then_some("on"));
+                flags.set(Id::Slot, args.slot);
+                flags.set(Id::Uploads, args.uploads);
+                let ReceiveArgs { from_standby, old_timeline, .. } = args;
+                Request::Receive(ReceiveRequest { from_standby, old_timeline })
             }
             Command::Backup(args) => {
                 flags.set(Id::Jobs, args.jobs.clone());

@@ -14,13 +14,20 @@ use super::environment::Environment;
 use super::output::Output;
 use super::requests::{
     ArchiveGetRequest, ArchivePushRequest, BackupRequest, CheckRequest, InfoRequest, InitRequest,
-    ManifestChecksums, Request, RestoreRequest,
+    ManifestChecksums, ReceiveRequest, Request, RestoreRequest,
 };
 use super::settings::{NOTHING_DONE, Settings};
 use super::{man, progress, reports, signals};
 use crate::failure::{Failure, Kind};
 use crate::ops;
-use crate::walsender;
+use crate::walsender::{self, SlotName};
+
+/// Threads of `receive`: one streams, the others upload.
+const RECEIVE_THREADS: usize = 2;
+
+/// How long `receive` tries to store what it holds once it was asked to stop; service
+/// managers commonly kill after 90 s.
+const STOP_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Everything that a command gets besides its request.
 pub struct Surroundings<'a> {
@@ -61,6 +68,7 @@ pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(),
         Request::Check(request) => return check(&request, surroundings),
         Request::ArchivePush(request) => archive_push(request, surroundings)?,
         Request::ArchiveGet(request) => return archive_get(request, surroundings),
+        Request::Receive(request) => receive(request, surroundings)?,
         Request::Backup(request) => backup(request, surroundings)?,
         Request::Restore(request) => restore(*request, surroundings)?,
         Request::Info(request) => info(&request, surroundings)?,
@@ -150,6 +158,32 @@ fn may_be_asked_again(
     surroundings.settings.standby_fallback.value
         && failure.kind == Kind::Store
         && request.data_directory.join("standby.signal").exists()
+}
+
+fn receive(request: ReceiveRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
+    let opened = open_repository(surroundings)?;
+    let settings = surroundings.settings;
+    let slot = match &settings.slot {
+        Some(said) => said.value.clone(),
+        None => Some(SlotName::of_cluster(settings.require_cluster()?)),
+    };
+    let request = ops::receive::Request {
+        server: server(surroundings)?,
+        slot,
+        synchronous: settings.synchronous.value,
+        rpo: settings.rpo.value,
+        uploads_max: settings.uploads.value,
+        codec: settings.compression.value,
+        from_standby: request.from_standby,
+        old_timeline: request.old_timeline,
+        stop_deadline: STOP_DEADLINE,
+    };
+    let report = run_parallel(RECEIVE_THREADS, async {
+        opened.sweep().await;
+        let stop = signals::listen(surroundings.output)?;
+        ops::receive::run(&opened.repository, &request, stop).await
+    })?;
+    surroundings.output.report(&report, reports::receive)
 }
 
 fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {

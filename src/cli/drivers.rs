@@ -108,7 +108,7 @@ pub(super) fn server(surroundings: &Surroundings<'_>) -> Result<ConnInfo, Failur
         user: environment.user_name(),
     };
     let dsn = surroundings.settings.dsn.as_ref().map(|dsn| dsn.value.as_str());
-    let info = ConnInfo::read(dsn, &pg).map_err(|error| {
+    ConnInfo::read(dsn, &pg).map_err(|error| {
         Failure::new(
             Kind::Usage,
             "the connection settings of PostgreSQL cannot be used",
@@ -116,8 +116,7 @@ pub(super) fn server(surroundings: &Surroundings<'_>) -> Result<ConnInfo, Failur
             "correct `--dsn` or the PG* variables; the keywords are libpq's",
         )
         .because(error)
-    })?;
-    Ok(info.with_application_name("highwater"))
+    })
 }
 
 /// Runs a use case on this thread alone: what `archive-push` and `archive-get` start fastest with.

@@ -62,6 +62,18 @@ Exit codes:
   133  store unavailable            135 local disk    198 bug
 Every code above 125 stops recovery, where 1 to 125 would end it as if the archive ended here.";
 
+/// Under `receive --help`.
+pub const RECEIVE: &str = "\
+Examples:
+  highwater receive                    at most one second of commits is lost with the server
+  highwater receive --dsn 'host=db1,db2 user=highwater'      whichever is the primary is followed
+  highwater receive --synchronous      no acknowledged commit is lost; in postgresql.conf:
+      synchronous_standby_names = 'highwater'
+
+It runs until SIGTERM or SIGINT, then stores what it holds and exits 0. Archiving with
+archive_command may go on beside it. The server keeps WAL for the slot while receive is away:
+drop the slot when you stop using it, or pg_wal fills the disk.";
+
 /// Under `backup --help`.
 pub const BACKUP: &str = "\
 Examples:

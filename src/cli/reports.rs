@@ -9,7 +9,7 @@ use super::output::columns;
 use super::units::human_size;
 use crate::format::BackupId;
 use crate::ops::restore::PlanReport;
-use crate::ops::{archive_get, archive_push, backup, check, info, init, restore};
+use crate::ops::{archive_get, archive_push, backup, check, info, init, receive, restore};
 use crate::pg::{Lsn, PgTimestamp, ServerVersion, Timeline};
 use crate::repo::{Put, SegmentSource};
 
@@ -65,6 +65,17 @@ pub(super) fn archive_get(report: &archive_get::Report) -> String {
         }
     };
     format!("brought `{}` back{from}", report.name)
+}
+
+pub(super) fn receive(report: &receive::Report) -> String {
+    let upto = report.stored_lsn.map_or(String::new(), |lsn| format!(", stored up to {lsn}"));
+    format!(
+        "received {} of WAL{upto}: {} segments, {} pieces, {} in the store\n",
+        human_size(report.wal_bytes),
+        report.segments,
+        report.pieces,
+        human_size(report.stored_bytes)
+    )
 }
 
 /// The document of `backup`. Field names are part of the contract of `--json`.

@@ -29,6 +29,8 @@ pub enum Request {
     ArchivePush(ArchivePushRequest),
     /// `archive-get`
     ArchiveGet(ArchiveGetRequest),
+    /// `receive`
+    Receive(ReceiveRequest),
     /// `backup`
     Backup(BackupRequest),
     /// `restore`
@@ -73,6 +75,15 @@ pub struct ArchiveGetRequest {
     pub name: String,
     /// Where it is to stand, `%p`.
     pub path: PathBuf,
+}
+
+/// What `receive` is asked beside its settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReceiveRequest {
+    /// Follow a standby where no primary is to be found.
+    pub from_standby: bool,
+    /// Follow a server whose timeline another server has replaced.
+    pub old_timeline: bool,
 }
 
 /// Where a backup's bytes come from.

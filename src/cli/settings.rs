@@ -24,6 +24,7 @@ use super::settings_table::{
 use super::units::{parse_duration, parse_size, setting_duration, setting_size};
 use crate::failure::{Failure, Kind};
 use crate::format::Codec;
+use crate::walsender::SlotName;
 use crate::spelling::nearest;
 
 /// What is true of every failure before a command begins.
@@ -224,6 +225,14 @@ pub struct Settings {
     pub standby_fallback: Sourced<bool>,
     /// How long a backup waits for its WAL.
     pub wal_timeout: Sourced<Duration>,
+    /// How long `receive` may hold WAL before it goes to the store.
+    pub rpo: Sourced<Duration>,
+    /// Whether `receive` stores each commit at once.
+    pub synchronous: Sourced<bool>,
+    /// The replication slot of `receive`: `Some(None)` means none; not said: the default.
+    pub slot: Option<Sourced<Option<SlotName>>>,
+    /// Pieces that `receive` has on their way at a time; at least 1.
+    pub uploads: Sourced<usize>,
     /// Store options by name.
     pub repo_options: BTreeMap<String, OptionValue>,
 }
@@ -255,6 +264,10 @@ impl Settings {
             archive_get_deadline: check.duration(Id::ArchiveGetDeadline)?,
             standby_fallback: check.or_default(Id::StandbyFallback, parse_switch)?,
             wal_timeout: check.duration(Id::WalTimeout)?,
+            rpo: check.duration(Id::Rpo)?,
+            synchronous: check.or_default(Id::Synchronous, parse_switch)?,
+            slot: check.one(Id::Slot, parse_slot)?,
+            uploads: check.or_default(Id::Uploads, |text| within_count(Id::Uploads, text))?,
             repo_options: raw
                 .repo_options
                 .into_iter()
@@ -304,6 +317,8 @@ impl Settings {
             })
         };
         let seconds = |value: &Sourced<Duration>| text(value, |time| setting_duration(*time));
+        let switch =
+            |value: &Sourced<bool>| text(value, |on| if *on { "on" } else { "off" }.to_owned());
         let shown = match id {
             Id::Repo => redacted(self.repo.as_ref(), redact::url),
             Id::Cluster => self.cluster.as_ref().map(|value| text(value, String::clone)),
@@ -316,10 +331,14 @@ impl Settings {
             Id::MemoryMax => Some(text(&self.memory_max_bytes, |bytes| setting_size(*bytes))),
             Id::ArchivePushDeadline => Some(seconds(&self.archive_push_deadline)),
             Id::ArchiveGetDeadline => Some(seconds(&self.archive_get_deadline)),
-            Id::StandbyFallback => {
-                Some(text(&self.standby_fallback, |on| if *on { "on" } else { "off" }.to_owned()))
-            }
+            Id::StandbyFallback => Some(switch(&self.standby_fallback)),
             Id::WalTimeout => Some(seconds(&self.wal_timeout)),
+            Id::Rpo => Some(seconds(&self.rpo)),
+            Id::Synchronous => Some(switch(&self.synchronous)),
+            Id::Slot => self.slot.as_ref().map(|value| {
+                text(value, |slot| slot.as_ref().map_or("none".to_owned(), ToString::to_string))
+            }),
+            Id::Uploads => Some(text(&self.uploads, ToString::to_string)),
         };
         shown.unwrap_or((None, false, Origin::Default))
     }
@@ -448,6 +467,11 @@ fn is_cluster_name(text: &str) -> bool {
 
 fn absolute(text: &str) -> Option<PathBuf> {
     text.starts_with('/').then(|| PathBuf::from(text))
+}
+
+/// Reads the name of a replication slot; `none` is the wish to have none.
+fn parse_slot(text: &str) -> Option<Option<SlotName>> {
+    if text == "none" { Some(None) } else { text.parse().ok().map(Some) }
 }
 
 fn parse_switch(text: &str) -> Option<bool> {

@@ -37,6 +37,14 @@ pub enum Id {
     StandbyFallback,
     /// How long `backup` waits for its WAL.
     WalTimeout,
+    /// How much received WAL may be lost, as time.
+    Rpo,
+    /// Whether commits wait for `receive`.
+    Synchronous,
+    /// The replication slot of `receive`.
+    Slot,
+    /// How many pieces `receive` has on their way.
+    Uploads,
 }
 
 /// What a setting takes. Bounds are included.
@@ -75,6 +83,8 @@ pub enum Accepts {
     },
     /// On or off.
     Switch,
+    /// The name of a replication slot, or `none`.
+    Slot,
 }
 
 impl Accepts {
@@ -104,6 +114,9 @@ impl Accepts {
                 seconds(max)
             ),
             Self::Switch => "on or off (in the file: true or false)".into(),
+            Self::Slot => {
+                "1 to 63 small letters, digits and underscores, or `none` for no slot".into()
+            }
         }
     }
 
@@ -143,7 +156,7 @@ const MIB: u64 = 1 << 20;
 const HOUR: u64 = 3_600;
 
 /// All settings, in the order in which they are shown.
-pub static TABLE: [Setting; 11] = [
+pub static TABLE: [Setting; 15] = [
     Setting {
         id: Id::Repo,
         key: "repo.url",
@@ -253,6 +266,46 @@ pub static TABLE: [Setting; 11] = [
         default: Some("10min"),
         example: "10min",
         meaning: "how long a backup waits for its WAL to arrive in the repository",
+    },
+    Setting {
+        id: Id::Rpo,
+        key: "rpo",
+        variable: "HIGHWATER_RPO",
+        flag: Some("--rpo"),
+        accepts: Accepts::Duration { min: 0, max: HOUR },
+        default: Some("1s"),
+        example: "500ms",
+        meaning: "how long receive may hold WAL before it goes to the store: the most that is lost with the server",
+    },
+    Setting {
+        id: Id::Synchronous,
+        key: "synchronous",
+        variable: "HIGHWATER_SYNCHRONOUS",
+        flag: Some("--synchronous"),
+        accepts: Accepts::Switch,
+        default: Some("off"),
+        example: "on",
+        meaning: "receive stores each commit at once, for servers whose commits wait for it",
+    },
+    Setting {
+        id: Id::Slot,
+        key: "slot",
+        variable: "HIGHWATER_SLOT",
+        flag: Some("--slot"),
+        accepts: Accepts::Slot,
+        default: None,
+        example: "highwater_main",
+        meaning: "the replication slot of receive; by default highwater_ and the cluster's name",
+    },
+    Setting {
+        id: Id::Uploads,
+        key: "uploads",
+        variable: "HIGHWATER_UPLOADS",
+        flag: Some("--uploads"),
+        accepts: Accepts::Count { min: 1, max: 64 },
+        default: Some("4"),
+        example: "8",
+        meaning: "pieces of WAL that receive has on their way to the store at a time",
     },
 ];
 

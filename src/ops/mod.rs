@@ -16,6 +16,7 @@ pub mod check;
 pub mod info;
 pub mod init;
 pub mod progress;
+pub mod receive;
 pub mod restore;
 mod stop;
 

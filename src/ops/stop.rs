@@ -16,6 +16,11 @@ impl StopRequest {
         (sender, Self(receiver))
     }
 
+    /// Returns whether somebody wants the work to stop.
+    pub fn is_wanted(&self) -> bool {
+        self.0.borrow().is_some()
+    }
+
     /// Waits until somebody wants the work to stop, perhaps for ever. Cancel-safe; may be asked again.
     pub async fn wanted(&mut self) -> StopSignal {
         let signal = self.0.wait_for(Option::is_some).await.ok().and_then(|signal| *signal);

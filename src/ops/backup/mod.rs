@@ -129,6 +129,7 @@ impl Ready {
         let mut server = server::choose(request).await?;
         let identity = claimed_identity(repository, server.facts.system_id, UNHARMED).await?;
         server::check_fit(&server.facts, &identity)?;
+        server::check_wal_comes(&server.facts, repository).await?;
         server::store_history(&mut server, repository, request.codec).await?;
         let started_at = now();
         let parent = newest_backup(repository, &identity).await?;

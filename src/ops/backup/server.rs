@@ -4,7 +4,7 @@ use super::{Request, UNHARMED};
 use crate::failure::{Failure, Kind};
 use crate::format::{Codec, Identity};
 use crate::ops::failures::{of_postgres, of_repo};
-use crate::pg::{SegmentSize, ServerVersion, SystemId, Timeline, WalFileName};
+use crate::pg::{Lsn, SegmentSize, ServerVersion, SystemId, Timeline, WalFileName};
 use crate::repo::Repository;
 use crate::walsender::{ConnInfo, Connection, Mode, PgError};
 
@@ -22,6 +22,8 @@ pub(super) struct Server {
 pub(super) struct Facts {
     pub(super) system_id: SystemId,
     pub(super) timeline: Timeline,
+    /// The end of its WAL when it was asked.
+    pub(super) flush_lsn: Lsn,
     pub(super) version: ServerVersion,
     pub(super) segment_size: SegmentSize,
     pub(super) in_recovery: bool,
@@ -90,6 +92,7 @@ async fn connect(info: &ConnInfo) -> Result<Server, Failure> {
     let facts = Facts {
         system_id: system.system_id,
         timeline: system.timeline,
+        flush_lsn: system.flush_lsn,
         version,
         segment_size,
         in_recovery,
@@ -145,13 +148,33 @@ pub(super) fn check_fit(facts: &Facts, identity: &Identity) -> Result<(), Failur
             "Set wal_level = replica in postgresql.conf and restart the server.",
         ));
     }
-    if facts.archive_mode == "off" && !facts.in_recovery {
-        return Err(Failure::new(
-            Kind::Postgres,
-            "archive_mode is off on the server: the WAL that makes a backup usable would never arrive",
-            UNHARMED,
-            "Set archive_mode = on and archive_command = 'highwater archive-push %p', restart the server, and run `highwater check`.",
-        ));
-    }
     Ok(())
+}
+
+/// Refuses a server whose WAL comes by no way: it does not archive, and nobody has streamed its
+/// latest WAL into the repository.
+pub(super) async fn check_wal_comes(
+    facts: &Facts,
+    repository: &Repository,
+) -> Result<(), Failure> {
+    if facts.archive_mode != "off" || facts.in_recovery {
+        return Ok(());
+    }
+    let size = facts.segment_size;
+    let recent = size.start_of(size.segment_of(facts.flush_lsn).saturating_sub(1));
+    let stored = repository
+        .wal_between(facts.system_id, size, recent, facts.flush_lsn)
+        .await
+        .map_err(|error| of_repo(error, "could not look for the server's WAL", UNHARMED))?;
+    let coverage = stored.coverage();
+    let ranges = coverage.get(&facts.timeline).map(Vec::as_slice).unwrap_or_default();
+    if ranges.iter().any(|(_, end)| *end > recent) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Kind::Postgres,
+        "archive_mode is off on the server and `highwater receive` has stored none of its latest WAL: the WAL that makes a backup usable would never arrive",
+        UNHARMED,
+        "Start `highwater receive`, or set archive_mode = on and archive_command = 'highwater archive-push %p' and restart the server; then run `highwater check`.",
+    ))
 }

@@ -20,10 +20,10 @@ mod watch;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use tokio::sync::watch::Receiver;
 
-use self::session::{End, Session};
+use self::session::{End, Session, Trouble};
 use self::source::{Memory, Source};
+use super::StopRequest;
 use super::failures::{of_postgres, of_repo};
 use crate::failure::{Failure, Kind};
 use crate::format::Codec;
@@ -83,7 +83,7 @@ pub struct Report {
     pub segments: u64,
 }
 
-/// Streams until `stop` becomes true.
+/// Streams until somebody wants it to stop.
 ///
 /// # Errors
 /// What no retry can cure: settings ([`Kind::Usage`]), a place of another cluster or content
@@ -92,7 +92,7 @@ pub struct Report {
 pub async fn run(
     repository: &Repository,
     request: &Request,
-    stop: Receiver<bool>,
+    stop: StopRequest,
 ) -> Result<Report, Failure> {
     let mut service = Service {
         repository,
@@ -104,7 +104,7 @@ pub async fn run(
         damaged: None,
     };
     let mut pause = PAUSE_FIRST;
-    while !*service.stop.borrow() {
+    while !service.stop.is_wanted() {
         let began = Instant::now();
         match service.stream_once().await {
             Ok(End::Asked) => break,
@@ -129,7 +129,7 @@ pub async fn run(
 struct Service<'a> {
     repository: &'a Repository,
     request: &'a Request,
-    stop: Receiver<bool>,
+    stop: StopRequest,
     report: Report,
     memory: Memory,
     ever_streamed: bool,
@@ -140,15 +140,27 @@ struct Service<'a> {
 impl Service<'_> {
     /// Chooses a server and streams from it, from timeline to timeline, until the connection ends.
     async fn stream_once(&mut self) -> Result<End, Failure> {
-        let source = source::choose(self.repository, self.request, &mut self.memory).await?;
-        self.ever_streamed = true;
-        let watching = watch::begin(self.request, &source);
-        let end = self.follow(source).await;
-        watching.abort();
-        end
+        let mut stop = self.stop.clone();
+        let source = tokio::select! {
+            source = source::choose(self.repository, self.request, &mut self.memory) => source?,
+            _ = stop.wanted() => return Ok(End::Asked),
+        };
+        match self.follow(source).await {
+            Ok(end) => Ok(end),
+            Err(Trouble::Other(failure)) => Err(failure),
+            Err(Trouble::WalRemoved(failure)) => {
+                self.memory.wal_removed = true;
+                Err(failure)
+            }
+            Err(Trouble::SlotLost(failure)) => {
+                self.memory.slot_lost = true;
+                Err(failure)
+            }
+        }
     }
 
-    async fn follow(&mut self, mut source: Source) -> Result<End, Failure> {
+    async fn follow(&mut self, mut source: Source) -> Result<End, Trouble> {
+        let mut watch = watch::begin(self.request, &source);
         loop {
             tracing::info!(
                 "streaming timeline {} from {}, beginning at {}; stored up to {}",
@@ -160,10 +172,9 @@ impl Service<'_> {
             let Source { connection, facts, start, .. } = source;
             let mut session =
                 Session::new(self.repository, self.request, &facts, start, &mut self.report);
-            let end = session.run(connection, self.stop.clone()).await;
-            if session.flush_lsn() > start.lsn {
-                self.memory.note(start.timeline, session.flush_lsn());
-            }
+            let end = session.run(connection, &mut watch, self.stop.clone()).await;
+            self.memory.note(session.stored_lsn());
+            self.ever_streamed = true;
             let (next, switch_lsn, connection) = match end? {
                 End::TimelineEnd { next, switch_lsn, connection } => (next, switch_lsn, connection),
                 end => return Ok(end),
@@ -199,8 +210,7 @@ impl Service<'_> {
 
     /// Waits; returns whether the service was asked to stop meanwhile.
     async fn pause(&mut self, pause: Duration) -> bool {
-        let asked = self.stop.wait_for(|stop| *stop);
-        tokio::time::timeout(pause, asked).await.is_ok()
+        tokio::time::timeout(pause, self.stop.wanted()).await.is_ok()
     }
 
     /// Returns whether the service goes on after such a failure. Before the first stream

@@ -7,15 +7,15 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::source::Facts;
 use super::uploads::{Purpose, Settled, Stored, Uploads};
+use super::watch::Watch;
 use super::{Report, Request, UNHARMED};
 use crate::failure::{Failure, Kind};
 use crate::ops::failures::{of_postgres, of_repo};
-use crate::ops::now;
+use crate::ops::{StopRequest, now};
 use crate::pg::{Lsn, Mark, SegmentName, Timeline, WalCarry, WalEvent};
 use crate::plan::receive::{
     Cut, CutPolicy, Merges, Progress, Start, Uncut, tail_is_cut, when_to_cut,
@@ -126,10 +126,11 @@ impl<'a> Session<'a> {
     pub(super) async fn run(
         &mut self,
         connection: Connection,
-        mut stop: Receiver<bool>,
+        watch: &mut Watch,
+        mut stop: StopRequest,
     ) -> Result<End, Trouble> {
         self.open_segment(self.start.lsn).await?;
-        let end = self.stream(connection, &mut stop).await;
+        let end = self.stream(connection, watch, &mut stop).await;
         // Perhaps the server is gone for good, and these bytes are nowhere else.
         let drained = match &end {
             Ok(End::TimelineEnd { switch_lsn, .. }) => {
@@ -152,7 +153,8 @@ impl<'a> Session<'a> {
     async fn stream(
         &mut self,
         mut connection: Connection,
-        stop: &mut Receiver<bool>,
+        watch: &mut Watch,
+        stop: &mut StopRequest,
     ) -> Result<End, Trouble> {
         // Silence is watched here, where it is known whether anybody listens.
         connection.set_silence_limit(None);
@@ -195,7 +197,8 @@ impl<'a> Session<'a> {
                 settled = self.uploads.next(), if !self.uploads.is_empty() => self.settle(settled?),
                 () = tokio::time::sleep_until(cut_at.unwrap_or(self.began)), if cut_at.is_some() => {}
                 _ = line.timer.tick() => line.keep_alive(&self.progress).await?,
-                _ = stop.wait_for(|stop| *stop) => {
+                Some(()) = watch.lost.recv() => return Err(slot_lost()),
+                _ = stop.wanted() => {
                     self.drain(stop).await?;
                     line.tell(&self.progress, true).await?;
                     // The server may go on sending for a moment; nobody waits for that.
@@ -414,16 +417,16 @@ impl<'a> Session<'a> {
     }
 
     /// Stores everything that was received. An ordered stop limits how long that may take.
-    async fn drain(&mut self, stop: &mut Receiver<bool>) -> Result<(), Failure> {
+    async fn drain(&mut self, stop: &mut StopRequest) -> Result<(), Failure> {
         self.cut()?;
         let mut deadline = None;
         while !self.uploads.is_settled() {
-            if *stop.borrow() && deadline.is_none() {
+            if stop.is_wanted() && deadline.is_none() {
                 deadline = Some(Instant::now() + self.request.stop_deadline);
             }
             tokio::select! {
                 settled = self.uploads.next() => self.settle(settled?),
-                _ = stop.wait_for(|stop| *stop), if deadline.is_none() => {}
+                _ = stop.wanted(), if deadline.is_none() => {}
                 () = tokio::time::sleep_until(deadline.unwrap_or(self.began)), if deadline.is_some() => {
                     return Err(self.not_stored_in_time());
                 }
@@ -549,6 +552,16 @@ fn is_waited_for(mark: &Mark) -> bool {
         WalEvent::Prepared => true,
         _ => false,
     }
+}
+
+/// PostgreSQL 14 to 17 stream on with a slot that was invalidated, and keep nothing for it.
+fn slot_lost() -> Trouble {
+    Trouble::SlotLost(Failure::new(
+        Kind::Postgres,
+        "the server has invalidated the replication slot (wal_status lost)",
+        UNHARMED,
+        "The slot is made anew. Raise max_slot_wal_keep_size, or find out why the store is slow.",
+    ))
 }
 
 fn trouble(error: PgError, what: &str) -> Trouble {

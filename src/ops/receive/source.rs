@@ -7,8 +7,8 @@ use super::{Request, UNHARMED};
 use crate::failure::{Failure, Kind};
 use crate::format::Identity;
 use crate::ops::failures::{of_postgres, of_repo};
-use crate::ops::wal_times::histories_of;
 use crate::ops::claimed_identity;
+use crate::ops::wal_times::histories_of;
 use crate::pg::{
     Lsn, SegmentSize, ServerVersion, SystemId, Timeline, TimelineHistory, WalFileName,
 };
@@ -334,6 +334,13 @@ async fn ready_slot(
             Err(error) if error.is_slot_there_already() => {}
             Err(error) => return Err(failed(error, "create")),
         }
+    }
+    if let SlotState::Physical { restart_lsn: None, .. } = state {
+        // It keeps nothing: it was made without reserving WAL, or the server gave it up.
+        tracing::warn!("replication slot `{slot}` keeps no WAL; it is made anew");
+        connection.drop_slot(slot).await.map_err(|error| failed(error, "remove"))?;
+        connection.create_physical_slot(slot).await.map_err(|error| failed(error, "create"))?;
+        state = connection.read_slot(slot).await.map_err(|error| failed(error, "read"))?;
     }
     Ok(match state {
         SlotState::Physical { restart_lsn, .. } => restart_lsn,
