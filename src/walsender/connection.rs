@@ -8,12 +8,13 @@
 
 use std::time::Duration;
 
+use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 
 use super::auth::Login;
 use super::conninfo::{ConnInfo, Host, SessionTarget};
 use super::dial::{self, Address, NextStep, Way};
-use super::error::PgError;
+use super::error::{PgError, ServerError};
 use super::rows::{RawRows, Rows};
 use super::wire::{Frame, Wire};
 
@@ -52,6 +53,8 @@ pub struct Connection {
     wire: Wire,
     mode: Mode,
     state: State,
+    /// An error of the server; it is returned when the reply was read to its end.
+    pending_error: Option<Box<ServerError>>,
     server_version_num: u32,
 }
 
@@ -127,7 +130,8 @@ impl Connection {
         let (encrypted, end_point) = (opened.encrypted, opened.end_point);
         Login { info, host, mode, encrypted, end_point }.run(&mut wire).await?;
         wire.login_is_done();
-        let mut connection = Self { wire, mode, state: State::InReply, server_version_num: 0 };
+        let mut connection =
+            Self { wire, mode, state: State::InReply, pending_error: None, server_version_num: 0 };
         while connection.state == State::InReply {
             let frame = connection.next_frame().await?;
             // Besides ReadyForQuery only BackendKeyData comes, for
@@ -251,23 +255,52 @@ impl Connection {
     ///
     /// An ErrorResponse becomes an error only after the rest of the reply was
     /// read, so that the connection is idle again where the server lets it.
+    /// Cancel-safe: a call that is dropped loses no message and no error.
     pub(super) async fn next_frame(&mut self) -> Result<Frame, PgError> {
-        let frame = self.next_of_wire().await?;
-        if frame.tag != b'E' {
-            return Ok(frame);
+        loop {
+            if self.state != State::InReply
+                && let Some(error) = self.pending_error.take()
+            {
+                return Err(PgError::Server(error));
+            }
+            let frame = match self.next_of_wire().await {
+                Ok(frame) => frame,
+                // What the server said before is the better news.
+                Err(broken) => {
+                    return Err(self.pending_error.take().map_or(broken, PgError::Server));
+                }
+            };
+            if self.pending_error.is_some() {
+                // What still comes is of no use.
+                continue;
+            }
+            if frame.tag != b'E' {
+                return Ok(frame);
+            }
+            let error = self.wire.server_error(&frame.body);
+            if error.ends_connection() {
+                self.state = State::Unusable;
+            }
+            self.pending_error = Some(Box::new(error));
         }
-        let error = self.wire.server_error(&frame.body);
-        if error.ends_connection() {
+    }
+
+    /// Puts a message into what the next [`Self::flush`] sends.
+    pub(super) fn put(&mut self, write: impl FnOnce(&mut BytesMut)) {
+        write(&mut self.wire.output);
+    }
+
+    /// Sends what was put. Errors leave the connection unusable. Cancel-safe:
+    /// after a call that is dropped, the next one sends the rest.
+    pub(super) async fn flush(&mut self) -> Result<(), PgError> {
+        if !self.wire.has_output() {
+            return Ok(());
+        }
+        let sent = self.wire.flush().await;
+        if sent.is_err() {
             self.state = State::Unusable;
         }
-        // What still comes is of no use. If the connection breaks now, what
-        // the server said before is the better news.
-        while self.state == State::InReply {
-            if self.next_of_wire().await.is_err() {
-                break;
-            }
-        }
-        Err(PgError::Server(Box::new(error)))
+        sent
     }
 
     async fn next_of_wire(&mut self) -> Result<Frame, PgError> {

@@ -29,6 +29,9 @@ pub struct ServerError {
     pub detail: String,
     /// The server's advice; may be empty.
     pub hint: String,
+    /// The function of the server's source that reported it; never translated,
+    /// and empty where something in between leaves it out.
+    pub routine: String,
 }
 
 impl ServerError {
@@ -49,6 +52,7 @@ impl ServerError {
                 b'M' => error.message = text,
                 b'D' => error.detail = text,
                 b'H' => error.hint = text,
+                b'R' => error.routine = text,
                 _ => {}
             }
         }
@@ -75,7 +79,7 @@ impl ServerError {
 
 impl fmt::Display for ServerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { place, severity, sqlstate, message, detail, hint } = self;
+        let Self { place, severity, sqlstate, message, detail, hint, routine: _ } = self;
         write!(f, "PostgreSQL at {place}: {severity}: {message} (SQLSTATE {sqlstate})")?;
         if !detail.is_empty() {
             write!(f, "; detail: {detail}")?;
@@ -191,6 +195,67 @@ impl PgError {
         }
     }
 
+    /// Returns whether the replication slot is in use by somebody else, or
+    /// still by a connection of ours that the server has not given up yet. A
+    /// retry can cure it. Also said of a slot that is to be dropped.
+    pub fn is_slot_in_use(&self) -> bool {
+        self.sqlstate() == Some("55006")
+    }
+
+    /// Returns whether the replication slot named does not exist.
+    pub fn is_slot_absent(&self) -> bool {
+        self.sqlstate() == Some("42704")
+    }
+
+    /// Returns whether the replication slot that was to be made exists already.
+    pub fn is_slot_there_already(&self) -> bool {
+        self.sqlstate() == Some("42710")
+    }
+
+    /// Returns whether the server gave up the slot (`wal_status` is `lost`):
+    /// it can only be dropped. Only PostgreSQL 18 says so; see the head of
+    /// `slots.rs` for what earlier ones do.
+    ///
+    /// The same SQLSTATE tells of a logical slot, so the function that
+    /// reported it counts: `ReplicationSlotAcquire` in `slot.c`.
+    pub fn is_slot_lost(&self) -> bool {
+        self.reported("55000", "ReplicationSlotAcquire").is_some()
+    }
+
+    /// Returns whether the server no longer has the WAL to stream. Of
+    /// TIMELINE_HISTORY the same SQLSTATE says that there is no such file.
+    pub fn is_wal_removed(&self) -> bool {
+        self.sqlstate() == Some("58P01")
+    }
+
+    /// Returns whether the place to stream from is not in the server's history:
+    /// the timeline is none of its ancestors, or it left that timeline before
+    /// the place. The server has another past than who asked.
+    ///
+    /// There is no SQLSTATE of its own (XX000), so the function that reported
+    /// it counts: `tliSwitchPoint` in `timeline.c`, `StartReplication` in
+    /// `walsender.c`, whose other error of the kind has no detail.
+    pub fn is_not_in_history(&self) -> bool {
+        self.reported("XX000", "tliSwitchPoint").is_some()
+            || self.reported("XX000", "StartReplication").is_some_and(|e| !e.detail.is_empty())
+    }
+
+    /// Returns whether the place to stream from is past the end of the
+    /// server's WAL: it lags behind, or lost its tail. By the same rule as
+    /// [`Self::is_not_in_history`].
+    pub fn is_ahead_of_server(&self) -> bool {
+        self.reported("XX000", "StartReplication").is_some_and(|e| e.detail.is_empty())
+    }
+
+    fn reported(&self, sqlstate: &str, routine: &str) -> Option<&ServerError> {
+        match self {
+            Self::Server(error) if error.sqlstate == sqlstate && error.routine == routine => {
+                Some(error)
+            }
+            _ => None,
+        }
+    }
+
     /// Folds the failures of several attempts; one stands for itself.
     pub(super) fn of_attempts(mut attempts: Vec<Self>) -> Self {
         match attempts.pop() {
@@ -244,6 +309,29 @@ mod tests {
         {
             assert_eq!(server(sqlstate).is_transient(), transient, "{sqlstate}");
         }
+    }
+
+    #[test]
+    fn errors_of_replication_are_told_apart_by_who_in_the_server_reports_them() {
+        let of = |sqlstate: &str, routine: &str, detail: &str| {
+            PgError::Server(Box::new(ServerError {
+                sqlstate: sqlstate.to_owned(),
+                routine: routine.to_owned(),
+                detail: detail.to_owned(),
+                ..ServerError::default()
+            }))
+        };
+        let lost = of("55000", "ReplicationSlotAcquire", "it has been invalidated");
+        let logical = of("55000", "StartReplication", "");
+        assert!(lost.is_slot_lost() && !logical.is_slot_lost());
+        let unknown = of("XX000", "tliSwitchPoint", "");
+        let left_before = of("XX000", "StartReplication", "it forked");
+        let ahead = of("XX000", "StartReplication", "");
+        assert!(unknown.is_not_in_history() && left_before.is_not_in_history());
+        assert!(ahead.is_ahead_of_server() && !ahead.is_not_in_history());
+        assert!(!left_before.is_ahead_of_server());
+        let body = Bytes::from_static(b"SERROR\0CXX000\0RtliSwitchPoint\0\0");
+        assert_eq!(ServerError::from_body("db:5432", &body).routine, "tliSwitchPoint");
     }
 
     #[test]

@@ -1,16 +1,17 @@
 //! Connections to PostgreSQL: settings, login, queries, replication commands,
-//! and the stream of a base backup as typed events.
+//! slots, and the streams of a base backup and of WAL as typed events.
 //!
 //! A small client over the `postgres-protocol` crate, because no published
 //! client speaks physical replication. The face is [`ConnInfo`] (where and
-//! who), [`Connection`] (one session, by simple queries) and [`BaseBackup`]
-//! (one backup, the same events from every version of PostgreSQL).
+//! who), [`Connection`] (one session, by simple queries), [`BaseBackup`]
+//! (one backup, the same events from every version of PostgreSQL) and
+//! [`WalStream`] (WAL as it is written).
 //!
 //! ```text
 //! conninfo/ ----> dial --> tls --> certificate      reach the server
 //! passfile -----> auth                              get in
 //!                 wire --> connection --> rows      ask and be answered
-//!                          replication, base_backup
+//!                          replication, slots, base_backup, wal_stream
 //! ```
 //!
 //! Never here: what is done with the bytes (storage), or which backup, host or
@@ -29,7 +30,9 @@ mod passfile;
 mod quote;
 mod replication;
 mod rows;
+mod slots;
 mod tls;
+mod wal_stream;
 mod wire;
 
 pub use base_backup::{BackupEvent, BackupOptions, BaseBackup, ManifestChecksums, Tablespace};
@@ -39,3 +42,5 @@ pub use error::{PgError, ServerError};
 pub use quote::{quote_identifier, quote_literal};
 pub use replication::{SystemIdentity, TimelineHistory};
 pub use rows::Rows;
+pub use slots::{ParseSlotNameError, SlotName, SlotState};
+pub use wal_stream::{StreamEvent, StreamStart, StreamStatus, WalStream};

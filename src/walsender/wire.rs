@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::Instant;
 
 use super::error::{PgError, ServerError};
 use super::tls;
@@ -66,6 +67,10 @@ pub(super) struct Wire {
     input: BytesMut,
     /// What is to be sent by the next [`Wire::flush`].
     pub(super) output: BytesMut,
+    /// Bytes were written that the stream may still hold back (TLS).
+    unflushed: bool,
+    /// How long reads have waited since the last byte came, dropped calls included.
+    waited: Duration,
     place: String,
     parameters: BTreeMap<String, String>,
     logged_in: bool,
@@ -88,6 +93,8 @@ impl Wire {
             stream,
             input: BytesMut::new(),
             output: BytesMut::new(),
+            unflushed: false,
+            waited: Duration::ZERO,
             place,
             parameters: BTreeMap::new(),
             logged_in: false,
@@ -112,19 +119,36 @@ impl Wire {
     }
 
     /// Sends all of `output`.
+    ///
+    /// Errors: `Closed`, `Timeout`, `Tls`; all leave the connection unusable.
+    /// Cancel-safe: after a call that is dropped, the next one sends the rest.
     pub(super) async fn flush(&mut self) -> Result<(), PgError> {
-        let Self { stream, output, silence_limit, place, .. } = self;
+        let Self { stream, output, unflushed, silence_limit, place, .. } = self;
         let sent = within(*silence_limit, async {
-            stream.write_all(output).await?;
-            stream.flush().await
+            while !output.is_empty() {
+                *unflushed = true;
+                if stream.write_buf(output).await? == 0 {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+            }
+            stream.flush().await?;
+            *unflushed = false;
+            Ok(())
         });
         let outcome = sent.await;
-        output.clear();
+        if !matches!(outcome, Some(Ok(()))) {
+            output.clear();
+        }
         match outcome {
             Some(Ok(())) => Ok(()),
             Some(Err(error)) => Err(tls::stream_failure(&error, place)),
             None => Err(self.too_slow("sending a request")),
         }
+    }
+
+    /// Returns whether a dropped [`Wire::flush`] left something to send.
+    pub(super) fn has_output(&self) -> bool {
+        self.unflushed || !self.output.is_empty()
     }
 
     /// Ends the connection politely; what goes wrong no longer matters.
@@ -193,12 +217,22 @@ impl Wire {
     }
 
     /// Reads some bytes.
+    ///
+    /// The limit is on all the waiting since the last byte, because a caller
+    /// that drops the call at every tick of a clock would else wait for ever.
     async fn fill(&mut self) -> Result<(), PgError> {
         if self.input.capacity() - self.input.len() < READ_BYTES_MIN {
             self.input.reserve(READ_BYTES);
         }
-        let Self { stream, input, silence_limit, place, .. } = self;
-        match within(*silence_limit, stream.read_buf(input)).await {
+        let Self { stream, input, waited, silence_limit, place, .. } = self;
+        let rest = silence_limit.map(|limit| limit.saturating_sub(*waited));
+        let clock = Waiting { since: Instant::now(), waited };
+        let outcome = within(rest, stream.read_buf(input)).await;
+        drop(clock);
+        if outcome.is_some() {
+            *waited = Duration::ZERO;
+        }
+        match outcome {
             Some(Ok(0)) => Err(PgError::Closed {
                 place: place.clone(),
                 reason: if input.is_empty() {
@@ -241,6 +275,18 @@ impl Wire {
     }
 }
 
+/// Adds the time of one wait, also of one that is dropped.
+struct Waiting<'a> {
+    since: Instant,
+    waited: &'a mut Duration,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        *self.waited = self.waited.saturating_add(self.since.elapsed());
+    }
+}
+
 /// Runs `work`; `None` if it took longer than `limit`.
 async fn within<T>(
     limit: Option<Duration>,
@@ -256,6 +302,7 @@ async fn within<T>(
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt;
     use proptest::prelude::*;
 
     /// Reads frames from `pieces`, each of which arrives by itself, until the stream ends.
@@ -283,6 +330,39 @@ mod tests {
             };
             tokio::join!(send, read).1
         })
+    }
+
+    fn wire(limit: Duration) -> (tokio::io::DuplexStream, Wire) {
+        let (server, client) = tokio::io::duplex(64);
+        let mut wire = Wire::new(Box::new(client), "test".to_owned());
+        wire.silence_limit = Some(limit);
+        (server, wire)
+    }
+
+    #[tokio::test]
+    async fn a_dropped_send_is_taken_up_where_it_was() {
+        let (mut server, mut wire) = wire(Duration::from_secs(20));
+        let message: Vec<u8> = (0..200).collect();
+        wire.output.extend_from_slice(&message);
+        let mut sent = Vec::new();
+        while wire.flush().now_or_never().is_none() {
+            assert!(wire.has_output());
+            let mut piece = [0; 7];
+            server.read_exact(&mut piece).await.unwrap();
+            sent.extend(piece);
+        }
+        assert!(!wire.has_output());
+        drop(wire);
+        server.read_to_end(&mut sent).await.unwrap();
+        assert_eq!(sent, message);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_nothing_ends_a_send_at_the_limit() {
+        let (_server, mut wire) = wire(Duration::from_millis(100));
+        wire.output.extend_from_slice(&[0; 65]);
+        let sent = tokio::time::timeout(Duration::from_secs(20), wire.flush()).await.unwrap();
+        assert!(matches!(sent, Err(PgError::Timeout { .. })), "{sent:?}");
     }
 
     proptest! {

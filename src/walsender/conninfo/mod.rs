@@ -182,13 +182,18 @@ impl ConnInfo {
         Settings(&values).conninfo(environment)
     }
 
+    /// Returns where the servers are, for messages: `db1:5432,db2:5432`, before DNS.
+    pub fn place(&self) -> String {
+        let hosts: Vec<String> = self.hosts.iter().map(Host::label).collect();
+        hosts.join(",")
+    }
+
     /// Returns the settings as text for messages and logs: where, who, which
     /// database, which TLS mode; never the password.
     pub fn without_password(&self) -> String {
-        let hosts: Vec<String> = self.hosts.iter().map(Host::label).collect();
         format!(
             "{} user={} dbname={} sslmode={}",
-            hosts.join(","),
+            self.place(),
             self.user,
             self.dbname,
             self.tls.mode.word()

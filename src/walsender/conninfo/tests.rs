@@ -92,6 +92,7 @@ fn each_host_is_one_server_that_may_be_of_any_kind() {
     let each = info.each_host();
     assert_eq!(each.iter().map(labels).collect::<Vec<_>>(), [["a:1"], ["b:2"]]);
     assert!(each.iter().all(|one| one.target == SessionTarget::Any));
+    assert_eq!((info.place(), each[1].place()), ("a:1,b:2".to_owned(), "b:2".to_owned()));
 }
 
 #[test]
