@@ -11,7 +11,7 @@ use crate::format::{
 };
 use crate::store::{Body, Key, StoreError};
 
-/// No object of ours is longer: a pack's 64 MiB, a segment's 32 MiB and room for headers.
+/// No object of ours is longer: a pack's 64 MiB, a segment's 16 MiB and room for headers.
 const OBJECT_BYTES_MAX: u64 = 80 << 20;
 
 /// No document of ours is longer (a committed document of a cluster with thousands of tablespaces).
