@@ -248,13 +248,13 @@ impl From<CodecError> for FetchError {
 }
 
 /// Reads pieces one after another without joining them.
-struct Pieces {
+pub(super) struct Pieces {
     pieces: std::vec::IntoIter<Bytes>,
     current: Bytes,
 }
 
 impl Pieces {
-    fn behind(pieces: Vec<Bytes>, mut offset: usize) -> Self {
+    pub(super) fn behind(pieces: Vec<Bytes>, mut offset: usize) -> Self {
         let mut pieces = pieces.into_iter();
         let mut current = Bytes::new();
         for mut piece in pieces.by_ref() {

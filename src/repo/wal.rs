@@ -70,6 +70,17 @@ pub enum SegmentSource {
     },
 }
 
+/// What the repository holds of a segment from its first byte on, without a hole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredPrefix {
+    /// The offset behind its last byte.
+    pub end: u32,
+    /// BLAKE3 of the plain bytes before `end`.
+    pub digest: blake3::Hash,
+    /// Whether the complete segment is stored as `archive-push` stores it: nothing is left to do.
+    pub is_complete: bool,
+}
+
 impl Repository {
     /// Returns the key of a WAL object.
     pub fn wal_key(&self, system_id: SystemId, object: WalObject) -> Key {
