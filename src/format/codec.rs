@@ -4,9 +4,11 @@
 //! notice damage without Highwater.
 
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::str::FromStr;
 
+use bytes::Bytes;
+use lz4_flex::frame::FrameDecoder;
 use serde::{Deserialize, Serialize};
 
 /// How the bytes of an object are compressed.
@@ -155,10 +157,15 @@ impl FrameWriter {
                 Inner::Zstd(encoder)
             }
             Codec::Lz4 => {
+                // A smaller block needs less room, which makes a short frame cheap.
+                let block_size = match plain_bytes {
+                    Some(..=0xFFFF) => lz4_flex::frame::BlockSize::Max64KB,
+                    _ => lz4_flex::frame::BlockSize::Max256KB,
+                };
                 let info = lz4_flex::frame::FrameInfo::new()
                     .content_checksum(true)
                     .content_size(plain_bytes)
-                    .block_size(lz4_flex::frame::BlockSize::Max256KB);
+                    .block_size(block_size);
                 Inner::Lz4(Box::new(lz4_flex::frame::FrameEncoder::with_frame_info(
                     info,
                     Vec::new(),
@@ -193,6 +200,57 @@ impl Write for FrameWriter {
     }
 }
 
+/// Compresses texts one after another, each into a frame of its own; what the codec needs
+/// for that is made once, so that a frame of a few hundred bytes is cheap.
+pub struct FrameCompressor {
+    codec: Codec,
+    zstd: Option<zstd::bulk::Compressor<'static>>,
+    /// Where zstd writes; its frames are copied out, so that none keeps room it does not need.
+    room: Vec<u8>,
+}
+
+impl fmt::Debug for FrameCompressor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FrameCompressor").field("codec", &self.codec).finish_non_exhaustive()
+    }
+}
+
+impl FrameCompressor {
+    /// Makes a compressor.
+    ///
+    /// # Errors
+    /// Only if the codec itself fails, which means no memory; so with the others.
+    pub fn new(codec: Codec) -> io::Result<Self> {
+        let zstd = match codec {
+            Codec::Zstd(level) => {
+                let mut compressor = zstd::bulk::Compressor::new(level)?;
+                compressor.include_checksum(true)?;
+                Some(compressor)
+            }
+            Codec::Lz4 | Codec::None => None,
+        };
+        Ok(Self { codec, zstd, room: Vec::new() })
+    }
+
+    /// Returns the codec.
+    pub fn codec(&self) -> Codec {
+        self.codec
+    }
+
+    /// Compresses `plain` into one frame, as [`Codec::frame`] does.
+    pub fn frame(&mut self, plain: &[u8]) -> io::Result<Bytes> {
+        match &mut self.zstd {
+            Some(compressor) => {
+                self.room.clear();
+                self.room.reserve(zstd::zstd_safe::compress_bound(plain.len()));
+                compressor.compress_to_buffer(plain, &mut self.room)?;
+                Ok(Bytes::copy_from_slice(&self.room))
+            }
+            None => Ok(Bytes::from(self.codec.frame(plain)?.into_boxed_slice())),
+        }
+    }
+}
+
 /// Decompresses a sequence of frames and gives the plain bytes to `sink`, in
 /// blocks of at most 256 KiB.
 ///
@@ -212,7 +270,10 @@ pub fn read_frames<E: From<CodecError>>(
             let decoder = zstd::stream::read::Decoder::new(stored).map_err(CodecError::Damaged)?;
             Box::new(LimitedWindow::checked(decoder)?)
         }
-        Packing::Lz4 => Box::new(Lz4Frames { stored: Some(stored), current: None }),
+        Packing::Lz4 => {
+            let stored = Some(io::BufReader::new(stored));
+            Box::new(Lz4Frames { stored, current: None })
+        }
         Packing::None => Box::new(stored),
     };
     let mut block = vec![0; 256 << 10];
@@ -257,25 +318,27 @@ impl<R: Read> Read for LimitedWindow<R> {
     }
 }
 
-/// Reads one lz4 frame after another; the library's decoder stops at the first one's end.
+/// Reads one lz4 frame after another, each with a decoder of its own: the library's keeps the
+/// buffers of the first frame's block size, which another frame need not have.
 struct Lz4Frames<R: Read> {
-    stored: Option<R>,
-    current: Option<lz4_flex::frame::FrameDecoder<R>>,
+    stored: Option<io::BufReader<R>>,
+    current: Option<FrameDecoder<io::BufReader<R>>>,
 }
 
 impl<R: Read> Read for Lz4Frames<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if let Some(stored) = self.stored.take() {
-            self.current = Some(lz4_flex::frame::FrameDecoder::new(stored));
-        }
-        match &mut self.current {
-            // At the end of a frame the decoder begins the next one by itself on
-            // the following read; at the end of the input it gives 0.
-            Some(decoder) => match decoder.read(out)? {
-                0 => decoder.read(out),
-                n => Ok(n),
-            },
-            None => Ok(0),
+        loop {
+            if let Some(decoder) = &mut self.current {
+                match decoder.read(out)? {
+                    0 => self.stored = self.current.take().map(FrameDecoder::into_inner),
+                    n => return Ok(n),
+                }
+            }
+            let Some(stored) = &mut self.stored else { return Ok(0) };
+            if stored.fill_buf()?.is_empty() {
+                return Ok(0);
+            }
+            self.current = self.stored.take().map(FrameDecoder::new);
         }
     }
 }
@@ -339,6 +402,24 @@ mod tests {
         assert_eq!("zstd:19".parse::<Codec>().unwrap(), Codec::Zstd(19));
         for bad in ["", "gzip", "zstd:0", "zstd:20", "zstd:", "zstd:+1", "LZ4"] {
             assert!(bad.parse::<Codec>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn one_compressor_makes_many_frames_that_carry_length_and_checksum() {
+        let long: Vec<u8> = (0..1_000_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
+        for codec in ALL {
+            let mut compressor = FrameCompressor::new(codec).unwrap();
+            let (mut stored, mut plain) = (Vec::new(), Vec::new());
+            for len in [1, 500, 4_000_000, 0, 70_000, 3] {
+                let frame = compressor.frame(&long[..len]).unwrap();
+                // A streaming writer that is told the length lays its frame's head out alike.
+                let head = &codec.frame(&long[..len]).unwrap()[..frame.len().min(5)];
+                assert_eq!(&frame[..head.len()], head, "{codec} {len}");
+                stored.extend_from_slice(&frame);
+                plain.extend_from_slice(&long[..len]);
+            }
+            assert_eq!(unframe(codec, &stored, plain.len() as u64).unwrap(), plain);
         }
     }
 

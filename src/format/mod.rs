@@ -10,12 +10,13 @@ mod documents;
 mod file_list;
 mod names;
 mod sealed;
+mod wal_summary;
 
 pub use chunks::{
     CHUNK_BYTES, ChunkDigest, ChunkEntry, ChunkMap, ChunkMapError, FrameRef, MAP_CHUNKS_MAX, Run,
     digest_chunk,
 };
-pub use codec::{Codec, CodecError, FrameWriter, Packing, read_frames};
+pub use codec::{Codec, CodecError, FrameCompressor, FrameWriter, Packing, read_frames};
 pub use documents::{
     Begun, Committed, Document, DocumentError, FORMAT_VERSION, FileIndex, Identity, PackUse,
     Reference, ServerLimits, TablespaceAt,
@@ -29,3 +30,4 @@ pub use sealed::{
     HEADER_PROBE_BYTES, Header, Kind, PACK_HEADER_BYTES, RestorePointMark, SealError, WalSummary,
     encode_header, encode_header_padded, parse_header,
 };
+pub use wal_summary::SummaryBuilder;

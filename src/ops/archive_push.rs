@@ -20,12 +20,11 @@ use damaged::{advice, settle};
 use super::failures::of_repo;
 use super::identity_of;
 use crate::failure::{Failure, Kind};
-use crate::format::{Codec, Header, Identity, Kind as ObjectKind, WalObject};
+use crate::format::{Codec, Header, Identity, Kind as ObjectKind, SummaryBuilder, WalObject};
 use crate::pg::{
     BackupHistory, Extent, LONG_PAGE_HEADER_BYTES, Lsn, PageHeader, SegmentExpectation,
     SegmentName, SegmentWalk, Timeline, TimelineHistory, WalDamage, WalFileName,
 };
-use crate::plan::push::SummaryBuilder;
 use crate::repo::{PIECE_BYTES, Put, Repository, SealedObject, WHOLE_SEGMENT_BYTES_MAX, WalSealer};
 
 /// How often a file that does not look whole is read before it is refused.
@@ -316,7 +315,8 @@ fn seal_piece(
         sealer.push(&block[..n])?;
         left -= n;
     }
-    header.wal = Some(summary.finish_piece(walk, PIECE_BYTES));
+    summary.reach(walk, Lsn(start_lsn.0 + u64::from(PIECE_BYTES)));
+    header.wal = Some(summary.finish_piece());
     Ok(sealer.finish(header.clone())?)
 }
 

@@ -7,7 +7,6 @@ pub mod backup;
 #[cfg(test)]
 mod examples;
 pub mod lineage;
-pub mod push;
 pub mod receive;
 pub mod restore;
 pub mod target;

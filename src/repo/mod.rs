@@ -6,6 +6,7 @@
 //! name before a byte of it is believed. Never here: policy, which backup or
 //! which WAL to choose, or connections to PostgreSQL.
 
+mod assembly;
 mod backup_files;
 mod backup_list;
 mod backup_writer;
@@ -19,6 +20,7 @@ mod wal;
 
 use std::sync::Arc;
 
+pub use assembly::{AssemblyError, SealedPiece, SegmentAssembly};
 pub use backup_files::{FileMeta, FileRecorder, RecordedFiles};
 pub use backup_list::{BackupState, CommittedBackups, UnfinishedBackup, UnreadableBackup};
 pub use backup_writer::{BackupWriter, Uploads};
@@ -28,7 +30,7 @@ pub use identity::{Claim, claim_of};
 pub use inventory::{TimelineWal, WalInventory};
 pub use objects::{Put, SealedObject};
 pub use parent::ParentFiles;
-pub use wal::{PIECE_BYTES, SegmentSource, WHOLE_SEGMENT_BYTES_MAX, WalSealer};
+pub use wal::{PIECE_BYTES, SegmentSource, StoredPrefix, WHOLE_SEGMENT_BYTES_MAX, WalSealer};
 
 use crate::format::{ClusterName, Place};
 use crate::store::Store;

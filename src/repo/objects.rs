@@ -11,7 +11,7 @@ use crate::format::{
 };
 use crate::store::{Body, Key, StoreError};
 
-/// No object of ours is longer: a pack's 64 MiB, a segment's 32 MiB and room for headers.
+/// No object of ours is longer: a pack's 64 MiB, a segment's 16 MiB and room for headers.
 const OBJECT_BYTES_MAX: u64 = 80 << 20;
 
 /// No document of ours is longer (a committed document of a cluster with thousands of tablespaces).
@@ -248,13 +248,13 @@ impl From<CodecError> for FetchError {
 }
 
 /// Reads pieces one after another without joining them.
-struct Pieces {
+pub(super) struct Pieces {
     pieces: std::vec::IntoIter<Bytes>,
     current: Bytes,
 }
 
 impl Pieces {
-    fn behind(pieces: Vec<Bytes>, mut offset: usize) -> Self {
+    pub(super) fn behind(pieces: Vec<Bytes>, mut offset: usize) -> Self {
         let mut pieces = pieces.into_iter();
         let mut current = Bytes::new();
         for mut piece in pieces.by_ref() {

@@ -8,12 +8,12 @@ use crate::format::{Codec, FrameWriter, Header, Kind, WalObject, parse_wal_objec
 use crate::pg::{SegmentName, SegmentSize, SystemId, Timeline, WalFileName};
 use crate::store::{Body, Key};
 
-/// Segments above this size are stored as pieces, so that one put and its
-/// memory stay bounded (an archiving process has 64 MiB).
-pub const WHOLE_SEGMENT_BYTES_MAX: u64 = 32 << 20;
-
-/// The size of the pieces of such a segment.
+/// The size of the pieces that stand for a segment larger than this (its *units*), so that one put and its
+/// memory stay bounded (an archiving process has 64 MiB). No piece is longer or crosses from one unit to the next.
 pub const PIECE_BYTES: u32 = 16 << 20;
+
+/// Segments up to this size are one object when they are complete.
+pub const WHOLE_SEGMENT_BYTES_MAX: u64 = PIECE_BYTES as u64;
 
 /// A block of zeros for filling up a segment.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -68,6 +68,17 @@ pub enum SegmentSource {
         /// The length of the valid part, in bytes.
         valid_bytes: u64,
     },
+}
+
+/// What the repository holds of a segment from its first byte on, without a hole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredPrefix {
+    /// The offset behind its last byte.
+    pub end: u32,
+    /// BLAKE3 of the plain bytes before `end`.
+    pub digest: blake3::Hash,
+    /// Whether the complete segment is stored as `archive-push` stores it: nothing is left to do.
+    pub is_complete: bool,
 }
 
 impl Repository {

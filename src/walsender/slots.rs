@@ -46,6 +46,16 @@ const READ_SLOT_VERSION: u32 = 150_000;
 pub struct SlotName(String);
 
 impl SlotName {
+    /// Returns the usual name for the cluster of that name: `highwater_` and the name, in the
+    /// letters that slots take, cut to what fits.
+    pub fn of_cluster(cluster: &str) -> Self {
+        let plain = cluster.bytes().map(|byte| match byte.to_ascii_lowercase() {
+            byte @ (b'a'..=b'z' | b'0'..=b'9') => char::from(byte),
+            _ => '_',
+        });
+        Self("highwater_".chars().chain(plain).take(NAME_BYTES_MAX).collect())
+    }
+
     /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -184,6 +194,15 @@ mod tests {
         for bad in ["", "A", "a-b", "a b", "a\"b", "\u{e4}", "a\0", &too_long] {
             assert_eq!(bad.parse::<SlotName>(), Err(ParseSlotNameError(bad.to_owned())));
         }
+    }
+
+    #[test]
+    fn every_cluster_name_gives_a_legal_slot_name() {
+        for (cluster, slot) in [("main", "highwater_main"), ("Eu-1.db", "highwater_eu_1_db")] {
+            assert_eq!(SlotName::of_cluster(cluster), name(slot));
+        }
+        let long = SlotName::of_cluster(&"x".repeat(63));
+        assert_eq!(long, name(long.as_str()));
     }
 
     #[tokio::test]

@@ -7,10 +7,9 @@
 
 use super::{ReadError, Report, Request, UNHARMED, each_block, refusal, unreadable};
 use crate::failure::Failure;
-use crate::format::{Header, Identity, Kind as ObjectKind, WalObject, WalSummary};
+use crate::format::{Header, Identity, Kind as ObjectKind, SummaryBuilder, WalObject, WalSummary};
 use crate::ops::failures::of_repo;
 use crate::pg::{Extent, SegmentExpectation, SegmentName, SegmentWalk, WalDamage, WalFileName};
-use crate::plan::push::SummaryBuilder;
 use crate::repo::{Put, Repository, SealedObject, WHOLE_SEGMENT_BYTES_MAX, WalSealer};
 
 /// Decides about a segment whose damage was found: refused, stored as damaged, or accepted before.

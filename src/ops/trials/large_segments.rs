@@ -1,4 +1,4 @@
-//! Segments above 32 MiB, which are stored as pieces only.
+//! Segments above 16 MiB, which are stored as pieces only.
 
 use super::archive::{Archive, SYSTEM};
 use crate::failure::Kind;

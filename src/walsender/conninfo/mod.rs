@@ -227,6 +227,12 @@ impl ConnInfo {
         self.hosts.iter().map(alone).collect()
     }
 
+    /// Returns the `application_name`, which is the key for `synchronous_standby_names`;
+    /// `highwater` unless the settings say otherwise.
+    pub fn application_name(&self) -> &str {
+        &self.application_name
+    }
+
     /// Returns the same settings with another `application_name`, which is the
     /// key for `synchronous_standby_names`.
     #[must_use]

@@ -25,11 +25,15 @@ fn restore_point(at: u64, name: &str) -> Mark {
 }
 
 fn summary(marks: impl IntoIterator<Item = Mark>) -> WalSummary {
+    builder(marks).summary
+}
+
+fn builder(marks: impl IntoIterator<Item = Mark>) -> SummaryBuilder {
     let mut builder = SummaryBuilder::new(Timeline(3), Lsn(0x100_0000));
     for mark in marks {
         builder.add(&mark);
     }
-    builder.summary
+    builder
 }
 
 #[test]
@@ -63,6 +67,25 @@ fn restore_points_carry_the_lsn_at_which_recovery_to_them_ends() {
 }
 
 proptest! {
+    #[test]
+    fn parts_that_are_absorbed_in_order_tell_what_the_whole_tells(
+        kinds in proptest::collection::vec((0u32..4, -5i64..5, 0usize..64), 0..120),
+        cuts in proptest::collection::vec(0usize..120, 0..6),
+    ) {
+        let marks: Vec<Mark> = (0..).zip(&kinds).map(|(at, (kind, time, len))| match kind {
+            0 => restore_point(at, &"\u{1}".repeat(*len)),
+            kind => xact(at, *time, *kind > 1, kind - 1),
+        }).collect();
+        let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(marks.len())).collect();
+        cuts.extend([0, marks.len()]);
+        cuts.sort_unstable();
+        let mut joined = builder([]);
+        for pair in cuts.windows(2) {
+            joined.absorb(builder(marks[pair[0]..pair[1]].iter().cloned()));
+        }
+        prop_assert_eq!(joined.summary, summary(marks));
+    }
+
     /// A name of 63 control characters takes six bytes for each in JSON. When restore points
     /// were bounded by number alone, 64 of those made a header that no reader accepts, and so
     /// an archived segment that could never be fetched again.

@@ -1,6 +1,6 @@
 //! What a WAL file that was read amounts to: the summary that its header carries.
 
-use crate::format::{RestorePointMark, WalSummary};
+use super::{RestorePointMark, WalSummary};
 use crate::pg::{Lsn, MajorVersion, Mark, SegmentFacts, SegmentWalk, Timeline, WalEvent};
 
 /// How many bytes of a header's 16 KiB its restore points may take, as JSON. A count alone would
@@ -12,7 +12,7 @@ const RESTORE_POINTS_BYTES_MAX: usize = 12 << 10;
 const RESTORE_POINT_BYTES: usize = 96;
 
 /// Gathers what a header tells about the WAL behind it, mark by mark.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SummaryBuilder {
     summary: WalSummary,
     restore_points_bytes: usize,
@@ -54,22 +54,51 @@ impl SummaryBuilder {
                     summary.dropping_commits += u64::from(end.dropped_count > 0);
                 }
             }
-            WalEvent::RestorePoint { name, time } => {
-                let bytes = self.restore_points_bytes + RESTORE_POINT_BYTES + json_bytes(name);
-                // Once one is left out, all later ones are: the list has no holes.
-                if bytes <= RESTORE_POINTS_BYTES_MAX && summary.restore_points_unlisted == 0 {
-                    self.restore_points_bytes = bytes;
-                    summary.restore_points.push(RestorePointMark {
-                        name: name.clone(),
-                        lsn: mark.end_lsn,
-                        time: *time,
-                    });
-                } else {
-                    summary.restore_points_unlisted += 1;
-                }
-            }
+            WalEvent::RestorePoint { name, time } => self.add_restore_point(RestorePointMark {
+                name: name.clone(),
+                lsn: mark.end_lsn,
+                time: *time,
+            }),
             _ => {}
         }
+    }
+
+    fn add_restore_point(&mut self, point: RestorePointMark) {
+        let bytes = self.restore_points_bytes + RESTORE_POINT_BYTES + json_bytes(&point.name);
+        // Once one is left out, all later ones are: the list has no holes.
+        if bytes <= RESTORE_POINTS_BYTES_MAX && self.summary.restore_points_unlisted == 0 {
+            self.restore_points_bytes = bytes;
+            self.summary.restore_points.push(point);
+        } else {
+            self.summary.restore_points_unlisted += 1;
+        }
+    }
+
+    /// Takes what comes behind: the result is that of one builder which saw the marks of both.
+    pub fn absorb(&mut self, later: Self) {
+        let (ours, later) = (&mut self.summary, later.summary);
+        ours.timeline = later.timeline;
+        ours.end_lsn = later.end_lsn;
+        ours.page_magic = later.page_magic;
+        ours.last_record_lsn = later.last_record_lsn.or(ours.last_record_lsn);
+        ours.xacts += later.xacts;
+        let earliest = ours.first_xact_time.into_iter().chain(later.first_xact_time).min();
+        ours.first_xact_time = earliest;
+        ours.last_xact_time = ours.last_xact_time.max(later.last_xact_time);
+        ours.last_commit_time = ours.last_commit_time.max(later.last_commit_time);
+        ours.dropping_commits += later.dropping_commits;
+        for point in later.restore_points {
+            self.add_restore_point(point);
+        }
+        self.summary.restore_points_unlisted += later.restore_points_unlisted;
+    }
+
+    /// Notes where `walk` stands when it has taken every byte before `end_lsn`.
+    pub fn reach(&mut self, walk: &SegmentWalk, end_lsn: Lsn) {
+        self.summary.end_lsn = end_lsn;
+        self.summary.timeline = walk.timeline().unwrap_or(self.summary.timeline);
+        self.summary.last_record_lsn = walk.last_record_lsn();
+        self.summary.page_magic = walk.version().and_then(MajorVersion::page_magic).unwrap_or(0);
     }
 
     /// Ends the summary of a whole file with what its walk found.
@@ -80,13 +109,18 @@ impl SummaryBuilder {
         self.summary
     }
 
-    /// Ends the summary of a piece of `bytes` bytes, with the walk at the piece's end.
-    pub fn finish_piece(mut self, walk: &SegmentWalk, bytes: u32) -> WalSummary {
-        self.summary.end_lsn = Lsn(self.summary.start_lsn.0 + u64::from(bytes));
-        self.summary.timeline = walk.timeline().unwrap_or(self.summary.timeline);
-        self.summary.last_record_lsn =
-            walk.last_record_lsn().filter(|lsn| *lsn >= self.summary.start_lsn);
-        self.summary.page_magic = walk.version().and_then(MajorVersion::page_magic).unwrap_or(0);
+    /// Ends the summary of a whole segment at the end of its walk, which may have gone on from the
+    /// segment before: the same as [`Self::finish`] gives for a walk that knows nothing of it.
+    pub fn finish_segment(mut self, timeline: Timeline, walk: &SegmentWalk) -> WalSummary {
+        self.summary.timeline = timeline;
+        self.summary.end_lsn = walk.valid_end();
+        self.finish_piece()
+    }
+
+    /// Ends the summary of a piece, which ends where [`Self::reach`] was called last.
+    pub fn finish_piece(mut self) -> WalSummary {
+        let start_lsn = self.summary.start_lsn;
+        self.summary.last_record_lsn = self.summary.last_record_lsn.filter(|lsn| *lsn >= start_lsn);
         self.summary
     }
 }

@@ -1,0 +1,426 @@
+//! One WAL segment in the making: its bytes come in order, and any part of it can be sealed.
+//!
+//! Owns what lies between a stream of WAL and the objects that stand for it: the walk that checks every record, the
+//! frames (each byte is compressed once and shared by every object it is in), digests and
+//! headers. Never here: when to cut, when to merge, what to tell the server, or a call of the store.
+//!
+//! ```text
+//! pushed     |-------------------------------------------->
+//! frames     [1 MiB    ][1 MiB    ][300 K][2 K][ 90 K ]...   a cut ends the frame early
+//! cut                                    ^    ^       ^
+//! pieces     [0 .. 2.3 MiB              ][    ][      ]
+//! merged     [0 .. 2.4 MiB                            ]     the same frames under another header
+//! unit       the whole segment up to 16 MiB, else each 16 MiB of it: what archive-push would store
+//! ```
+
+mod spans;
+
+use std::io;
+
+use bytes::Bytes;
+use spans::{FRAME_BYTES, Span, held_bytes};
+
+use super::wal::StoredPrefix;
+use super::{PIECE_BYTES, Repository, SealedObject, WHOLE_SEGMENT_BYTES_MAX};
+use crate::format::{Codec, FrameCompressor, Header, Kind, SummaryBuilder, WalObject, WalSummary};
+use crate::pg::{
+    Extent, Lsn, Mark, SegmentExpectation, SegmentFacts, SegmentName, SegmentSize, SegmentWalk,
+    SystemId, WalCarry, WalDamage, WalFileName,
+};
+use crate::store::Key;
+
+/// Why bytes were not taken. Each is final for the segment at hand: begin it anew.
+#[derive(Debug, thiserror::Error)]
+pub enum AssemblyError {
+    /// No segment of this size has that name: its last part is too large.
+    #[error(
+        "`{0}` cannot be the name of a WAL segment of this cluster: its last part is too large"
+    )]
+    NoSuchSegment(SegmentName),
+    /// The bytes are no sound WAL. Those before the block that was pushed are held and can be cut.
+    #[error(transparent)]
+    Damage(#[from] WalDamage),
+    /// The bytes differ from those that the repository holds of this stretch: two servers write under
+    /// one name. Nothing that is stored was touched.
+    #[error("the WAL from {start_lsn} to {end_lsn} differs from what is stored of it")]
+    Diverges {
+        /// The segment's first byte.
+        start_lsn: Lsn,
+        /// Behind the last byte that was stored before.
+        end_lsn: Lsn,
+    },
+    /// The codec failed, which means no memory.
+    #[error("WAL could not be compressed")]
+    Codec(#[from] io::Error),
+    /// An earlier push failed.
+    #[error("an earlier failure ended this segment")]
+    Ended,
+}
+
+/// A stretch of a segment, ready for [`Repository::put_sealed`]. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct SealedPiece {
+    /// What it is: a piece, or the whole segment.
+    pub object: WalObject,
+    /// Its key.
+    pub key: Key,
+    /// Header and body.
+    pub sealed: SealedObject,
+    /// The LSN of its first byte.
+    pub start_lsn: Lsn,
+    /// The LSN behind its last byte, wherever records end.
+    pub end_lsn: Lsn,
+}
+
+/// The stretch that no cut has ended yet.
+#[derive(Debug)]
+struct OpenSpan {
+    start: u32,
+    summary: SummaryBuilder,
+    /// Hashes the stretch; where it begins with a unit, the unit's own hasher does.
+    hasher: Option<blake3::Hasher>,
+    frames: Vec<Bytes>,
+}
+
+/// What the repository held before, until it is compared.
+#[derive(Debug)]
+struct Stored {
+    prefix: StoredPrefix,
+    hasher: blake3::Hasher,
+}
+
+/// Takes the bytes of one segment in order, from its first, and seals parts of it.
+///
+/// Offsets are bytes within the segment. Memory: the frames of the units that
+/// [`Self::complete_units`] has not handed out yet, at most one if it is called whenever
+/// [`Self::position`] comes to a unit's end, and 2 MiB; [`Self::held_bytes`] tells.
+#[derive(Debug)]
+pub struct SegmentAssembly {
+    repository: Repository,
+    system_id: SystemId,
+    segment: SegmentName,
+    start_lsn: Lsn,
+    size: SegmentSize,
+    compressor: FrameCompressor,
+    walk: SegmentWalk,
+    stored: Option<Stored>,
+    position: u32,
+    cut_position: u32,
+    /// The bytes of the frame in the making.
+    plain: Vec<u8>,
+    open: OpenSpan,
+    /// What was ended, of units not handed out yet.
+    spans: Vec<Span>,
+    spans_bytes: u64,
+    unit_hasher: blake3::Hasher,
+    /// Digests of units that are complete and not handed out yet, in order.
+    full_units: Vec<blake3::Hash>,
+    has_failed: bool,
+}
+
+impl SegmentAssembly {
+    /// Begins a segment. With `carry`, the walk goes on from the segment before. `stored` is what the
+    /// repository holds of it already: those bytes must be pushed as well, are never cut again, and must be the same.
+    ///
+    /// # Errors
+    /// [`AssemblyError::NoSuchSegment`], [`AssemblyError::Codec`].
+    pub fn begin(
+        repository: &Repository,
+        system_id: SystemId,
+        segment: SegmentName,
+        size: SegmentSize,
+        codec: Codec,
+        carry: Option<WalCarry>,
+        stored: Option<StoredPrefix>,
+    ) -> Result<Self, AssemblyError> {
+        let expectation = SegmentExpectation::of(segment, size, Some(system_id), Extent::Whole)
+            .ok_or(AssemblyError::NoSuchSegment(segment))?;
+        let walk = match carry {
+            Some(carry) => SegmentWalk::after(carry, expectation),
+            None => SegmentWalk::new(expectation),
+        };
+        let stored = stored.filter(|prefix| prefix.end > 0);
+        let start_lsn = expectation.start_lsn;
+        Ok(Self {
+            repository: repository.clone(),
+            system_id,
+            segment,
+            start_lsn,
+            size,
+            compressor: FrameCompressor::new(codec)?,
+            walk,
+            position: 0,
+            cut_position: stored.map_or(0, |prefix| prefix.end),
+            stored: stored.map(|prefix| Stored { prefix, hasher: blake3::Hasher::new() }),
+            plain: Vec::new(),
+            open: OpenSpan {
+                start: 0,
+                summary: SummaryBuilder::new(segment.timeline, start_lsn),
+                hasher: None,
+                frames: Vec::new(),
+            },
+            spans: Vec::new(),
+            spans_bytes: 0,
+            unit_hasher: blake3::Hasher::new(),
+            full_units: Vec::new(),
+            has_failed: false,
+        })
+    }
+
+    /// Takes the next bytes, which must not go past the segment's end, and shows every mark in WAL
+    /// order: also those of a record that began in the segment before, and of a block that fails behind them.
+    ///
+    /// # Errors
+    /// [`AssemblyError`]; every later push fails as well.
+    pub fn push(
+        &mut self,
+        mut bytes: &[u8],
+        on_mark: &mut dyn FnMut(&Mark),
+    ) -> Result<(), AssemblyError> {
+        if self.has_failed {
+            return Err(AssemblyError::Ended);
+        }
+        self.has_failed = true;
+        let (expected, found) = (self.size.bytes(), u64::from(self.position) + bytes.len() as u64);
+        if found > expected {
+            return Err(WalDamage::WrongSize { expected, found }.into());
+        }
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(self.room()));
+            self.take(now, on_mark)?;
+            bytes = later;
+        }
+        self.has_failed = false;
+        Ok(())
+    }
+
+    /// Returns the offset of the next byte.
+    pub fn position(&self) -> u32 {
+        self.position
+    }
+
+    /// Returns the offset up to which pieces were cut, units were handed out, or the repository held
+    /// all before.
+    pub fn cut_position(&self) -> u32 {
+        self.cut_position
+    }
+
+    /// Returns the LSN of the segment's first byte.
+    pub fn start_lsn(&self) -> Lsn {
+        self.start_lsn
+    }
+
+    /// Returns the segment's name.
+    pub fn segment(&self) -> SegmentName {
+        self.segment
+    }
+
+    /// Returns about how much memory is held, in bytes; objects that were handed out share it.
+    pub fn held_bytes(&self) -> u64 {
+        // The compressor has as much room as the longest frame.
+        self.spans_bytes
+            + 2 * self.plain.capacity() as u64
+            + self.open.frames.iter().map(held_bytes).sum::<u64>()
+    }
+
+    /// Ends the current frame and returns what came since the last cut: nothing, one piece, or one for
+    /// each unit it lies in.
+    ///
+    /// # Errors
+    /// The codec's, which means no memory; may be repeated.
+    pub fn cut(&mut self) -> io::Result<Vec<SealedPiece>> {
+        if self.position <= self.cut_position {
+            return Ok(Vec::new());
+        }
+        self.end_span()?;
+        let fresh = self.spans.iter().filter(|span| span.start >= self.cut_position);
+        let pieces = fresh.map(|span| self.sealed_piece(span)).collect();
+        self.cut_position = self.position;
+        Ok(pieces)
+    }
+
+    /// Seals what lies from `start` to `end` (excluded) again as one larger piece, without
+    /// compressing it again unless its frames are small. What lay between the two is one stretch from then on.
+    ///
+    /// Both must be offsets at which was cut, or where a unit or what was stored before begins or ends, and
+    /// lie in one unit that [`Self::complete_units`] has not handed out.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] for other offsets; the codec's. Nothing is changed then.
+    pub fn merged(&mut self, start: u32, end: u32) -> io::Result<SealedPiece> {
+        let first = self.spans.iter().position(|span| span.start == start);
+        let last = self.spans.iter().position(|span| span.end == end);
+        let (Some(first), Some(last)) = (first, last) else { return Err(no_such_stretch()) };
+        let is_in_one_unit = start < end && start / PIECE_BYTES == (end - 1) / PIECE_BYTES;
+        if !is_in_one_unit {
+            return Err(no_such_stretch());
+        }
+        let joined = Span::joined(&self.spans[first..=last], &mut self.compressor)?;
+        let Some(joined) = joined else { return Err(no_such_stretch()) };
+        let piece = self.sealed_piece(&joined);
+        self.spans_bytes += joined.held_bytes();
+        for span in self.spans.splice(first..=last, [joined]) {
+            self.spans_bytes -= span.held_bytes();
+        }
+        Ok(piece)
+    }
+
+    /// Returns the units that have become complete, each the object that `archive-push` stores: same name, same
+    /// digest, same facts in the header. Their bytes are no longer held, and not cut any more.
+    ///
+    /// # Errors
+    /// The codec's, which means no memory; may be repeated.
+    pub fn complete_units(&mut self) -> io::Result<Vec<SealedPiece>> {
+        let mut units = Vec::new();
+        for digest in self.full_units.clone() {
+            let Some(unit) = self.spans.first().map(|span| span.start / PIECE_BYTES) else { break };
+            let spans =
+                self.spans.iter().take_while(|span| span.start / PIECE_BYTES == unit).count();
+            let joined = Span::joined(&self.spans[..spans], &mut self.compressor)?;
+            let Some(joined) = joined.filter(|joined| joined.digest == digest) else {
+                return Err(io::Error::other("the frames held are not the bytes that were taken"));
+            };
+            units.push(self.sealed_unit(&joined));
+            self.cut_position = self.cut_position.max(joined.end);
+            for span in self.spans.drain(..spans) {
+                self.spans_bytes -= span.held_bytes();
+            }
+            self.full_units.remove(0);
+        }
+        Ok(units)
+    }
+
+    /// Ends the segment, and returns what it holds and what the walk of the next one goes on with.
+    ///
+    /// # Errors
+    /// [`AssemblyError::Damage`] when bytes are missing.
+    pub fn finish(self) -> Result<(SegmentFacts, Option<WalCarry>), AssemblyError> {
+        Ok(self.walk.finish_with_carry()?)
+    }
+
+    /// How many bytes there are to the next place where a frame or a stretch ends.
+    fn room(&self) -> usize {
+        let in_unit = PIECE_BYTES - self.position % PIECE_BYTES;
+        let in_stored = self.stored.as_ref().map(|stored| stored.prefix.end - self.position);
+        let room = in_stored.map_or(in_unit, |left| in_unit.min(left)) as usize;
+        room.min(FRAME_BYTES - self.plain.len())
+    }
+
+    fn take(&mut self, bytes: &[u8], on_mark: &mut dyn FnMut(&Mark)) -> Result<(), AssemblyError> {
+        let start_lsn = self.start_lsn;
+        let mut summary = SummaryBuilder::new(self.segment.timeline, self.lsn(self.position));
+        self.walk.feed_with(bytes, &mut |mark| {
+            // Headers count no record of an earlier segment: archive-push does not see its beginning.
+            if mark.lsn >= start_lsn {
+                summary.add(mark);
+            }
+            on_mark(mark);
+        })?;
+        // No block is longer than a frame.
+        self.position += u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        summary.reach(&self.walk, self.lsn(self.position));
+        self.open.summary.absorb(summary);
+        self.unit_hasher.update(bytes);
+        if let Some(hasher) = &mut self.open.hasher {
+            hasher.update(bytes);
+        }
+        self.plain.extend_from_slice(bytes);
+        if self.plain.len() == FRAME_BYTES {
+            self.end_frame()?;
+        }
+        self.compare_with_stored(bytes)?;
+        let ends_segment = u64::from(self.position) == self.size.bytes();
+        if ends_segment || self.position.is_multiple_of(PIECE_BYTES) {
+            self.end_span()?;
+            self.full_units.push(std::mem::take(&mut self.unit_hasher).finalize());
+            self.open.hasher = None;
+        }
+        Ok(())
+    }
+
+    fn compare_with_stored(&mut self, bytes: &[u8]) -> Result<(), AssemblyError> {
+        let Some(mut stored) = self.stored.take() else { return Ok(()) };
+        stored.hasher.update(bytes);
+        if self.position < stored.prefix.end {
+            self.stored = Some(stored);
+            return Ok(());
+        }
+        if stored.hasher.finalize() != stored.prefix.digest {
+            let end_lsn = self.lsn(self.position);
+            return Err(AssemblyError::Diverges { start_lsn: self.start_lsn, end_lsn });
+        }
+        Ok(self.end_span()?)
+    }
+
+    fn end_frame(&mut self) -> io::Result<()> {
+        if !self.plain.is_empty() {
+            self.open.frames.push(self.compressor.frame(&self.plain)?);
+            self.plain.clear();
+        }
+        Ok(())
+    }
+
+    /// Ends the stretch in the making, if there is one.
+    fn end_span(&mut self) -> io::Result<()> {
+        if self.open.start == self.position {
+            return Ok(());
+        }
+        self.end_frame()?;
+        let next = OpenSpan {
+            start: self.position,
+            summary: SummaryBuilder::new(self.segment.timeline, self.lsn(self.position)),
+            hasher: Some(blake3::Hasher::new()),
+            frames: Vec::new(),
+        };
+        let open = std::mem::replace(&mut self.open, next);
+        let span = Span {
+            start: open.start,
+            end: self.position,
+            summary: open.summary,
+            digest: open.hasher.as_ref().unwrap_or(&self.unit_hasher).finalize(),
+            frames: open.frames,
+        };
+        self.spans_bytes += span.held_bytes();
+        self.spans.push(span);
+        Ok(())
+    }
+
+    fn lsn(&self, offset: u32) -> Lsn {
+        Lsn(self.start_lsn.0 + u64::from(offset))
+    }
+
+    fn sealed_piece(&self, span: &Span) -> SealedPiece {
+        let object = WalObject::Piece { segment: self.segment, start: span.start, end: span.end };
+        self.sealed(object, Kind::Piece, span.summary.clone().finish_piece(), span)
+    }
+
+    fn sealed_unit(&self, span: &Span) -> SealedPiece {
+        if self.size.bytes() > WHOLE_SEGMENT_BYTES_MAX {
+            return self.sealed_piece(span);
+        }
+        let object = WalObject::File(WalFileName::Segment(self.segment));
+        let summary = span.summary.clone().finish_segment(self.segment.timeline, &self.walk);
+        self.sealed(object, Kind::Segment, summary, span)
+    }
+
+    fn sealed(&self, object: WalObject, kind: Kind, wal: WalSummary, span: &Span) -> SealedPiece {
+        let key = self.repository.wal_key(self.system_id, object);
+        let packing = self.compressor.codec().packing();
+        let body = span.body();
+        let mut header = Header::new(kind, self.repository.below(&key), self.system_id, packing);
+        header.plain_bytes = u64::from(span.end - span.start);
+        header.stored_bytes = body.len();
+        header.blake3 = Some(span.digest.to_hex().to_string());
+        header.wal = Some(wal);
+        let (start_lsn, end_lsn) = (self.lsn(span.start), self.lsn(span.end));
+        SealedPiece { object, key, sealed: SealedObject { header, body }, start_lsn, end_lsn }
+    }
+}
+
+fn no_such_stretch() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "no stretch of one unit begins and ends there")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -1,0 +1,141 @@
+//! Stretches of a segment as they are held: compressed once, sealed as often as needed.
+
+use std::io;
+
+use bytes::Bytes;
+
+use crate::format::{CodecError, FrameCompressor, SummaryBuilder, read_frames};
+use crate::repo::objects::Pieces;
+use crate::store::Body;
+
+/// How many plain bytes a frame holds at most.
+pub(super) const FRAME_BYTES: usize = 1 << 20;
+
+/// Frames that hold less than this on average are made anew where many become one object: alone, a small
+/// commit compresses badly.
+const SMALL_FRAME_BYTES: u64 = 64 << 10;
+
+/// Returns about how much memory a frame takes.
+pub(super) fn held_bytes(frame: &Bytes) -> u64 {
+    (frame.len() + size_of::<Bytes>()) as u64
+}
+
+/// A stretch between two places at which a piece may begin or end.
+#[derive(Debug)]
+pub(super) struct Span {
+    /// The offset of its first byte in the segment.
+    pub(super) start: u32,
+    /// The offset behind its last byte.
+    pub(super) end: u32,
+    /// What its records say.
+    pub(super) summary: SummaryBuilder,
+    /// BLAKE3 of its plain bytes.
+    pub(super) digest: blake3::Hash,
+    /// Its bytes, compressed.
+    pub(super) frames: Vec<Bytes>,
+}
+
+impl Span {
+    /// Returns about how much memory it holds.
+    pub(super) fn held_bytes(&self) -> u64 {
+        size_of::<Self>() as u64 + self.frames.iter().map(held_bytes).sum::<u64>()
+    }
+
+    /// Returns the frames as a body; nothing is copied.
+    pub(super) fn body(&self) -> Body {
+        let mut body = Body::default();
+        for frame in &self.frames {
+            body.push(frame.clone());
+        }
+        body
+    }
+
+    /// Makes one of spans that follow each other; `None` of none. The spans are untouched.
+    ///
+    /// # Errors
+    /// Only for want of memory, or if the frames do not give their bytes back.
+    pub(super) fn joined(
+        spans: &[Self],
+        compressor: &mut FrameCompressor,
+    ) -> io::Result<Option<Self>> {
+        let [first, others @ ..] = spans else { return Ok(None) };
+        let mut summary = first.summary.clone();
+        for span in others {
+            summary.absorb(span.summary.clone());
+        }
+        let end = others.last().map_or(first.end, |last| last.end);
+        let frames: Vec<Bytes> = spans.iter().flat_map(|span| &span.frames).cloned().collect();
+        let plain_bytes = u64::from(end - first.start);
+        let are_small = frames.len() > 1 && plain_bytes / SMALL_FRAME_BYTES < frames.len() as u64;
+        let (digest, frames) = if are_small {
+            made_anew(&frames, plain_bytes, compressor)?
+        } else if others.is_empty() {
+            (first.digest, frames)
+        } else {
+            let mut hasher = blake3::Hasher::new();
+            each_plain(&frames, plain_bytes, compressor, |_, block| {
+                hasher.update(block);
+                Ok(())
+            })?;
+            (hasher.finalize(), frames)
+        };
+        Ok(Some(Self { start: first.start, end, summary, digest, frames }))
+    }
+}
+
+/// Compresses the bytes of small frames again, in large ones; returns their digest as well.
+fn made_anew(
+    frames: &[Bytes],
+    plain_bytes: u64,
+    compressor: &mut FrameCompressor,
+) -> io::Result<(blake3::Hash, Vec<Bytes>)> {
+    let mut hasher = blake3::Hasher::new();
+    let mut plain = Vec::with_capacity(FRAME_BYTES);
+    let mut anew = Vec::new();
+    each_plain(frames, plain_bytes, compressor, |compressor, mut block| {
+        hasher.update(block);
+        while !block.is_empty() {
+            let (now, later) = block.split_at(block.len().min(FRAME_BYTES - plain.len()));
+            plain.extend_from_slice(now);
+            block = later;
+            if plain.len() == FRAME_BYTES {
+                anew.push(compressor.frame(&plain)?);
+                plain.clear();
+            }
+        }
+        Ok(())
+    })?;
+    if !plain.is_empty() {
+        anew.push(compressor.frame(&plain)?);
+    }
+    Ok((hasher.finalize(), anew))
+}
+
+/// Gives the plain bytes of `frames` block by block.
+fn each_plain(
+    frames: &[Bytes],
+    plain_bytes: u64,
+    compressor: &mut FrameCompressor,
+    mut take: impl FnMut(&mut FrameCompressor, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let packing = compressor.codec().packing();
+    let stored = Pieces::behind(frames.to_vec(), 0);
+    let outcome = read_frames(packing, stored, plain_bytes, |block| {
+        take(compressor, block).map_err(Reading::Taking)
+    });
+    outcome.map_err(|error| match error {
+        Reading::Codec(error) => io::Error::other(error),
+        Reading::Taking(error) => error,
+    })
+}
+
+enum Reading {
+    Codec(CodecError),
+    Taking(io::Error),
+}
+
+impl From<CodecError> for Reading {
+    fn from(error: CodecError) -> Self {
+        Self::Codec(error)
+    }
+}
