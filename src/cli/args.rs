@@ -11,8 +11,9 @@ use super::environment::Environment;
 use super::help;
 use super::requests::{
     ArchiveGetRequest, ArchivePushRequest, BackupRequest, BackupSource, CheckRequest, InfoRequest,
-    InitRequest, ManifestChecksums, ReceiveRequest, Request, RestoreRequest, TablespaceMapping, check_annotations,
-    check_tablespace_map, parse_annotation, parse_label, parse_max_rate, parse_tablespace_mapping,
+    InitRequest, ManifestChecksums, ReceiveRequest, Request, RestoreRequest, TablespaceMapping,
+    check_annotations, check_tablespace_map, parse_annotation, parse_label, parse_max_rate,
+    parse_tablespace_mapping,
 };
 use super::settings::{FlagValues, NOTHING_DONE};
 use super::settings_table::Id;

@@ -24,8 +24,8 @@ use super::settings_table::{
 use super::units::{parse_duration, parse_size, setting_duration, setting_size};
 use crate::failure::{Failure, Kind};
 use crate::format::Codec;
-use crate::walsender::SlotName;
 use crate::spelling::nearest;
+use crate::walsender::SlotName;
 
 /// What is true of every failure before a command begins.
 pub const NOTHING_DONE: &str = "nothing was read from or written to the repository or PostgreSQL";

@@ -101,6 +101,13 @@ impl SummaryBuilder {
         self.summary.page_magic = walk.version().and_then(MajorVersion::page_magic).unwrap_or(0);
     }
 
+    /// Takes back that WAL from `end_lsn` on was seen: a timeline ended there. What was received
+    /// beyond is part of one record, so no mark is lost.
+    pub fn cut_short(&mut self, end_lsn: Lsn) {
+        self.summary.end_lsn = end_lsn;
+        self.summary.last_record_lsn = self.summary.last_record_lsn.filter(|lsn| *lsn < end_lsn);
+    }
+
     /// Ends the summary of a whole file with what its walk found.
     pub fn finish(mut self, facts: &SegmentFacts) -> WalSummary {
         self.summary.end_lsn = facts.valid_end;

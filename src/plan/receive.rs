@@ -37,9 +37,9 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Begins at `start_lsn`, with everything up to `stored_lsn` (excluded) in the repository.
-    pub fn begin(start_lsn: Lsn, stored_lsn: Lsn) -> Self {
-        Self { received: start_lsn, stored: stored_lsn.max(start_lsn), beyond: BTreeMap::new() }
+    /// Begins at `start_lsn`, of which nothing is known yet.
+    pub fn begin(start_lsn: Lsn) -> Self {
+        Self { received: start_lsn, stored: start_lsn, beyond: BTreeMap::new() }
     }
 
     /// Takes note that WAL up to `end_lsn` (excluded) was received.
@@ -227,7 +227,8 @@ pub struct Start {
     pub timeline: Timeline,
     /// The first byte to ask for: the start of a segment, so that its records can be checked.
     pub lsn: Lsn,
-    /// The first byte that the repository lacks.
+    /// The first byte that the repository is not known to hold; behind `lsn` where some of the segment
+    /// is stored, or where nothing before it is wanted.
     pub first_missing: Lsn,
 }
 

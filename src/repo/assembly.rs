@@ -239,6 +239,35 @@ impl SegmentAssembly {
         Ok(pieces)
     }
 
+    /// As [`Self::cut`], but returns nothing from `end` on; nothing can be pushed any more. For a timeline
+    /// that ended before the last byte received.
+    ///
+    /// # Errors
+    /// As [`Self::cut`].
+    pub fn cut_until(&mut self, end: u32) -> io::Result<Vec<SealedPiece>> {
+        self.has_failed = true;
+        if end >= self.position {
+            return self.cut();
+        }
+        if end <= self.cut_position {
+            return Ok(Vec::new());
+        }
+        self.end_span()?;
+        let fresh = self.cut_position..end;
+        let mut pieces = Vec::new();
+        for span in self.spans.iter().filter(|span| fresh.contains(&span.start)) {
+            if span.end <= end {
+                pieces.push(self.sealed_piece(span));
+            } else {
+                let end_lsn = Lsn(self.start_lsn.0 + u64::from(end));
+                let short = span.cut_short(end, end_lsn, &mut self.compressor)?;
+                pieces.push(self.sealed_piece(&short));
+            }
+        }
+        self.cut_position = end;
+        Ok(pieces)
+    }
+
     /// Seals what lies from `start` to `end` (excluded) again as one larger piece, without
     /// compressing it again unless its frames are small. What lay between the two is one stretch from then on.
     ///

@@ -153,10 +153,7 @@ pub(super) fn check_fit(facts: &Facts, identity: &Identity) -> Result<(), Failur
 
 /// Refuses a server whose WAL comes by no way: it does not archive, and nobody has streamed its
 /// latest WAL into the repository.
-pub(super) async fn check_wal_comes(
-    facts: &Facts,
-    repository: &Repository,
-) -> Result<(), Failure> {
+pub(super) async fn check_wal_comes(facts: &Facts, repository: &Repository) -> Result<(), Failure> {
     if facts.archive_mode != "off" || facts.in_recovery {
         return Ok(());
     }

@@ -111,7 +111,11 @@ pub async fn run(
             Ok(End::ServerStopped) => tracing::info!("the server shut down in good order"),
             Ok(End::TimelineEnd { .. }) => {}
             Err(failure) if service.is_curable(&failure) => {
-                tracing::warn!("{}; trying again in {:.1} s", one_line(&failure), pause.as_secs_f64());
+                tracing::warn!(
+                    "{}; trying again in {:.1} s",
+                    one_line(&failure),
+                    pause.as_secs_f64()
+                );
             }
             Err(failure) => return Err(failure),
         }
@@ -163,11 +167,10 @@ impl Service<'_> {
         let mut watch = watch::begin(self.request, &source);
         loop {
             tracing::info!(
-                "streaming timeline {} from {}, beginning at {}; stored up to {}",
+                "streaming timeline {} from {}, beginning at {}",
                 source.start.timeline,
                 source.facts.place,
                 source.start.lsn,
-                source.start.first_missing
             );
             let Source { connection, facts, start, .. } = source;
             let mut session =
@@ -183,7 +186,8 @@ impl Service<'_> {
             self.store_history(&mut connection, &facts, next).await?;
             tracing::warn!("timeline {next} began at {switch_lsn}; following it");
             let start =
-                source::at_switch(self.repository, &facts, next, switch_lsn, &mut self.memory).await?;
+                source::at_switch(self.repository, &facts, next, switch_lsn, &mut self.memory)
+                    .await?;
             source = Source { connection, facts, start };
         }
     }
@@ -196,7 +200,11 @@ impl Service<'_> {
         timeline: Timeline,
     ) -> Result<(), Failure> {
         let file = connection.timeline_history(timeline).await.map_err(|error| {
-            of_postgres(error, format!("could not read the history of timeline {timeline}"), UNHARMED)
+            of_postgres(
+                error,
+                format!("could not read the history of timeline {timeline}"),
+                UNHARMED,
+            )
         })?;
         let name = WalFileName::History(timeline);
         self.repository
@@ -204,7 +212,11 @@ impl Service<'_> {
             .await
             .map(drop)
             .map_err(|error| {
-                of_repo(error, format!("could not store the history of timeline {timeline}"), UNHARMED)
+                of_repo(
+                    error,
+                    format!("could not store the history of timeline {timeline}"),
+                    UNHARMED,
+                )
             })
     }
 

@@ -20,10 +20,10 @@ use crate::pg::{Lsn, Mark, SegmentName, Timeline, WalCarry, WalEvent};
 use crate::plan::receive::{
     Cut, CutPolicy, Merges, Progress, Start, Uncut, tail_is_cut, when_to_cut,
 };
-use crate::repo::{AssemblyError, PIECE_BYTES, RepoError, Repository, SealedPiece, SegmentAssembly};
-use crate::walsender::{
-    Connection, PgError, StreamEvent, StreamStart, StreamStatus, WalStream,
+use crate::repo::{
+    AssemblyError, PIECE_BYTES, RepoError, Repository, SealedPiece, SegmentAssembly,
 };
+use crate::walsender::{Connection, PgError, StreamEvent, StreamStart, StreamStatus, WalStream};
 
 /// Reading stops while more than this is held for uploads, in bytes: a unit in the making and one
 /// on its way, both incompressible.
@@ -104,7 +104,7 @@ impl<'a> Session<'a> {
             facts,
             report,
             start,
-            progress: Progress::begin(start.lsn, start.first_missing),
+            progress: Progress::begin(start.lsn),
             assembly: None,
             carry: None,
             uncut: Uncut::default(),
@@ -249,11 +249,13 @@ impl<'a> Session<'a> {
         let size = self.facts.segment_size;
         let system_id = self.facts.system_id;
         let segment = SegmentName::new(self.start.timeline, size.segment_of(lsn), size);
-        let stored = if self.progress.stored_lsn() > lsn {
+        let stored = if self.start.first_missing > lsn {
             match self.repository.stored_prefix(system_id, segment, size).await {
                 Ok(stored) => stored,
                 Err(error @ RepoError::Damaged { .. }) => {
-                    tracing::error!("what is stored of {segment} is damaged; it is stored again: {error}");
+                    tracing::error!(
+                        "what is stored of {segment} is damaged; it is stored again: {error}"
+                    );
                     None
                 }
                 Err(error) => {
@@ -264,27 +266,14 @@ impl<'a> Session<'a> {
         } else {
             None
         };
-        if stored.is_some() {
+        if let Some(stored) = &stored {
             self.pieced.insert(segment);
-        }
-        if size.segment_of(self.progress.stored_lsn()) == size.segment_of(lsn) {
-            // The listing that the start was planned with is older than this reading.
-            let end = stored.map_or(lsn, |stored| Lsn(lsn.0 + u64::from(stored.end)));
-            let received = self.progress.write_lsn();
-            self.progress = Progress::begin(lsn, end);
-            self.progress.receive(received);
+            self.progress.store(lsn, Lsn(lsn.0 + u64::from(stored.end)));
         }
         let codec = self.request.codec;
         let carry = self.carry.take();
-        let begun = SegmentAssembly::begin(
-            self.repository,
-            system_id,
-            segment,
-            size,
-            codec,
-            carry,
-            stored,
-        );
+        let begun =
+            SegmentAssembly::begin(self.repository, system_id, segment, size, codec, carry, stored);
         self.assembly = Some(begun.map_err(|error| not_taken(error, self.facts))?);
         self.merges = Merges::default();
         Ok(())
@@ -510,10 +499,7 @@ impl Line {
         if self.listened && self.heard.elapsed() > self.silence_max {
             return Err(Trouble::Other(Failure::new(
                 Kind::Postgres,
-                format!(
-                    "the server has not said a word for {} s",
-                    self.heard.elapsed().as_secs()
-                ),
+                format!("the server has not said a word for {} s", self.heard.elapsed().as_secs()),
                 UNHARMED,
                 "Check the network between this host and the server.",
             )));

@@ -6,17 +6,15 @@ use std::time::Duration;
 use super::{Request, UNHARMED};
 use crate::failure::{Failure, Kind};
 use crate::format::Identity;
-use crate::ops::failures::{of_postgres, of_repo};
 use crate::ops::claimed_identity;
+use crate::ops::failures::{of_postgres, of_repo};
 use crate::ops::wal_times::histories_of;
 use crate::pg::{
     Lsn, SegmentSize, ServerVersion, SystemId, Timeline, TimelineHistory, WalFileName,
 };
 use crate::plan::receive::{Situation, Start, start_after_gap, start_of, superseded_by};
 use crate::repo::{Repository, WalInventory};
-use crate::walsender::{
-    ConnInfo, Connection, Mode, PgError, SlotState, StreamStart,
-};
+use crate::walsender::{ConnInfo, Connection, Mode, PgError, SlotState, StreamStart};
 
 /// The oldest major version that is supported.
 const MAJOR_MIN: u32 = 14;
@@ -391,14 +389,9 @@ async fn oldest_segment(
 
 /// Asks the server whether it still has the segment that begins at `lsn`, and is complete, on a
 /// connection of its own: to ask for it is the only way that every role and version allows.
-async fn has_wal(
-    facts: &Facts,
-    timeline: Timeline,
-    lsn: Lsn,
-) -> Result<bool, Failure> {
+async fn has_wal(facts: &Facts, timeline: Timeline, lsn: Lsn) -> Result<bool, Failure> {
     let failed = |error: PgError| of_postgres(error, "could not ask the server for WAL", UNHARMED);
-    let connection =
-        Connection::connect(&facts.server, Mode::Replication).await.map_err(failed)?;
+    let connection = Connection::connect(&facts.server, Mode::Replication).await.map_err(failed)?;
     let start = StreamStart { slot: None, start_lsn: lsn, timeline };
     let mut stream = match connection.stream_wal(&start).await {
         Ok(stream) => stream,

@@ -37,7 +37,6 @@ pub(super) struct Stored {
     pub(super) start_lsn: Lsn,
     pub(super) end_lsn: Lsn,
     pub(super) stored_bytes: u64,
-    pub(super) put: Put,
 }
 
 /// What ended.
@@ -109,17 +108,17 @@ impl Uploads {
             Purpose::Merge(_) => self.others += 1,
         }
         let repository = self.repository.clone();
-        let (system_id, size) = (self.system_id, self.size);
+        let system_id = self.system_id;
         self.tasks.spawn(async move {
             let put = put_until_stored(&repository, &piece).await;
-            let put = put.map_err(|error| (segment, piece.start_lsn, error))?;
+            put.map_err(|error| (segment, piece.start_lsn, error))?;
             if let Purpose::Merge(merge) = purpose {
                 let dropped =
-                    repository.drop_pieces_inside(system_id, segment, size, merge.start, merge.end);
+                    repository.drop_pieces_inside(system_id, segment, merge.start, merge.end);
                 tell_left_behind(dropped.await, segment);
             }
             let (start_lsn, end_lsn) = (piece.start_lsn, piece.end_lsn);
-            Ok(Some(Stored { purpose, segment, start_lsn, end_lsn, stored_bytes, put }))
+            Ok(Some(Stored { purpose, segment, start_lsn, end_lsn, stored_bytes }))
         });
     }
 
@@ -163,10 +162,7 @@ impl Uploads {
 }
 
 /// Puts an object, again and again while the store is the reason that it fails.
-async fn put_until_stored(
-    repository: &Repository,
-    piece: &SealedPiece,
-) -> Result<Put, RepoError> {
+async fn put_until_stored(repository: &Repository, piece: &SealedPiece) -> Result<Put, RepoError> {
     let mut pause = AGAIN_FIRST;
     loop {
         match repository.put_sealed(&piece.key, &piece.sealed).await {
@@ -199,7 +195,9 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 
 fn tell_left_behind(dropped: Result<u64, RepoError>, segment: SegmentName) {
     match dropped {
-        Ok(count) => tracing::debug!("removed {count} pieces of {segment} that stand elsewhere too"),
+        Ok(count) => {
+            tracing::debug!("removed {count} pieces of {segment} that stand elsewhere too")
+        }
         Err(error) => tracing::info!(
             "pieces of {segment} that stand elsewhere too were left to retention: {}",
             with_causes(&error)

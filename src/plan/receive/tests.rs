@@ -52,7 +52,8 @@ fn the_end_of_a_unit_is_a_piece_of_its_own_only_when_it_is_small_or_commits_wait
 
 #[test]
 fn what_is_stored_but_was_not_received_is_not_acknowledged() {
-    let mut progress = Progress::begin(Lsn(100), Lsn(500));
+    let mut progress = Progress::begin(Lsn(100));
+    progress.store(Lsn(100), Lsn(500));
     assert_eq!(progress.flush_lsn(), Lsn(100));
     progress.receive(Lsn(300));
     assert_eq!((progress.write_lsn(), progress.flush_lsn()), (Lsn(300), Lsn(300)));
@@ -95,7 +96,7 @@ proptest! {
     ) {
         const START: u64 = 1000;
         let mut store: Vec<(u64, u64)> = Vec::new();
-        let mut progress = Progress::begin(Lsn(START), Lsn(START));
+        let mut progress = Progress::begin(Lsn(START));
         let (mut received, mut cut) = (START, START);
         let mut flying: Vec<(u64, u64)> = Vec::new();
         let mut acknowledged = START;
@@ -125,7 +126,8 @@ proptest! {
                 Event::Fail(n) if !flying.is_empty() => store.push(flying[n % flying.len()]),
                 Event::Restart => {
                     let stored = unbroken(&store, START);
-                    progress = Progress::begin(Lsn(START), Lsn(stored));
+                    progress = Progress::begin(Lsn(START));
+                    progress.store(Lsn(START), Lsn(stored));
                     (received, cut, acknowledged) = (START, stored, START);
                     flying.clear();
                     // The server sends again what is behind the start.

@@ -5,6 +5,7 @@ use std::io;
 use bytes::Bytes;
 
 use crate::format::{CodecError, FrameCompressor, SummaryBuilder, read_frames};
+use crate::pg::Lsn;
 use crate::repo::objects::Pieces;
 use crate::store::Body;
 
@@ -48,6 +49,32 @@ impl Span {
             body.push(frame.clone());
         }
         body
+    }
+
+    /// Makes a span of the bytes before `end`, which lies inside; the span is untouched.
+    ///
+    /// # Errors
+    /// As [`Self::joined`].
+    pub(super) fn cut_short(
+        &self,
+        end: u32,
+        end_lsn: Lsn,
+        compressor: &mut FrameCompressor,
+    ) -> io::Result<Self> {
+        let mut left = (end - self.start) as usize;
+        let mut plain = Vec::with_capacity(left);
+        let plain_bytes = u64::from(self.end - self.start);
+        each_plain(&self.frames, plain_bytes, compressor, |_, block| {
+            let now = &block[..block.len().min(left)];
+            left -= now.len();
+            plain.extend_from_slice(now);
+            Ok(())
+        })?;
+        let mut summary = self.summary.clone();
+        summary.cut_short(end_lsn);
+        let frames = plain.chunks(FRAME_BYTES).map(|chunk| compressor.frame(chunk));
+        let frames = frames.collect::<io::Result<Vec<Bytes>>>()?;
+        Ok(Self { start: self.start, end, summary, digest: blake3::hash(&plain), frames })
     }
 
     /// Makes one of spans that follow each other; `None` of none. The spans are untouched.
