@@ -54,6 +54,7 @@ use rustix::io::Errno;
 
 use super::contract::{check_key, check_prefix, clip, is_key_part, time_limit};
 use super::file_walk::Walk;
+use super::open::PROBE_DIRECTORY;
 use super::random::random_u64;
 use super::{Body, Cause, Key, Level, Listed, Reading, Store, StoreError};
 
@@ -313,8 +314,23 @@ impl Inner {
             Err(error) => return Err(failed(key, error)),
         }
         match path.parent().map(sync_directory) {
-            Some(Err(error)) if !is_no_such_file(&error) => Err(failed(key, error)),
-            _ => Ok(()),
+            Some(Err(error)) if !is_no_such_file(&error) => return Err(failed(key, error)),
+            _ => {}
+        }
+        if key.as_str().split('/').next() == Some(PROBE_DIRECTORY) {
+            self.remove_empty_directories(&path);
+        }
+        Ok(())
+    }
+
+    /// Removes the directories above a deleted object that nothing is in: each probe has one of its
+    /// own. Not done for other objects, for a writer may rely on their directories.
+    fn remove_empty_directories(&self, path: &Path) {
+        for above in path.ancestors().skip(1).take_while(|above| *above != self.root) {
+            // Refused unless it is empty.
+            if fs::remove_dir(above).is_err() {
+                return;
+            }
         }
     }
 
