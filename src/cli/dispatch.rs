@@ -222,8 +222,8 @@ fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(),
     let listener = progress::listener("backup", surroundings.output);
     let outcome = run_parallel(jobs, async {
         opened.sweep().await;
-        let stop = signals::listen(surroundings.output)?;
-        ops::backup::run(&opened.repository, &request, listener.clone(), stop).await
+        let work = |stop| ops::backup::run(&opened.repository, &request, listener.clone(), stop);
+        signals::stoppable(surroundings.output, work).await
     });
     listener.finish();
     surroundings.output.report(&reports::BackupDone::of(&outcome?), reports::BackupDone::text)

@@ -26,4 +26,5 @@ mod ledger;
 mod refusals;
 mod stops;
 mod timelines;
+mod two_hosts;
 mod wal_walk;

@@ -6,6 +6,8 @@ mod binary;
 mod cluster;
 mod lab;
 mod ledger;
+#[path = "../../servers/script.rs"]
+mod script;
 mod trees;
 mod truth;
 mod wait;
