@@ -47,6 +47,7 @@ mod tests {
             "highwater-config.1",
             "highwater-info.1",
             "highwater-init.1",
+            "highwater-receive.1",
             "highwater-restore.1",
             "highwater.1",
         ];

@@ -48,6 +48,8 @@ struct Found {
     /// Start and end of each stored stretch, unsorted.
     stretches: Vec<(Timeline, Lsn, Lsn)>,
     pieces: BTreeMap<SegmentName, Vec<ListedPiece>>,
+    /// Whether there are pieces that may be replaced by something larger.
+    has_loose_pieces: bool,
     partials: Vec<SegmentName>,
     damaged: Vec<SegmentName>,
     bytes: BTreeMap<Timeline, u64>,
@@ -104,7 +106,25 @@ impl Repository {
         Ok(histories_among(&self.store().list_level(&root).await?.objects))
     }
 
+    /// Lists a group; again if the first listing shows that pieces come and go, or a hole. A listing of
+    /// several pages can miss both a piece and what replaced it, but what either listing shows was stored.
     async fn list_group(
+        &self,
+        system_id: SystemId,
+        group: &str,
+        root: &str,
+        size: SegmentSize,
+    ) -> Result<Found, RepoError> {
+        let mut found = self.list_group_once(system_id, group, root, size).await?;
+        if found.has_loose_pieces || found.has_hole() {
+            let before = std::mem::take(&mut found.stretches);
+            found = self.list_group_once(system_id, group, root, size).await?;
+            found.stretches.extend(before);
+        }
+        Ok(found)
+    }
+
+    async fn list_group_once(
         &self,
         system_id: SystemId,
         group: &str,
@@ -156,6 +176,7 @@ impl Found {
             }
             WalObject::Piece { segment, start, end } => {
                 let piece = ListedPiece { start, end, size_bytes: stored_bytes };
+                self.has_loose_pieces |= !piece.is_unit();
                 self.pieces.entry(segment).or_default().push(piece);
                 segment.timeline
             }
@@ -166,6 +187,12 @@ impl Found {
 }
 
 impl Found {
+    /// Returns whether the stretches of some timeline do not touch.
+    fn has_hole(&self) -> bool {
+        let merged = merged_by_timeline(self.stretches.clone());
+        merged.windows(2).any(|pair| pair[0].0 == pair[1].0)
+    }
+
     /// Turns the unbroken pieces at each segment's start into a stretch.
     fn settle_pieces(&mut self, size: SegmentSize) {
         for (segment, mut pieces) in std::mem::take(&mut self.pieces) {
@@ -214,8 +241,44 @@ fn merged(ranges: Vec<(Lsn, Lsn)>) -> Vec<(Lsn, Lsn)> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
     use super::*;
+    use crate::store::faults::{Call, Fault, FaultStore, Symptom};
+    use crate::store::memory::MemoryStore;
+
+    const SYSTEM: SystemId = SystemId(7_710_829_501_534_534_359);
+
+    /// One listing showed neither the last pieces of a segment nor the segment that had just
+    /// replaced them: `info` told of a gap that never was.
+    #[tokio::test]
+    async fn a_segment_that_one_listing_missed_is_no_gap() {
+        let size = SegmentSize::new(1 << 20).unwrap();
+        let memory = MemoryStore::new();
+        let faults = FaultStore::new(Arc::new(memory.clone()));
+        let repository = Repository::new(Arc::new(faults.clone()), "main".parse().unwrap());
+        let name = |number| SegmentName::new(Timeline(1), number, size);
+        let whole = |number| {
+            let file = WalObject::File(WalFileName::Segment(name(number)));
+            repository.wal_key(SYSTEM, file).as_str().to_owned()
+        };
+        let missed = whole(3);
+        for number in [2, 4] {
+            memory.overwrite(&whole(number), "names alone count");
+        }
+        let piece = WalObject::Piece { segment: name(5), start: 0, end: 100 };
+        memory.overwrite(repository.wal_key(SYSTEM, piece).as_str(), "names alone count");
+        let store = memory.clone();
+        let second = Fault::on(Call::List).nth(2).symptom(Symptom::Slow(Duration::ZERO));
+        faults.inject(second.hook(move |_, _| store.overwrite(&missed, "names alone count")));
+        let inventory = repository.wal_inventory(SYSTEM, size).await.unwrap();
+        let expected = [(size.start_of(2), Lsn(size.start_of(5).0 + 100))];
+        assert_eq!(inventory.timelines[&Timeline(1)].ranges, expected);
+        assert_eq!(faults.count(Call::List), 2);
+    }
 
     proptest::proptest! {
         /// Merging neither makes up nor loses a byte, whatever the order and overlap.

@@ -320,28 +320,3 @@ fn bytes_past_the_end_and_a_missing_end_are_refused() {
     let past = begin(MIB, Codec::None, None).push(&bytes, &mut |_| {}).unwrap_err();
     assert!(matches!(past, AssemblyError::Damage(WalDamage::WrongSize { .. })), "{past}");
 }
-
-/// A figure to look at, not a bound: `cargo test --release -- --ignored --nocapture a_small_cut`.
-#[test]
-#[ignore = "prints how long a cut of 500 bytes takes"]
-#[allow(clippy::print_stderr)]
-fn a_small_cut_is_cheap() {
-    let bytes = wal(16 * MIB, 1).remove(0);
-    for codec in CODECS {
-        let mut assembly = begin(16 * MIB, codec, None);
-        let began = std::time::Instant::now();
-        let mut cuts = 0;
-        for block in bytes[..4 * MIB].chunks(500) {
-            push(&mut assembly, block);
-            cuts += assembly.cut().unwrap().len();
-        }
-        let each = began.elapsed() / u32::try_from(cuts).unwrap();
-        push(&mut assembly, &bytes[4 * MIB..]);
-        let began = std::time::Instant::now();
-        let held = assembly.held_bytes();
-        let whole = assembly.complete_units().unwrap();
-        let stored = whole[0].sealed.header.stored_bytes;
-        let took = began.elapsed();
-        eprintln!("{codec}: {each:?} a cut; {held} held; whole in {took:?}, {stored} bytes");
-    }
-}

@@ -230,6 +230,20 @@ async fn an_unfinished_segment_that_is_merged_and_then_whole_never_comes_back_sh
 }
 
 #[tokio::test]
+async fn a_piece_that_one_listing_missed_is_no_end_of_the_archive() {
+    let bytes = wal(1);
+    let (pieces, _) = sealed(&bytes, &CUTS);
+    let (memory, faults, repository) = claimed().await;
+    put(&memory, &pieces);
+    // A listing of several pages, between which this piece was replaced by another.
+    before_call(&faults, 2, tidy_up(&memory, &[], &pieces[3..4]));
+    before_call(&faults, 3, tidy_up(&memory, &pieces[3..4], &[]));
+    let (outcome, given) = fetched(&repository).await;
+    assert_eq!(outcome.unwrap(), Some(SegmentSource::Pieces { valid_bytes: MIB as u64 }));
+    assert!(given == bytes);
+}
+
+#[tokio::test]
 async fn pieces_that_go_away_for_nothing_are_no_end_of_the_archive() {
     let bytes = wal(1);
     let pieces = sealed(&bytes, &CUTS).0;
