@@ -23,6 +23,7 @@ mod get;
 mod harness_check;
 mod kills;
 mod ledger;
+mod receive;
 mod refusals;
 mod stops;
 mod timelines;
