@@ -14,11 +14,13 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
-use highwater::pg::Timeline;
+use highwater::pg::{Lsn, PgTimestamp, SegmentName, SegmentSize, Timeline};
 use highwater::walsender::{
     BackupEvent, BackupOptions, BaseBackup, ConnInfo, Connection, ManifestChecksums, Mode,
-    PgEnvironment, PgError, Tablespace,
+    PgEnvironment, PgError, SlotName, SlotState, StreamEvent, StreamStart, StreamStatus,
+    Tablespace, WalStream,
 };
 
 /// The user that may run servers: ourselves, or `postgres` or `nobody` where we are root.
@@ -121,6 +123,50 @@ host      all             trusted   127.0.0.1/32 trust
 
 impl Server {
     fn new(major: u32) -> Self {
+        Self::made_by(major, "-k", "")
+    }
+
+    /// Makes and starts a cluster, with more words for initdb and more settings.
+    fn made_by(major: u32, initdb: &str, more: &str) -> Self {
+        let server = Self::empty(major);
+        let data = server.path("data");
+        run(server
+            .tool("initdb")
+            .arg("-D")
+            .arg(&data)
+            .args("-U postgres -A trust -N".split(' '))
+            .args(initdb.split(' ')));
+        fs::write(data.join("pg_hba.conf"), HBA).unwrap();
+        let settings = format!(
+            "{}fsync = off\nssl = on\nssl_ca_file = 'ca.crt'\n\
+             ssl_cert_file = 'server.crt'\nssl_key_file = 'server.key'\n{more}\n",
+            server.own_settings()
+        );
+        fs::write(data.join("postgresql.auto.conf"), settings).unwrap();
+        server.show_certificate("server");
+        server.start();
+        server
+    }
+
+    /// Makes and starts a standby of `primary`.
+    fn standby_of(primary: &Self) -> Self {
+        let server = Self::empty(primary.major);
+        let data = server.path("data");
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).unwrap();
+        let socket = primary.path("socket");
+        let mut copy = server.tool("pg_basebackup");
+        copy.args(["-R", "-X", "stream", "-c", "fast", "-U", "postgres"]);
+        copy.arg("-h").arg(socket).args(["-p", &primary.port.to_string()]).arg("-D").arg(&data);
+        run(&mut copy);
+        let path = data.join("postgresql.auto.conf");
+        let copied = fs::read_to_string(&path).unwrap();
+        fs::write(path, format!("{copied}{}", server.own_settings())).unwrap();
+        server.start();
+        server
+    }
+
+    /// Makes the place for a cluster.
+    fn empty(major: u32) -> Self {
         let root = std::env::var_os("HIGHWATER_PG_ROOT")
             .expect("set HIGHWATER_PG_ROOT to a directory with PostgreSQL trees named 14 to 18");
         let directory =
@@ -135,23 +181,15 @@ impl Server {
             fs::create_dir(server.path(name)).unwrap();
             give(&server.path(name));
         }
-        let data = server.path("data");
-        run(server
-            .tool("initdb")
-            .arg("-D")
-            .arg(&data)
-            .args("-U postgres -A trust -N -k".split(' ')));
-        fs::write(data.join("pg_hba.conf"), HBA).unwrap();
-        let settings = format!(
-            "port = {port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\n\
-             fsync = off\nssl = on\nssl_ca_file = 'ca.crt'\n\
-             ssl_cert_file = 'server.crt'\nssl_key_file = 'server.key'\n",
-            server.path("socket").display()
-        );
-        fs::write(data.join("postgresql.auto.conf"), settings).unwrap();
-        server.show_certificate("server");
-        server.start();
         server
+    }
+
+    fn own_settings(&self) -> String {
+        let (port, socket) = (self.port, self.path("socket"));
+        format!(
+            "port = {port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\n",
+            socket.display()
+        )
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -226,6 +264,36 @@ impl Server {
 
     async fn walsender(&self) -> Connection {
         Connection::connect(&self.local(), Mode::Replication).await.unwrap()
+    }
+
+    /// Asks `text` until the answer is `wanted`.
+    async fn wait_until(&self, text: &str, wanted: &str) {
+        let begun = Instant::now();
+        loop {
+            let answer = self.sql(text).await;
+            if answer == wanted {
+                return;
+            }
+            assert!(begun.elapsed() < LIMIT, "{text} is `{answer}` and never `{wanted}`");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn lsn(&self, text: &str) -> Lsn {
+        self.sql(text).await.parse().unwrap()
+    }
+
+    /// Writes WAL over `segments` ends of segments, and returns where it then ends.
+    async fn write_segments(&self, segments: u32) -> Lsn {
+        for number in 0..segments {
+            self.sql(&format!(
+                "SELECT pg_logical_emit_message(true, 'test', repeat('{number}', 300000))"
+            ))
+            .await;
+            self.sql("SELECT pg_switch_wal()").await;
+        }
+        self.sql("SELECT pg_logical_emit_message(true, 'test', repeat('x', 30000))").await;
+        self.lsn("SELECT pg_current_wal_flush_lsn()").await
     }
 }
 
@@ -608,6 +676,391 @@ async fn everything_holds_on_postgresql_17() {
 #[tokio::test]
 async fn everything_holds_on_postgresql_18() {
     everything(18).await;
+}
+
+/// No step of a test takes longer.
+const LIMIT: Duration = Duration::from_mins(1);
+
+/// The segments of the clusters that WAL is streamed from.
+const SEGMENT_BYTES: u64 = 1 << 20;
+
+const SLOT_FACTS: &str = "FROM pg_replication_slots WHERE slot_name = 'highwater_1'";
+
+fn slot() -> SlotName {
+    "highwater_1".parse().unwrap()
+}
+
+/// The start of the segment that `lsn` lies in.
+fn segment_start(lsn: Lsn) -> Lsn {
+    Lsn(lsn.0 - lsn.0 % SEGMENT_BYTES)
+}
+
+fn stream_from(start_lsn: Lsn, slot: Option<SlotName>) -> StreamStart {
+    StreamStart { slot, start_lsn, timeline: Timeline(1) }
+}
+
+/// WAL that was received, from `start_lsn` on.
+struct Received {
+    start_lsn: Lsn,
+    bytes: Vec<u8>,
+}
+
+impl Received {
+    fn from(start_lsn: Lsn) -> Self {
+        Self { start_lsn, bytes: Vec::new() }
+    }
+
+    fn end_lsn(&self) -> Lsn {
+        Lsn(self.start_lsn.0 + self.bytes.len() as u64)
+    }
+
+    /// Takes the next event; returns it unless it was WAL.
+    async fn take(&mut self, stream: &mut WalStream) -> Result<Option<StreamEvent>, PgError> {
+        match tokio::time::timeout(LIMIT, stream.next()).await.expect("an event in time")? {
+            StreamEvent::Wal { start_lsn, data, server_end_lsn } => {
+                assert_eq!(start_lsn, self.end_lsn());
+                self.bytes.extend_from_slice(&data);
+                assert!(self.end_lsn() <= server_end_lsn);
+                assert_eq!(stream.received_lsn(), self.end_lsn());
+                Ok(None)
+            }
+            other => Ok(Some(other)),
+        }
+    }
+
+    async fn up_to(&mut self, stream: &mut WalStream, end_lsn: Lsn) {
+        while self.end_lsn() < end_lsn {
+            let event = self.take(stream).await.unwrap();
+            assert!(matches!(event, None | Some(StreamEvent::Keepalive { .. })), "{event:?}");
+        }
+    }
+
+    /// Compares with the files of the server; returns how many were looked at.
+    fn assert_is_on_disk(&self, server: &Server, timeline: Timeline) -> usize {
+        assert_eq!(self.start_lsn, segment_start(self.start_lsn));
+        let size = SegmentSize::new(u32::try_from(SEGMENT_BYTES).unwrap()).unwrap();
+        let first = size.segment_of(self.start_lsn);
+        let segments = self.bytes.chunks(usize::try_from(SEGMENT_BYTES).unwrap());
+        let mut count = 0;
+        for (number, bytes) in (first..).zip(segments) {
+            let name = SegmentName::new(timeline, number, size).to_string();
+            let file = fs::read(server.path("data/pg_wal").join(&name)).unwrap();
+            assert_eq!(file.len() as u64, SEGMENT_BYTES);
+            assert!(file[..bytes.len()] == *bytes, "{name} differs");
+            count += 1;
+        }
+        count
+    }
+}
+
+async fn report(stream: &mut WalStream, write_lsn: Lsn, flush_lsn: Lsn) {
+    let status = StreamStatus { write_lsn, flush_lsn, reply_requested: false };
+    stream.send_status(&status, PgTimestamp::from_unix_seconds(1_800_000_000)).await.unwrap();
+}
+
+/// Streams through TLS with the slot: what comes is what is on disk, and the
+/// slot goes where the reports say.
+async fn wal_comes_as_it_is_on_disk_and_the_slot_follows_the_reports(server: &Server) {
+    server.sql("CREATE ROLE scram LOGIN REPLICATION PASSWORD 'secret'").await;
+    let info = server.tcp("user=scram password=secret application_name=stream_test");
+    let mut connection = Connection::connect(&info, Mode::Replication).await.unwrap();
+    let known = server.major >= 15;
+    let state = connection.read_slot(&slot()).await.unwrap();
+    assert_eq!(state, if known { SlotState::Absent } else { SlotState::Unknown });
+    connection.create_physical_slot(&slot()).await.unwrap();
+    let restart_lsn = server.lsn(&format!("SELECT restart_lsn {SLOT_FACTS}")).await;
+    let state = connection.read_slot(&slot()).await.unwrap();
+    let kept =
+        SlotState::Physical { restart_lsn: Some(restart_lsn), restart_timeline: Some(Timeline(1)) };
+    assert_eq!(state, if known { kept } else { SlotState::Unknown });
+
+    let start_lsn = segment_start(restart_lsn);
+    let mut stream = connection.stream_wal(&stream_from(start_lsn, Some(slot()))).await.unwrap();
+    let mut received = Received::from(start_lsn);
+    let end_lsn = server.write_segments(4).await;
+    received.up_to(&mut stream, end_lsn).await;
+    assert!(received.assert_is_on_disk(server, Timeline(1)) >= 5);
+
+    let facts = "FROM pg_stat_replication WHERE application_name = 'stream_test'";
+    for flush in [restart_lsn.0 + 8, start_lsn.0 + SEGMENT_BYTES + 77, end_lsn.0 - 1, end_lsn.0] {
+        report(&mut stream, received.end_lsn(), Lsn(flush)).await;
+        let wanted = Lsn(flush).to_string();
+        server.wait_until(&format!("SELECT restart_lsn {SLOT_FACTS}"), &wanted).await;
+        server.wait_until(&format!("SELECT flush_lsn {facts}"), &wanted).await;
+    }
+    // Neither what is received, nor what is written, nor a flush of 0 moves it.
+    let more_lsn = server.write_segments(2).await;
+    received.up_to(&mut stream, more_lsn).await;
+    report(&mut stream, more_lsn, Lsn::INVALID).await;
+    server.wait_until(&format!("SELECT write_lsn {facts}"), &more_lsn.to_string()).await;
+    assert_eq!(server.lsn(&format!("SELECT restart_lsn {SLOT_FACTS}")).await, end_lsn);
+    assert_eq!(server.sql(&format!("SELECT replay_lsn {facts}")).await, "", "applied");
+    let status = StreamStatus { write_lsn: more_lsn, flush_lsn: end_lsn, reply_requested: true };
+    stream.send_status(&status, PgTimestamp(0)).await.unwrap();
+    while !matches!(
+        received.take(&mut stream).await.unwrap(),
+        Some(StreamEvent::Keepalive { reply_requested: false, .. })
+    ) {}
+
+    a_slot_is_one_streams_alone(server).await;
+    // The connection is as good as new, and the same WAL comes again.
+    let mut connection = stream.stop().await.unwrap();
+    server.wait_until(&format!("SELECT active {SLOT_FACTS}"), "f").await;
+    connection.identify_system().await.unwrap();
+    let again = stream_from(end_lsn, Some(slot()));
+    let mut stream = connection.stream_wal(&again).await.unwrap();
+    let mut second = Received::from(end_lsn);
+    second.up_to(&mut stream, more_lsn).await;
+    let seen = usize::try_from(end_lsn.0 - start_lsn.0).unwrap();
+    let common = second.bytes.len().min(received.bytes.len() - seen);
+    assert!(common > 0 && second.bytes[..common] == received.bytes[seen..seen + common]);
+    stream.stop().await.unwrap().close().await;
+}
+
+/// Another client meets the slot that a stream holds.
+async fn a_slot_is_one_streams_alone(server: &Server) {
+    let mut other = server.walsender().await;
+    let error = other.create_physical_slot(&slot()).await.unwrap_err();
+    assert!(error.is_slot_there_already(), "{error}");
+    let error = other.drop_slot(&slot()).await.unwrap_err();
+    assert!(error.is_slot_in_use() && error.is_transient(), "{error}");
+    let flush_lsn = other.identify_system().await.unwrap().flush_lsn;
+    let start = stream_from(segment_start(flush_lsn), Some(slot()));
+    let error = other.stream_wal(&start).await.unwrap_err();
+    assert!(error.is_slot_in_use(), "{error}");
+}
+
+async fn refusals_are_told_apart(server: &Server) {
+    let absent: SlotName = "no_such_slot".parse().unwrap();
+    let mut connection = server.walsender().await;
+    let error = connection.drop_slot(&absent).await.unwrap_err();
+    assert!(error.is_slot_absent(), "{error}");
+    let flush_lsn = connection.identify_system().await.unwrap().flush_lsn;
+    let here = segment_start(flush_lsn);
+    let error = connection.stream_wal(&stream_from(here, Some(absent))).await.unwrap_err();
+    assert!(error.is_slot_absent(), "{error}");
+
+    server.sql("SELECT pg_create_logical_replication_slot('of_logic', 'pgoutput')").await;
+    let logical: SlotName = "of_logic".parse().unwrap();
+    let mut connection = server.walsender().await;
+    if server.major >= 15 {
+        let error = connection.read_slot(&logical).await.unwrap_err();
+        assert!(matches!(error, PgError::Server(_)) && !error.is_slot_lost(), "{error}");
+    }
+    let error = connection.stream_wal(&stream_from(here, Some(logical))).await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some("55000"), "{error}");
+    assert!(!error.is_slot_lost(), "{error}");
+    server.sql("SELECT pg_drop_replication_slot('of_logic')").await;
+
+    let elsewhere = StreamStart { timeline: Timeline(7), ..stream_from(here, None) };
+    let error = server.walsender().await.stream_wal(&elsewhere).await.unwrap_err();
+    assert!(error.is_not_in_history() && !error.is_transient(), "{error}");
+    // These come inside the stream, and the connection goes on after them.
+    for (start, ahead) in [(Lsn(here.0 + (1 << 40)), true), (Lsn(SEGMENT_BYTES), false)] {
+        let connection = server.walsender().await;
+        let mut stream = connection.stream_wal(&stream_from(start, None)).await.unwrap();
+        let error = stream.next().await.unwrap_err();
+        assert_eq!(
+            (error.is_ahead_of_server(), error.is_wal_removed()),
+            (ahead, !ahead),
+            "{error}"
+        );
+        stream.into_connection().identify_system().await.unwrap();
+    }
+}
+
+/// The server gives up the slot under a stream that reports nothing.
+async fn a_lost_slot_is_as_the_module_says(server: &Server) {
+    let wal_status = format!("SELECT wal_status {SLOT_FACTS}");
+    let restart = format!("SELECT restart_lsn {SLOT_FACTS}");
+    let restart_lsn = server.lsn(&restart).await;
+    let connection = server.walsender().await;
+    let start = stream_from(segment_start(restart_lsn), Some(slot()));
+    let mut stream = connection.stream_wal(&start).await.unwrap();
+    let mut received = Received::from(start.start_lsn);
+    server.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'").await;
+    server.sql("SELECT pg_reload_conf()").await;
+    server.wait_until("SHOW max_slot_wal_keep_size", "1MB").await;
+    let end_lsn = server.write_segments(6).await;
+    let taken = async {
+        loop {
+            if let Err(error) = received.take(&mut stream).await {
+                return error;
+            }
+        }
+    };
+    let (error, _) = tokio::join!(taken, server.sql("CHECKPOINT"));
+    assert_eq!(error.sqlstate(), Some("57P01"), "{error}");
+    assert!(error.is_transient(), "{error}");
+    server.wait_until(&wal_status, "lost").await;
+
+    let mut connection = server.walsender().await;
+    if server.major >= 15 {
+        let state = connection.read_slot(&slot()).await.unwrap();
+        let nothing = SlotState::Physical { restart_lsn: None, restart_timeline: None };
+        assert_eq!(state, nothing);
+    }
+    let here = segment_start(end_lsn);
+    let outcome = connection.stream_wal(&stream_from(here, Some(slot()))).await;
+    if server.major >= 18 {
+        let error = outcome.unwrap_err();
+        assert!(error.is_slot_lost() && !error.is_transient(), "{error}");
+    } else {
+        let mut stream = outcome.unwrap();
+        Received::from(here).up_to(&mut stream, end_lsn).await;
+        report(&mut stream, end_lsn, end_lsn).await;
+        server.wait_until(&restart, &end_lsn.to_string()).await;
+        let revived = server.major <= 15;
+        let wanted = if revived { "reserved" } else { "unreserved" };
+        server.wait_until(&wal_status, wanted).await;
+        stream.stop().await.unwrap().close().await;
+        server.wait_until(&format!("SELECT active {SLOT_FACTS}"), "f").await;
+        let wanted = if revived { "reserved" } else { "lost" };
+        server.wait_until(&wal_status, wanted).await;
+    }
+    server.sql("ALTER SYSTEM RESET max_slot_wal_keep_size").await;
+    server.sql("SELECT pg_reload_conf()").await;
+    let mut connection = server.walsender().await;
+    connection.drop_slot(&slot()).await.unwrap();
+    connection.create_physical_slot(&slot()).await.unwrap();
+    connection.close().await;
+    assert_ne!(server.sql(&wal_status).await, "lost");
+}
+
+async fn a_promotion_ends_the_timeline_and_the_next_can_be_streamed(primary: &Server) {
+    // No slot keeps anything for the standby, or for who streams from it.
+    primary.sql("ALTER SYSTEM SET wal_keep_size = '64MB'").await;
+    primary.sql("SELECT pg_reload_conf()").await;
+    let standby = Server::standby_of(primary);
+    let end_lsn = primary.write_segments(1).await;
+    let start = stream_from(Lsn(segment_start(end_lsn).0 - SEGMENT_BYTES), None);
+    // The standby may not yet have what it is asked for.
+    let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{end_lsn}'");
+    standby.wait_until(&replayed, "t").await;
+    let mut stream = standby.walsender().await.stream_wal(&start).await.unwrap();
+    assert_eq!(stream.connection().parameter("in_hot_standby"), Some("on"));
+    let mut received = Received::from(start.start_lsn);
+    received.up_to(&mut stream, end_lsn).await;
+    standby.pg_ctl(&["promote"]);
+    let (next, switch_lsn) = loop {
+        match received.take(&mut stream).await.unwrap() {
+            Some(StreamEvent::TimelineEnd { next, switch_lsn }) => break (next, switch_lsn),
+            event => {
+                assert!(matches!(event, None | Some(StreamEvent::Keepalive { .. })), "{event:?}");
+            }
+        }
+    };
+    let history = fs::read_to_string(standby.path("data/pg_wal/00000002.history")).unwrap();
+    let mut words = history.split_whitespace();
+    assert_eq!((words.next(), words.next()), (Some("1"), Some(&*switch_lsn.to_string())));
+    assert_eq!(next, Timeline(2));
+    assert_eq!(stream.connection().parameter("in_hot_standby"), Some("off"));
+
+    let mut connection = stream.into_connection();
+    assert_eq!(connection.timeline_history(next).await.unwrap().content, history);
+    let switch_segment = segment_start(switch_lsn);
+    let onwards = StreamStart { timeline: next, ..stream_from(switch_segment, None) };
+    let mut stream = connection.stream_wal(&onwards).await.unwrap();
+    let mut later = Received::from(switch_segment);
+    later.up_to(&mut stream, standby.write_segments(2).await).await;
+    assert!(later.assert_is_on_disk(&standby, next) >= 3);
+    stream.stop().await.unwrap().close().await;
+    the_end_of_a_past_timeline_is_told(&standby, &start, switch_lsn).await;
+}
+
+/// Asks a promoted server for the timeline that it left.
+async fn the_end_of_a_past_timeline_is_told(server: &Server, start: &StreamStart, switch_lsn: Lsn) {
+    let end = StreamEvent::TimelineEnd { next: Timeline(2), switch_lsn };
+    let mut stream = server.walsender().await.stream_wal(start).await.unwrap();
+    let mut received = Received::from(start.start_lsn);
+    let event = loop {
+        if let Some(event) = received.take(&mut stream).await.unwrap() {
+            break event;
+        }
+    };
+    assert_eq!((event, received.end_lsn()), (end.clone(), switch_lsn));
+    let at_the_end = stream_from(switch_lsn, None);
+    let mut stream = stream.into_connection().stream_wal(&at_the_end).await.unwrap();
+    assert_eq!(stream.next().await.unwrap(), end);
+    let past_the_end = stream_from(Lsn(switch_lsn.0 + 8), None);
+    let error = stream.into_connection().stream_wal(&past_the_end).await.unwrap_err();
+    assert!(error.is_not_in_history() && !error.is_ahead_of_server(), "{error}");
+}
+
+/// A fast shutdown waits until the client reports all as flushed, and only then ends.
+async fn a_fast_shutdown_waits_for_the_true_flush_position(server: &Server) {
+    let held_lsn = server.write_segments(1).await;
+    let start = stream_from(segment_start(held_lsn), Some(slot()));
+    let mut stream = server.walsender().await.stream_wal(&start).await.unwrap();
+    let mut received = Received::from(start.start_lsn);
+    received.up_to(&mut stream, held_lsn).await;
+    report(&mut stream, held_lsn, held_lsn).await;
+    let mut stop = server.tool("pg_ctl");
+    stop.arg("-D").arg(server.path("data")).args(["-w", "-m", "fast", "stop"]);
+    let mut stop = stop.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut held_back = 0;
+    loop {
+        match received.take(&mut stream).await.unwrap() {
+            Some(StreamEvent::Keepalive { reply_requested: true, .. }) => {
+                let flush_lsn = if held_back < 5 { held_lsn } else { received.end_lsn() };
+                held_back += u32::from(received.end_lsn() > held_lsn);
+                report(&mut stream, received.end_lsn(), flush_lsn).await;
+            }
+            Some(StreamEvent::ServerStopped) => break,
+            event => {
+                assert!(matches!(event, None | Some(StreamEvent::Keepalive { .. })), "{event:?}");
+            }
+        }
+    }
+    assert!(held_back > 5, "it ended before it had the flush position");
+    assert!(stop.wait().unwrap().success());
+    let controldata = run(server.tool("pg_controldata").arg("-D").arg(server.path("data")));
+    let fact = |name: &str| {
+        let line = controldata.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_once(':').unwrap().1.trim().to_owned()
+    };
+    assert_eq!(fact("Database cluster state"), "shut down");
+    let checkpoint: Lsn = fact("Latest checkpoint location").parse().unwrap();
+    assert!(held_lsn <= checkpoint && checkpoint < received.end_lsn(), "no shutdown checkpoint");
+    received.assert_is_on_disk(server, Timeline(1));
+}
+
+async fn streaming(major: u32) {
+    // Nothing is kept but for slots, so that WAL is removed soon.
+    let settings = "wal_level = logical\nmin_wal_size = 2MB\nmax_wal_size = 2MB\n\
+                    checkpoint_timeout = 1h\nautovacuum = off";
+    let server = Server::made_by(major, "--wal-segsize=1", settings);
+    wal_comes_as_it_is_on_disk_and_the_slot_follows_the_reports(&server).await;
+    server.sql("CHECKPOINT").await;
+    refusals_are_told_apart(&server).await;
+    a_lost_slot_is_as_the_module_says(&server).await;
+    a_promotion_ends_the_timeline_and_the_next_can_be_streamed(&server).await;
+    a_fast_shutdown_waits_for_the_true_flush_position(&server).await;
+}
+
+#[tokio::test]
+async fn wal_streams_from_postgresql_14() {
+    streaming(14).await;
+}
+
+#[tokio::test]
+async fn wal_streams_from_postgresql_15() {
+    streaming(15).await;
+}
+
+#[tokio::test]
+async fn wal_streams_from_postgresql_16() {
+    streaming(16).await;
+}
+
+#[tokio::test]
+async fn wal_streams_from_postgresql_17() {
+    streaming(17).await;
+}
+
+#[tokio::test]
+async fn wal_streams_from_postgresql_18() {
+    streaming(18).await;
 }
 
 /// Shows a certificate without having its key.

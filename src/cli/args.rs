@@ -292,6 +292,13 @@ pub struct InfoArgs {
     backup: Option<String>,
 }
 
+impl Command {
+    /// Returns whether the command runs until it is told to stop.
+    pub fn is_service(&self) -> bool {
+        matches!(self, Self::Receive(_))
+    }
+}
+
 impl CommandLine {
     /// Turns arguments into what flags say about settings and what is asked for.
     ///

@@ -94,10 +94,17 @@ fn init(request: &InitRequest, surroundings: &Surroundings<'_>) -> Result<(), Fa
 
 fn check(request: &CheckRequest, surroundings: &Surroundings<'_>) -> Result<(), Ended> {
     let opened = open_repository(surroundings)?;
+    let server = server(surroundings)?;
+    let receiver = ops::check::Expected {
+        slot: slot(surroundings)?,
+        application_name: server.application_name().to_owned(),
+        synchronous: surroundings.settings.synchronous.value,
+    };
     let request = ops::check::Request {
-        server: server(surroundings)?,
+        server,
         wait: Duration::from_secs(request.wait_seconds),
         no_switch: request.no_switch,
+        receiver,
     };
     let report = run_light(async { Ok(ops::check::run(&opened.repository, &request).await) })?;
     surroundings.output.report(&report, reports::check)?;
@@ -160,16 +167,21 @@ fn may_be_asked_again(
         && request.data_directory.join("standby.signal").exists()
 }
 
+/// Returns the replication slot of `receive`.
+fn slot(surroundings: &Surroundings<'_>) -> Result<Option<SlotName>, Failure> {
+    let settings = surroundings.settings;
+    Ok(match &settings.slot {
+        Some(said) => said.value.clone(),
+        None => Some(SlotName::of_cluster(settings.require_cluster()?)),
+    })
+}
+
 fn receive(request: ReceiveRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
     let opened = open_repository(surroundings)?;
     let settings = surroundings.settings;
-    let slot = match &settings.slot {
-        Some(said) => said.value.clone(),
-        None => Some(SlotName::of_cluster(settings.require_cluster()?)),
-    };
     let request = ops::receive::Request {
         server: server(surroundings)?,
-        slot,
+        slot: slot(surroundings)?,
         synchronous: settings.synchronous.value,
         rpo: settings.rpo.value,
         uploads_max: settings.uploads.value,
@@ -210,8 +222,8 @@ fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(),
     let listener = progress::listener("backup", surroundings.output);
     let outcome = run_parallel(jobs, async {
         opened.sweep().await;
-        let stop = signals::listen(surroundings.output)?;
-        ops::backup::run(&opened.repository, &request, listener.clone(), stop).await
+        let work = |stop| ops::backup::run(&opened.repository, &request, listener.clone(), stop);
+        signals::stoppable(surroundings.output, work).await
     });
     listener.finish();
     surroundings.output.report(&reports::BackupDone::of(&outcome?), reports::BackupDone::text)

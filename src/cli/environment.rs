@@ -11,8 +11,11 @@ use std::path::PathBuf;
 
 use jiff::tz::TimeZone;
 
-/// Prefixes of the variables that belong to us.
+/// The prefix of the variables that belong to us.
 const OWN_PREFIX: &str = "HIGHWATER_";
+
+/// These name places for this project's own tests and are no settings.
+const TEST_PREFIX: &str = "HIGHWATER_TEST_";
 
 /// Prefixes of the variables that cloud credential chains know.
 /// `MSI_` and `IDENTITY_` are Azure's managed identity endpoints.
@@ -60,7 +63,7 @@ impl Environment {
         let mut environment = Self::default();
         for (name, value) in variables {
             let Ok(name) = name.into_string() else { continue };
-            if value.is_empty() {
+            if value.is_empty() || name.starts_with(TEST_PREFIX) {
                 continue;
             }
             let family = if name.starts_with(OWN_PREFIX) {
@@ -134,6 +137,7 @@ mod tests {
     fn variables_go_to_their_family_and_nowhere_else() {
         let environment = of(&[
             ("HIGHWATER_REPO", "file:///r"),
+            ("HIGHWATER_TEST_CACHE", "/var/cache"),
             ("PGHOST", "/run"),
             ("PGPASSWORD", "x"),
             ("PG_COLOR", "never"),

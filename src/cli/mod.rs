@@ -99,7 +99,9 @@ fn run_parsed(args: &[OsString], environment: &Environment, mut output: Output) 
     };
     output.json = command_line.global.json;
     output.quiet = command_line.global.quiet;
-    logging::start(command_line.global.verbose, command_line.global.quiet);
+    // The log of a service tells what it does; other commands tell only what is wrong.
+    let verbose = command_line.global.verbose.max(u8::from(command_line.command.is_service()));
+    logging::start(verbose, command_line.global.quiet);
     match run_command(command_line, environment, output) {
         Ok(()) => 0,
         Err(Ended::Said(kind)) => exit_code(kind, is_recovery(args)),

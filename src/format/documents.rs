@@ -317,3 +317,48 @@ impl Document for FileIndex {
         self.format
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+impl Committed {
+    /// A backup of nothing, for tests to change what they are about.
+    pub(crate) fn example(id: BackupId) -> Self {
+        Self {
+            format: FORMAT_VERSION,
+            id,
+            cluster: "main".parse().unwrap(),
+            system_identifier: SystemId(7),
+            postgres_version: 170_000,
+            catalog_version: 202_406_281,
+            segment_size: SegmentSize::DEFAULT,
+            data_checksums: true,
+            group_access: false,
+            label: "test".to_owned(),
+            annotations: BTreeMap::new(),
+            source: "stream".to_owned(),
+            taken_from: "primary".to_owned(),
+            started_at: PgTimestamp(0),
+            finished_at: PgTimestamp(0),
+            timeline: Timeline::FIRST,
+            start_lsn: Lsn(1),
+            stop_lsn: Lsn(2),
+            stop_timeline: Timeline::FIRST,
+            reaches_from: PgTimestamp(0),
+            tablespaces: Vec::new(),
+            files: 0,
+            size_bytes: 0,
+            stored_bytes: 0,
+            packs: 0,
+            references: Vec::new(),
+            parent: None,
+            limits: ServerLimits {
+                max_connections: 100,
+                max_worker_processes: 8,
+                max_wal_senders: 10,
+                max_prepared_transactions: 0,
+                max_locks_per_transaction: 64,
+            },
+            tool: "test".to_owned(),
+        }
+    }
+}

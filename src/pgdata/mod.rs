@@ -13,10 +13,12 @@
 //! | [`StagedFile`] | one file, complete or not there |
 //! | [`TarSplitter`] | the bytes of BASE_BACKUP, entry by entry |
 //! | [`TreePlan`], [`NewTree`] | a restore: refuse, build, publish the control file last |
+//! | [`Finisher`] | fsyncs beside the writing |
 //! | [`RecoverySettings`] | `postgresql.auto.conf` and the signal file |
 //! | [`server_state`] and its neighbours | what is there already |
 
 mod disk;
+mod finisher;
 mod recovery_settings;
 mod restore_marker;
 mod running;
@@ -27,6 +29,7 @@ mod tree;
 mod tree_plan;
 
 pub use disk::{DiskError, Owner, free_bytes};
+pub use finisher::Finisher;
 pub use recovery_settings::{
     CommandWord, RECOVERY_SETTINGS, RESTORE_POINT_NAME_BYTES_MAX, RecoveryMode, RecoverySettings,
     RecoverySettingsError, RecoveryTarget, Setting, TargetAction, command_line, rewrite_auto_conf,

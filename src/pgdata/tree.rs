@@ -17,8 +17,8 @@
 //! finished. The faster ways are not safe: a file opened again for a pass at the
 //! end, or a `syncfs`, may miss a write error that the kernel has already
 //! dropped together with the page (Linux keeps it per descriptor since 4.13, and
-//! tells `syncfs` only since 5.8). Restores finish many files side by side, which
-//! lets the file system join their journal commits.
+//! tells `syncfs` only since 5.8). Restores finish many files side by side
+//! ([`Finisher`](super::Finisher)), which lets the file system join their journal commits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, FileTimes, OpenOptions};

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::lineage::Coverage;
 use super::restore::Holdings;
-use crate::format::{BackupId, Committed, FORMAT_VERSION, ServerLimits};
-use crate::pg::{Lsn, PgTimestamp, SegmentSize, SystemId, Timeline, TimelineHistory};
+use crate::format::{BackupId, Committed};
+use crate::pg::{Lsn, PgTimestamp, SegmentSize, Timeline, TimelineHistory};
 
 /// The segment size of every example.
 pub(super) const SIZE: SegmentSize = SegmentSize::DEFAULT;
@@ -25,41 +25,13 @@ pub(super) fn backup(
 ) -> Committed {
     let began = jiff::Timestamp::from_second(second).unwrap_or_default();
     Committed {
-        format: FORMAT_VERSION,
-        id: BackupId::at(began, 1),
-        cluster: "c".parse().unwrap_or_else(|_| unreachable!("a legal name")),
-        system_identifier: SystemId(7),
-        postgres_version: 170_000,
-        catalog_version: 1,
         segment_size: SIZE,
-        data_checksums: true,
-        group_access: false,
-        label: String::new(),
-        annotations: BTreeMap::new(),
-        source: "stream".to_owned(),
-        taken_from: "primary".to_owned(),
-        started_at: PgTimestamp(0),
-        finished_at: PgTimestamp(0),
         timeline: Timeline(timeline),
         start_lsn,
         stop_lsn,
         stop_timeline: Timeline(timeline),
         reaches_from: PgTimestamp(reaches_from),
-        tablespaces: Vec::new(),
-        files: 0,
-        size_bytes: 0,
-        stored_bytes: 0,
-        packs: 0,
-        references: Vec::new(),
-        parent: None,
-        limits: ServerLimits {
-            max_connections: 100,
-            max_worker_processes: 8,
-            max_wal_senders: 10,
-            max_prepared_transactions: 0,
-            max_locks_per_transaction: 64,
-        },
-        tool: String::new(),
+        ..Committed::example(BackupId::at(began, 1))
     }
 }
 

@@ -214,6 +214,8 @@ pub struct Situation<'a> {
     pub coverage: &'a Coverage,
     /// From where on our slot makes the server keep WAL.
     pub slot_lsn: Option<Lsn>,
+    /// Where an earlier stream of this process came to.
+    pub resume_lsn: Option<Lsn>,
     /// The end of the server's WAL.
     pub flush_lsn: Lsn,
     /// The cluster's segment size.
@@ -234,11 +236,11 @@ pub struct Start {
 
 /// Decides where to begin: at the first byte not stored that the server should still have.
 ///
-/// The search begins at the highest stored byte on the server's way or, where that is lower, at the
-/// slot's position; holes before both are `archive_command`'s to fill.
+/// The search begins at the lowest of the highest stored byte on the server's way, the slot's position and where
+/// this process stood; holes before all of them are `archive_command`'s to fill.
 pub fn start_of(situation: &Situation<'_>) -> Start {
-    let Situation { history, coverage, slot_lsn, flush_lsn, segment_size } = *situation;
-    let from = [highest_on(history, coverage), slot_lsn].into_iter().flatten().min();
+    let Situation { history, coverage, slot_lsn, resume_lsn, flush_lsn, segment_size } = *situation;
+    let from = [highest_on(history, coverage), slot_lsn, resume_lsn].into_iter().flatten().min();
     let from = from.unwrap_or(flush_lsn);
     let first_missing = unbroken_end(history, coverage, from, segment_size);
     // A server that has less than is stored is asked for what it has: its bytes are compared.

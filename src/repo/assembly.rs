@@ -20,8 +20,7 @@ use std::io;
 use bytes::Bytes;
 use spans::{FRAME_BYTES, Span, held_bytes};
 
-use super::wal::StoredPrefix;
-use super::{PIECE_BYTES, Repository, SealedObject, WHOLE_SEGMENT_BYTES_MAX};
+use super::{PIECE_BYTES, Repository, SealedObject, StoredPrefix, WHOLE_SEGMENT_BYTES_MAX};
 use crate::format::{Codec, FrameCompressor, Header, Kind, SummaryBuilder, WalObject, WalSummary};
 use crate::pg::{
     Extent, Lsn, Mark, SegmentExpectation, SegmentFacts, SegmentName, SegmentSize, SegmentWalk,

@@ -79,6 +79,13 @@ impl RepoError {
         Chain(self).to_string()
     }
 
+    /// Returns whether the store does not allow this and a retry cannot cure it: what was to be deleted
+    /// stays, for instance, where the credentials may only create or a lock holds the objects.
+    pub fn is_not_allowed(&self) -> bool {
+        use StoreError::{Denied, NoRoom, Refused};
+        matches!(self, Self::Store(Denied { .. } | Refused { .. } | NoRoom { .. }))
+    }
+
     pub(super) fn damaged(key: &Key, why: impl std::fmt::Display) -> Self {
         Self::Damaged { key: key.clone(), why: why.to_string() }
     }

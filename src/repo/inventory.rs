@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{StreamExt, TryStreamExt};
 
-use super::wal::unbroken_prefix;
+use super::wal_fetch::{ListedPiece, unbroken_pieces};
 use super::{RepoError, Repository};
 use crate::format::{WalObject, parse_wal_object};
 use crate::pg::{Lsn, SegmentName, SegmentSize, SystemId, Timeline, WalFileName};
@@ -47,7 +47,7 @@ impl WalInventory {
 struct Found {
     /// Start and end of each stored stretch, unsorted.
     stretches: Vec<(Timeline, Lsn, Lsn)>,
-    pieces: BTreeMap<SegmentName, Vec<(u32, u32)>>,
+    pieces: BTreeMap<SegmentName, Vec<ListedPiece>>,
     partials: Vec<SegmentName>,
     damaged: Vec<SegmentName>,
     bytes: BTreeMap<Timeline, u64>,
@@ -155,7 +155,8 @@ impl Found {
                 name.timeline
             }
             WalObject::Piece { segment, start, end } => {
-                self.pieces.entry(segment).or_default().push((start, end));
+                let piece = ListedPiece { start, end, size_bytes: stored_bytes };
+                self.pieces.entry(segment).or_default().push(piece);
                 segment.timeline
             }
             WalObject::File(_) => return,
@@ -169,7 +170,7 @@ impl Found {
     fn settle_pieces(&mut self, size: SegmentSize) {
         for (segment, mut pieces) in std::mem::take(&mut self.pieces) {
             pieces.sort_unstable();
-            let end = unbroken_prefix(&pieces).last().map(|piece| u64::from(piece.1));
+            let end = unbroken_pieces(&pieces, 0).last().map(|piece| u64::from(piece.end));
             if let (Some(start), Some(end)) = (segment.start_lsn(size), end) {
                 let end = Lsn(start.0.saturating_add(end.min(size.bytes())));
                 self.stretches.push((segment.timeline, start, end));

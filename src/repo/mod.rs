@@ -17,6 +17,8 @@ mod inventory;
 mod objects;
 mod parent;
 mod wal;
+mod wal_fetch;
+mod wal_tidy;
 
 use std::sync::Arc;
 
@@ -30,7 +32,8 @@ pub use identity::{Claim, claim_of};
 pub use inventory::{TimelineWal, WalInventory};
 pub use objects::{Put, SealedObject};
 pub use parent::ParentFiles;
-pub use wal::{PIECE_BYTES, SegmentSource, StoredPrefix, WHOLE_SEGMENT_BYTES_MAX, WalSealer};
+pub use wal::{PIECE_BYTES, WHOLE_SEGMENT_BYTES_MAX, WalSealer};
+pub use wal_fetch::{SegmentSource, StoredPrefix};
 
 use crate::format::{ClusterName, Place};
 use crate::store::Store;

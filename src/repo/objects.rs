@@ -128,8 +128,13 @@ impl Repository {
     pub async fn fetch(
         &self,
         key: &Key,
-        mut sink: impl FnMut(&[u8]) -> std::io::Result<()>,
+        sink: impl FnMut(&[u8]) -> std::io::Result<()>,
     ) -> Result<Header, RepoError> {
+        self.fetch_sealed(key).await?.unseal(sink)
+    }
+
+    /// Reads a whole sealed object and checks its header; the body is as it was stored.
+    pub(super) async fn fetch_sealed(&self, key: &Key) -> Result<Fetched, RepoError> {
         let reading = self.store.read(key, None).await?;
         let size_bytes = reading.size_bytes;
         if size_bytes > OBJECT_BYTES_MAX {
@@ -140,23 +145,7 @@ impl Repository {
         let (header, body_offset) =
             parse_header(&head, size_bytes).map_err(|e| RepoError::of_seal(key, e))?;
         self.check_name(key, &header)?;
-        let mut hasher = blake3::Hasher::new();
-        let body = Pieces::behind(pieces, body_offset);
-        let outcome = read_frames(header.codec, body, header.plain_bytes, |block| {
-            hasher.update(block);
-            sink(block).map_err(FetchError::Sink)
-        });
-        match outcome {
-            Ok(()) => {}
-            Err(FetchError::Codec(error)) => return Err(RepoError::of_codec(key, &error)),
-            Err(FetchError::Sink(cause)) => {
-                return Err(RepoError::Sink { key: key.clone(), cause });
-            }
-        }
-        if header.blake3.as_deref() != Some(hasher.finalize().to_hex().as_str()) {
-            return Err(RepoError::damaged(key, "its BLAKE3 digest is not the one in its header"));
-        }
-        Ok(header)
+        Ok(Fetched { key: key.clone(), header, body: Pieces::behind(pieces, body_offset) })
     }
 
     /// Reads all bytes of an object that may be at most `bytes_max` long.
@@ -186,6 +175,37 @@ impl Repository {
                 format_args!("its header says that it is `{}`", header.name),
             ))
         }
+    }
+}
+
+/// A sealed object that was read: its header is checked, its body not yet.
+pub(super) struct Fetched {
+    pub(super) key: Key,
+    pub(super) header: Header,
+    body: Pieces,
+}
+
+impl Fetched {
+    /// Gives the plain bytes to `sink` in order and checks their digest, as [`Repository::fetch`].
+    pub(super) fn unseal(
+        self,
+        mut sink: impl FnMut(&[u8]) -> std::io::Result<()>,
+    ) -> Result<Header, RepoError> {
+        let Self { key, header, body } = self;
+        let mut hasher = blake3::Hasher::new();
+        let outcome = read_frames(header.codec, body, header.plain_bytes, |block| {
+            hasher.update(block);
+            sink(block).map_err(FetchError::Sink)
+        });
+        match outcome {
+            Ok(()) => {}
+            Err(FetchError::Codec(error)) => return Err(RepoError::of_codec(&key, &error)),
+            Err(FetchError::Sink(cause)) => return Err(RepoError::Sink { key, cause }),
+        }
+        if header.blake3.as_deref() != Some(hasher.finalize().to_hex().as_str()) {
+            return Err(RepoError::damaged(&key, "its BLAKE3 digest is not the one in its header"));
+        }
+        Ok(header)
     }
 }
 

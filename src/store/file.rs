@@ -15,6 +15,15 @@
 //! the same promise; where it has neither, `create` refuses, for a plain rename
 //! would replace.
 //!
+//! An object is durable only if the names of all directories above it are. Whoever creates one
+//! makes that sure *before* the link, so an object that can be seen in a directory proves it
+//! for that directory and for all above: by a writer that was killed just behind its link as
+//! well as after a power cut, when only what was durable is there to be seen. A directory
+//! without an object proves nothing; there every directory above is fsynced, once in each process.
+//! So all but the first object of a directory cost two fsyncs: the bytes and the name. What
+//! makes the argument hold: nothing but this file puts objects there (after a repository was copied or
+//! moved by other means, `sync` first), and no directory that holds an object is ever removed.
+//!
 //! This is not `object_store::LocalFileSystem` because that one creates a
 //! missing root (and so fills the disk under an unmounted volume), stages beside
 //! the target (so finding leftovers means walking millions of files), does not
@@ -43,8 +52,9 @@ use futures_util::{StreamExt, TryStreamExt};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-use super::contract::{check_key, check_prefix, clip, time_limit};
+use super::contract::{check_key, check_prefix, clip, is_key_part, time_limit};
 use super::file_walk::Walk;
+use super::open::PROBE_DIRECTORY;
 use super::random::random_u64;
 use super::{Body, Cause, Key, Level, Listed, Reading, Store, StoreError};
 
@@ -61,6 +71,10 @@ const DIRECTORY_MODE: u32 = 0o750;
 
 /// How many directories are remembered as durable before all are forgotten.
 const DURABLE_DIRECTORIES_MAX: usize = 1024;
+
+/// How many entries of a directory are looked at for an object. Where hundreds of directories come
+/// before it, fsync is no slower than looking on.
+const PROOF_ENTRIES_MAX: usize = 64;
 
 /// How many bytes one piece of a reading has at most.
 const PIECE_BYTES: u64 = 1024 * 1024;
@@ -247,11 +261,11 @@ impl Inner {
         }
     }
 
-    /// Makes sure that `directory` will still be there after a crash. Another
-    /// process may have made it a moment ago and not have synced its parent yet.
+    /// Makes sure that `directory` will still be there after a crash. Another process may
+    /// have made it a moment ago and not have synced its parent yet; see the module's page.
     fn settle(&self, directory: &Path) -> io::Result<()> {
         let known = || self.durable.lock().unwrap_or_else(PoisonError::into_inner);
-        if known().contains(directory) {
+        if known().contains(directory) || holds_an_object(directory)? {
             return Ok(());
         }
         for above in directory.ancestors().skip(1) {
@@ -300,8 +314,23 @@ impl Inner {
             Err(error) => return Err(failed(key, error)),
         }
         match path.parent().map(sync_directory) {
-            Some(Err(error)) if !is_no_such_file(&error) => Err(failed(key, error)),
-            _ => Ok(()),
+            Some(Err(error)) if !is_no_such_file(&error) => return Err(failed(key, error)),
+            _ => {}
+        }
+        if key.as_str().split('/').next() == Some(PROBE_DIRECTORY) {
+            self.remove_empty_directories(&path);
+        }
+        Ok(())
+    }
+
+    /// Removes the directories above a deleted object that nothing is in: each probe has one of its
+    /// own. Not done for other objects, for a writer may rely on their directories.
+    fn remove_empty_directories(&self, path: &Path) {
+        for above in path.ancestors().skip(1).take_while(|above| *above != self.root) {
+            // Refused unless it is empty.
+            if fs::remove_dir(above).is_err() {
+                return;
+            }
         }
     }
 
@@ -437,6 +466,17 @@ fn make_directories(path: &Path, below: Option<&Path>) -> io::Result<()> {
     sync_directory(parent)
 }
 
+/// Returns whether an object is among the first entries of a directory.
+fn holds_an_object(directory: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(directory)?.take(PROOF_ENTRIES_MAX) {
+        let entry = entry?;
+        if entry.file_type()?.is_file() && entry.file_name().to_str().is_some_and(is_key_part) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
@@ -562,6 +602,23 @@ mod tests {
         assert!(store.read(&key("a/b"), None).await.unwrap_err().is_absent());
         assert!(store.read(&key("x"), None).await.unwrap_err().is_absent());
         store.prepare().await.unwrap();
+    }
+
+    #[test]
+    fn only_an_object_in_the_very_directory_proves_that_its_name_is_durable() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        assert!(!holds_an_object(path).unwrap());
+        // Anybody may make directories and die; and what no key can name was not put there by us.
+        fs::create_dir_all(path.join("below/deeper")).unwrap();
+        fs::write(path.join("below/object"), "x").unwrap();
+        fs::write(path.join(".nfs0001"), "x").unwrap();
+        fs::write(path.join("a b"), "x").unwrap();
+        std::os::unix::fs::symlink(path.join("below/object"), path.join("link")).unwrap();
+        assert!(!holds_an_object(path).unwrap());
+        fs::write(path.join("object"), "x").unwrap();
+        assert!(holds_an_object(path).unwrap());
+        holds_an_object(&path.join("missing")).unwrap_err();
     }
 
     #[tokio::test]

@@ -99,6 +99,9 @@ pub async fn sweep_leftovers(
     }
 }
 
+/// Where probes are; no cluster can have this name.
+pub(super) const PROBE_DIRECTORY: &str = "probe";
+
 /// What the probe tries, in its order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ProbeStep {
@@ -174,7 +177,7 @@ impl ProbeReport {
 /// `probe/<nonce>/object`, and deletes it again. `nonce` must be new each time
 /// and fit into a key; `now` is our clock at the call.
 pub async fn probe(store: &dyn Store, nonce: &str, now: SystemTime) -> ProbeReport {
-    let directory = Key::new(format!("probe/{nonce}"));
+    let directory = Key::new(format!("{PROBE_DIRECTORY}/{nonce}"));
     let key = Key::new(format!("{directory}/object"));
     let mut report = ProbeReport { steps: Vec::new(), conditional_put: None, clock_ahead_ms: None };
     let created = store.create(&key, PROBE_CONTENT.to_vec().into()).await;
@@ -265,8 +268,8 @@ async fn list(store: &dyn Store, directory: &Key, key: &Key) -> Result<SystemTim
 }
 
 async fn list_level(store: &dyn Store, nonce: &str, key: &Key) -> Result<(), ProbeFault> {
-    let above = store.list_level(&Key::new("probe")).await?;
-    let level = store.list_level(&Key::new(format!("probe/{nonce}"))).await?;
+    let above = store.list_level(&Key::new(PROBE_DIRECTORY)).await?;
+    let level = store.list_level(&Key::new(format!("{PROBE_DIRECTORY}/{nonce}"))).await?;
     let shown = above.directories.iter().any(|name| name == nonce)
         && level.directories.is_empty()
         && level.objects.len() == 1
@@ -362,6 +365,7 @@ mod tests {
         assert_eq!(store.describe(), url.to_string());
         let report = probe(&*store, "n1", SystemTime::now()).await;
         assert!(report.is_sound(), "{report:?}");
+        assert!(!directory.path().join("new/repo/probe").exists(), "a directory is left");
         assert_eq!(sweep_leftovers(&url, &options, Duration::ZERO).await.unwrap(), 0);
     }
 }

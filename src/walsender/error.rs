@@ -223,9 +223,16 @@ impl PgError {
     }
 
     /// Returns whether the server no longer has the WAL to stream. Of
-    /// TIMELINE_HISTORY the same SQLSTATE says that there is no such file.
+    /// TIMELINE_HISTORY the same SQLSTATE (58P01) says that there is no such file.
+    ///
+    /// A segment that goes away while it is sent is reported by
+    /// `CheckXLogRemoved` in `xlog.c`, under whatever SQLSTATE an old `errno`
+    /// gives (XX000 was seen).
     pub fn is_wal_removed(&self) -> bool {
-        self.sqlstate() == Some("58P01")
+        match self {
+            Self::Server(error) => error.sqlstate == "58P01" || error.routine == "CheckXLogRemoved",
+            _ => false,
+        }
     }
 
     /// Returns whether the place to stream from is not in the server's history:
@@ -330,6 +337,9 @@ mod tests {
         assert!(unknown.is_not_in_history() && left_before.is_not_in_history());
         assert!(ahead.is_ahead_of_server() && !ahead.is_not_in_history());
         assert!(!left_before.is_ahead_of_server());
+        for gone in [of("58P01", "WalSndSegmentOpen", ""), of("XX000", "CheckXLogRemoved", "")] {
+            assert!(gone.is_wal_removed() && !gone.is_ahead_of_server());
+        }
         let body = Bytes::from_static(b"SERROR\0CXX000\0RtliSwitchPoint\0\0");
         assert_eq!(ServerError::from_body("db:5432", &body).routine, "tliSwitchPoint");
     }

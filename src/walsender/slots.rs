@@ -9,8 +9,9 @@
 //!
 //! ```text
 //! 14-15   the stream begins; a reported flush makes the slot `reserved` again
-//! 16-17   the stream begins; the slot stays `lost` and protects nothing, even
-//!         though its restart_lsn follows the reports
+//! 16-17   the stream begins; the slot stays lost and protects nothing, though
+//!         its restart_lsn follows the reports (`wal_status` is `unreserved`
+//!         as long as the stream lasts, then `lost` again)
 //! 18      ERROR 55000, "can no longer access replication slot"
 //! ```
 //!

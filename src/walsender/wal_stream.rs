@@ -38,6 +38,10 @@ use super::rows::RawRows;
 use super::slots::SlotName;
 use super::wire::Frame;
 
+/// The first version whose walsender knows its timeline without being asked:
+/// a standby of 14 refuses START_REPLICATION before IDENTIFY_SYSTEM (55000).
+const SELF_KNOWING_VERSION: u32 = 150_000;
+
 /// How long the server may take to end the stream after we asked for that.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
@@ -157,6 +161,9 @@ impl Connection {
     /// [not in the server's history](PgError::is_not_in_history). Other
     /// refusals come from the first [`WalStream::next`].
     pub async fn stream_wal(mut self, start: &StreamStart) -> Result<WalStream, PgError> {
+        if self.server_version_num() < SELF_KNOWING_VERSION {
+            self.identify_system().await?;
+        }
         self.send_query(&command(start)).await?;
         self.set_activity("waiting for WAL or a keepalive");
         let frame = self.next_frame().await?;

@@ -302,15 +302,17 @@ fn a_record_abandoned_by_a_crash_leaves_valid_segments() {
 /// Where records begin in a segment, as pg_waldump says; only those whose header
 /// of 24 bytes lies within one page.
 fn record_offsets(place: &Archived, name: &str) -> Vec<usize> {
+    let path = place.cluster.wal(name);
+    let size = usize::try_from(std::fs::metadata(&path).unwrap().len()).unwrap();
     let mut waldump = place.cluster.tool("pg_waldump");
     let output = finish({
-        waldump.arg(place.cluster.wal(name));
+        waldump.arg(path);
         waldump
     });
     let text = String::from_utf8(output.stdout).unwrap();
     let offset = |line: &str| {
         let (_, low) = line.split_once("lsn: ")?.1.split(',').next()?.split_once('/')?;
-        Some(usize::from_str_radix(low, 16).unwrap() % (16 << 20))
+        Some(usize::from_str_radix(low, 16).unwrap() % size)
     };
     text.lines().filter_map(offset).filter(|at| at % 8192 + 24 <= 8192).collect()
 }
@@ -330,7 +332,7 @@ fn a_damaged_segment_is_refused_with_its_reason_and_nothing_is_stored() {
     };
     refuse("zeros", &vec![0; bytes.len()]);
     // The magic, the page address, and checksums of records early, amid and late.
-    let middle = records[records.len() / 2];
+    let middle = records[records.len() * 3 / 4];
     for offset in [0, 8, records[2] + 20, middle + 20, records[records.len() - 2] + 20] {
         let mut flipped = bytes.clone();
         flipped[offset] ^= 4;
@@ -347,15 +349,47 @@ fn a_damaged_segment_is_refused_with_its_reason_and_nothing_is_stored() {
 fn archiving_goes_on_behind_a_damaged_segment_only_once_an_operator_accepts_the_hole() {
     let place = Archived::by_hand(NEWEST, 16);
     let names = place.segments(3);
+    pass_a_damaged_segment(&place, &names);
+}
+
+/// The damage is behind the first piece, which is good by itself and must not be stored.
+#[test]
+fn a_damaged_segment_of_several_pieces_is_accepted_as_a_whole() {
+    let place = Archived::by_hand(NEWEST, 64);
+    let names = place.segments_with(3, 300_000);
+    pass_a_damaged_segment(&place, &names);
+    // One that was damaged after a part of it had been stored: the part stays what it was.
+    let name = &place.segments_with(1, 300_000)[0];
+    place.highwater.push(&place.cluster.wal(name)).done();
+    let pieces = place.objects_of(name);
+    std::fs::remove_file(&pieces[1]).unwrap();
+    let mut torn = std::fs::read(place.cluster.wal(name)).unwrap();
+    let records = record_offsets(&place, name);
+    let middle = records[records.len() * 3 / 4];
+    assert!(middle > 16 << 20);
+    torn[middle..].fill(0);
+    let path = place.lab.write(&format!("damaged/{name}"), &torn);
+    place.highwater.push(&path).ends_with(4);
+    place.highwater.run(&["archive-push", "--accept-damaged", path.to_str().unwrap()]).done();
+    place.highwater.push(&path).done();
+    torn[16 << 20..].fill(0);
+    place.assert_gives_back(name, &torn);
+    place.highwater.push(&place.cluster.wal(name)).done();
+    place.assert_gives_back(name, &std::fs::read(place.cluster.wal(name)).unwrap());
+}
+
+/// Refused, accepted by hand, mended: from the first push to the hole that closes.
+fn pass_a_damaged_segment(place: &Archived, names: &[String]) {
     let whole = |name: &str| std::fs::read(place.cluster.wal(name)).unwrap();
     place.highwater.push(&place.cluster.wal(&names[0])).done();
     let mut torn = whole(&names[1]);
-    let records = record_offsets(&place, &names[1]);
-    let middle = records[records.len() / 2];
+    let records = record_offsets(place, &names[1]);
+    let middle = records[records.len() * 3 / 4];
     torn[middle..].fill(0);
     place.lab.directory("damaged");
     let path = place.lab.write(&format!("damaged/{}", names[1]), &torn);
     place.highwater.push(&path).ends_with(4).says("--accept-damaged");
+    assert!(place.objects_of(&names[1]).is_empty(), "a part of it was stored");
     let path_text = path.to_str().unwrap();
     place.highwater.run(&["archive-push", "--accept-damaged", path_text]).done();
     // PostgreSQL's own attempt with the same bytes succeeds from now on; other bytes do not.

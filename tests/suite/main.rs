@@ -27,4 +27,5 @@ mod receive;
 mod refusals;
 mod stops;
 mod timelines;
+mod two_hosts;
 mod wal_walk;

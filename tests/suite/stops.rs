@@ -52,7 +52,7 @@ fn a_second_signal_ends_a_backup_at_once() {
     running.signal(Signal::TERM);
     let run = running.wait();
     assert!([130, 143].contains(&run.code()), "{run}");
-    assert!(run.elapsed < Duration::from_secs(60), "{run}");
+    assert!(run.elapsed < Duration::from_mins(1), "{run}");
     place.highwater.run(&["backup", "--fast"]).done();
     let info = place.highwater.info();
     assert_eq!(info["backups"].as_array().unwrap().len(), 1, "{info}");

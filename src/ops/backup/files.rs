@@ -1,24 +1,30 @@
-//! From the server's stream to recorded files.
+//! From the server's stream to recorded files: the stages put together, and the last of them.
+//!
+//! ```text
+//! stream -> arriving: entries, chunks -> digests: BLAKE3, checksum, zeros -> here: referenced or stored
+//!           (a task)                     (a thread)                          (the backup's own task)
+//! ```
 //!
 //! Each file is cut into chunks as it arrives; a chunk that the parent holds at
-//! the same place is referenced. Memory: one chunk, one frame, and the parent's
-//! map of the current file.
+//! the same place is referenced. Memory: twice [`ARRIVED_MAX`] chunks between the stages,
+//! one frame, and the parent's map of the current file.
 
-use bytes::Bytes;
+use std::sync::Arc;
 
-use super::manifest::ManifestCheck;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::arriving::{ARRIVED_MAX, Arriving, Begin};
+use super::digests::{Digested, digest_all};
 use super::server::Server;
-use super::{Making, UNHARMED};
+use super::{Making, UNHARMED, not_received};
 use crate::failure::{Failure, Kind};
-use crate::format::{
-    CHUNK_BYTES, ChunkEntry, EntryKind, FileContent, FileEntry, MAP_CHUNKS_MAX, digest_chunk,
-};
-use crate::ops::failures::{of_postgres, of_repo};
+use crate::format::{ChunkDigest, ChunkEntry, EntryKind, FileContent, FileEntry, MAP_CHUNKS_MAX};
+use crate::ops::failures::{of_repo, of_task};
 use crate::pg::{BackupLabel, ControlFile, Lsn, Timeline};
-use crate::pgdata::{TarEnd, TarEntry, TarError, TarEvent, TarKind, TarSplitter};
 use crate::plan::backup::{ChunkFate, chunk_fate};
 use crate::repo::{FileMeta, FileRecorder, ParentFiles, RepoError};
-use crate::walsender::{BackupEvent, BackupOptions, BaseBackup, PgError};
+use crate::walsender::{BackupOptions, BaseBackup};
 
 /// Files that are kept in memory besides being stored, because the backup's own record needs them.
 const CAPTURED: [&str; 2] = ["backup_label", "global/pg_control"];
@@ -68,29 +74,35 @@ pub(super) async fn receive(
     };
     making.progress.note("waiting for the server's checkpoint");
     let tar_end_marked = server.facts.version.major().0 >= TAR_END_MARKED_FROM;
-    let mut stream = BaseBackup::start(server.connection, &options).await.map_err(not_received)?;
-    let mut receiver = Receiver {
+    let stream = BaseBackup::start(server.connection, &options).await.map_err(not_received)?;
+    let (to_digests, arrived) = mpsc::channel(ARRIVED_MAX);
+    let (to_recording, mut digested) = mpsc::channel(ARRIVED_MAX);
+    // Aborted when this is given up, so that nobody goes on receiving.
+    let mut stages = JoinSet::new();
+    let progress = Arc::clone(&making.progress);
+    stages.spawn(Arriving::new(to_digests, progress, tar_end_marked).run(stream));
+    let checksums = request.manifest_checksums;
+    let digests =
+        tokio::task::spawn_blocking(move || digest_all(arrived, &to_recording, checksums));
+    let mut recording = Recording {
         making,
         recorder,
         parent,
-        manifest: ManifestCheck::new(request.manifest_checksums),
-        tar: None,
-        tar_end_marked,
-        prefix: String::new(),
         file: None,
         in_manifest: false,
         captured: Captured::default(),
         begin: None,
         end: None,
     };
-    while let Some(event) = stream.next().await.map_err(not_received)? {
-        receiver.take(event).await?;
+    while let Some(next) = digested.recv().await {
+        recording.take(next).await?;
     }
-    receiver.finish()
-}
-
-fn not_received(error: PgError) -> Failure {
-    of_postgres(error, "the server did not give a whole base backup", UNHARMED)
+    // Whichever stage broke first, those behind it only saw an early end.
+    while let Some(ended) = stages.join_next().await {
+        ended.map_err(|error| of_task(error, UNHARMED))??;
+    }
+    digests.await.map_err(|error| of_task(error, UNHARMED))??;
+    recording.finish()
 }
 
 #[derive(Default)]
@@ -100,14 +112,13 @@ struct Captured {
     control: Option<(Vec<u8>, u32)>,
 }
 
-/// A file that is arriving.
-struct Arriving {
+/// The file that is being recorded.
+struct Current {
     path: Vec<u8>,
     size: u64,
-    mode: u32,
     mtime: i64,
+    mode: u32,
     received: u64,
-    chunk: Vec<u8>,
     chunks: u64,
     parent: Option<FileEntry>,
     /// The parent's chunks of the gigabyte that is arriving.
@@ -117,168 +128,87 @@ struct Arriving {
     capture: Option<Vec<u8>>,
 }
 
-struct Begin {
-    start_lsn: Lsn,
-    timeline: Timeline,
-    tablespaces: Vec<(u32, String)>,
-}
-
-struct Receiver<'a> {
+struct Recording<'a> {
     making: &'a Making<'a>,
     recorder: FileRecorder,
     parent: Option<ParentFiles>,
-    manifest: ManifestCheck,
-    tar: Option<TarSplitter>,
-    /// Whether this server ends an archive with zero blocks: without them it was cut.
-    tar_end_marked: bool,
-    /// `pg_tblspc/<oid>/` within a tablespace's archive.
-    prefix: String,
-    file: Option<Arriving>,
+    file: Option<Current>,
     in_manifest: bool,
     captured: Captured,
     begin: Option<Begin>,
     end: Option<(Lsn, Timeline)>,
 }
 
-impl Receiver<'_> {
-    async fn take(&mut self, event: BackupEvent) -> Result<(), Failure> {
-        match event {
-            BackupEvent::Start { start_lsn, timeline, tablespaces, data_directory_kb } => {
-                let sizes = tablespaces.iter().map(|tablespace| tablespace.size_kb);
-                let kb: u64 = sizes.chain([data_directory_kb]).flatten().sum();
-                self.making.progress.note("receiving files");
-                self.making.progress.total((kb > 0).then_some(kb * 1024));
-                let tablespaces = tablespaces.into_iter().map(|t| (t.oid, t.location)).collect();
-                self.begin = Some(Begin { start_lsn, timeline, tablespaces });
+impl Recording<'_> {
+    async fn take(&mut self, next: Digested) -> Result<(), Failure> {
+        match next {
+            Digested::Start(begin) => self.begin = Some(begin),
+            Digested::Entry(meta) if meta.kind == EntryKind::Directory => {
+                self.recorder.begin(meta);
+                self.recorder.end(None, None).await.map_err(|e| self.not_stored(e))?;
             }
-            BackupEvent::ArchiveBegin { tablespace } => {
-                self.end_archive()?;
-                let oid = tablespace.map(|tablespace| tablespace.oid);
-                self.prefix = oid.map_or_else(String::new, |oid| format!("pg_tblspc/{oid}/"));
-                self.tar = Some(TarSplitter::new());
+            Digested::Entry(meta) => {
+                let parent = match &mut self.parent {
+                    Some(files) => {
+                        files.entry(&meta.path).await.map_err(|e| not_read(self.making, e))?
+                    }
+                    None => None,
+                };
+                self.begin_file(meta, parent.filter(|entry| entry.kind == EntryKind::File));
             }
-            BackupEvent::Data(data) if self.in_manifest => {
-                self.manifest.feed(&data)?;
-                self.file_data(&data).await?;
-            }
-            BackupEvent::Data(data) => self.archive_data(data).await?,
-            BackupEvent::ManifestBegin => {
-                self.end_archive()?;
+            Digested::Manifest => {
                 self.in_manifest = true;
                 self.begin_manifest();
             }
-            BackupEvent::Progress { .. } => {}
-            BackupEvent::End { stop_lsn, timeline } => {
-                self.end_archive()?;
-                self.end_manifest().await?;
-                self.end = Some((stop_lsn, timeline));
+            Digested::Chunk { bytes, digest, is_zeros } => {
+                self.chunk(&bytes, digest, is_zeros).await?;
             }
+            Digested::FileEnd { checksum } => self.end_file(checksum).await?,
+            Digested::End { stop_lsn, timeline } => self.end = Some((stop_lsn, timeline)),
         }
         Ok(())
     }
 
-    fn end_archive(&mut self) -> Result<(), Failure> {
-        let Some(tar) = self.tar.take() else { return Ok(()) };
-        match tar.finish().map_err(|error| broken_tar(&error))? {
-            TarEnd::Unmarked if self.tar_end_marked => {
-                Err(unexpected("an archive from the server ended without its end mark"))
-            }
-            TarEnd::Marked | TarEnd::Unmarked => Ok(()),
-        }
-    }
-
-    async fn archive_data(&mut self, mut data: Bytes) -> Result<(), Failure> {
-        self.making.progress.advance(data.len() as u64);
-        let Some(mut tar) = self.tar.take() else {
-            return Err(unexpected("the server sent data before the first archive"));
-        };
-        while let Some(event) = tar.next_event(&mut data).map_err(|e| broken_tar(&e))? {
-            match event {
-                TarEvent::Entry(entry) => self.begin_entry(entry).await?,
-                TarEvent::Data(bytes) => self.file_data(&bytes).await?,
-                TarEvent::EntryEnd => self.end_entry().await?,
-            }
-        }
-        self.tar = Some(tar);
-        Ok(())
-    }
-
-    async fn begin_entry(&mut self, entry: TarEntry) -> Result<(), Failure> {
-        use std::os::unix::ffi::OsStrExt;
-        let mut path = self.prefix.clone().into_bytes();
-        path.extend_from_slice(entry.path.as_os_str().as_bytes());
-        let (mode, mtime) = (entry.mode, entry.mtime_unix);
-        match entry.kind {
-            TarKind::Directory => {
-                let kind = EntryKind::Directory;
-                self.recorder.begin(FileMeta { path, kind, mode, mtime, size: 0 });
-                self.recorder.end(None, None).await.map_err(|e| self.not_stored(e))
-            }
-            // Links to tablespaces: `restore` makes them anew, from the list of tablespaces.
-            TarKind::Symlink(_) if path.starts_with(b"pg_tblspc/") => Ok(()),
-            TarKind::Symlink(_) => Err(unexpected(format!(
-                "the server sent a symbolic link `{}` outside pg_tblspc",
-                entry.path.display()
-            ))),
-            TarKind::File => self.begin_file(path, entry.size_bytes, mode, mtime).await,
-        }
-    }
-
-    async fn begin_file(
-        &mut self,
-        path: Vec<u8>,
-        size: u64,
-        mode: u32,
-        mtime: i64,
-    ) -> Result<(), Failure> {
-        let parent = match &mut self.parent {
-            Some(files) => files.entry(&path).await.map_err(|e| not_read(self.making, e))?,
-            None => None,
-        };
-        let parent = parent.filter(|entry| entry.kind == EntryKind::File);
-        let wanted = CAPTURED.iter().any(|name| name.as_bytes() == path);
-        let kind = EntryKind::File;
-        self.recorder.begin(FileMeta { path: path.clone(), kind, mode, mtime, size });
-        self.manifest.begin_file();
-        self.file = Some(Arriving {
-            unchanged: parent.as_ref().is_some_and(|entry| entry.size == size),
-            path,
-            size,
-            mode,
-            mtime,
+    fn begin_file(&mut self, meta: FileMeta, parent: Option<FileEntry>) {
+        let wanted = CAPTURED.iter().any(|name| name.as_bytes() == meta.path);
+        self.file = Some(Current {
+            unchanged: parent.as_ref().is_some_and(|entry| entry.size == meta.size),
+            path: meta.path.clone(),
+            size: meta.size,
+            mtime: meta.mtime,
+            mode: meta.mode,
             received: 0,
-            chunk: Vec::with_capacity(CHUNK_BYTES as usize),
             chunks: 0,
             parent,
             parent_chunks: Vec::new(),
-            capture: (wanted && size <= CAPTURED_BYTES_MAX).then(Vec::new),
+            capture: (wanted && meta.size <= CAPTURED_BYTES_MAX).then(Vec::new),
         });
-        Ok(())
+        self.recorder.begin(meta);
     }
 
-    async fn file_data(&mut self, mut data: &[u8]) -> Result<(), Failure> {
-        if !self.in_manifest {
-            self.manifest.file_data(data);
-        }
-        let Some(mut file) = self.file.take() else { return Ok(()) };
-        file.received += data.len() as u64;
+    /// The manifest's length is not known before its end.
+    fn begin_manifest(&mut self) {
+        let meta = FileMeta {
+            path: MANIFEST_NAME.as_bytes().to_vec(),
+            kind: EntryKind::File,
+            mode: MANIFEST_MODE,
+            mtime: self.captured.label.as_ref().map_or(0, |(_, mtime)| *mtime),
+            size: 0,
+        };
+        self.begin_file(meta, None);
+    }
+
+    async fn chunk(
+        &mut self,
+        bytes: &[u8],
+        digest: ChunkDigest,
+        is_zeros: bool,
+    ) -> Result<(), Failure> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        file.received += bytes.len() as u64;
         if let Some(capture) = &mut file.capture {
-            capture.extend_from_slice(data);
+            capture.extend_from_slice(bytes);
         }
-        while !data.is_empty() {
-            let room = CHUNK_BYTES as usize - file.chunk.len();
-            let (now, later) = data.split_at(data.len().min(room));
-            file.chunk.extend_from_slice(now);
-            data = later;
-            if file.chunk.len() == CHUNK_BYTES as usize {
-                self.end_chunk(&mut file).await?;
-            }
-        }
-        self.file = Some(file);
-        Ok(())
-    }
-
-    async fn end_chunk(&mut self, file: &mut Arriving) -> Result<(), Failure> {
         let in_map = usize::try_from(file.chunks).unwrap_or(usize::MAX) % MAP_CHUNKS_MAX;
         if in_map == 0
             && let (Some(files), Some(entry)) = (&self.parent, &file.parent)
@@ -287,13 +217,11 @@ impl Receiver<'_> {
             let chunks = files.chunks(entry, map).await;
             file.parent_chunks = chunks.map_err(|e| not_read(self.making, e))?;
         }
-        let bytes = file.chunk.as_slice();
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        let digest = digest_chunk(bytes);
-        let is_zeros = bytes.iter().all(|byte| *byte == 0);
         let parents = file.parent_chunks.get(in_map);
         // For a file that stays as it was, its zeros must have been zeros too.
         file.unchanged &= parents.is_some_and(|parent| parent.digest == digest);
+        file.chunks += 1;
         let done = match chunk_fate(digest, is_zeros, len, parents) {
             ChunkFate::Zeros => {
                 self.recorder.reference(ChunkEntry { digest, runs: Vec::new() }, 0).await
@@ -304,21 +232,18 @@ impl Receiver<'_> {
                 self.recorder.store(digest, bytes).await
             }
         };
-        done.map_err(|e| self.not_stored(e))?;
-        file.chunks += 1;
-        file.chunk.clear();
-        Ok(())
+        done.map_err(|e| self.not_stored(e))
     }
 
-    async fn end_entry(&mut self) -> Result<(), Failure> {
+    async fn end_file(&mut self, checksum: Option<String>) -> Result<(), Failure> {
         let Some(mut file) = self.file.take() else { return Ok(()) };
-        if !file.chunk.is_empty() {
-            self.end_chunk(&mut file).await?;
+        if self.in_manifest {
+            file.size = file.received;
+            self.recorder.set_size(file.received);
         }
         if file.received != file.size {
             return Err(unexpected("a file is shorter than its header says"));
         }
-        let checksum = (!self.in_manifest).then(|| self.manifest.end_file(&file.path, file.size));
         // The parent's maps serve as they are when not one chunk differs.
         let maps = match &file.parent {
             Some(FileEntry { content: FileContent::Maps(maps), .. }) if file.unchanged => {
@@ -336,45 +261,11 @@ impl Receiver<'_> {
         self.recorder.end(checksum, maps).await.map_err(|e| self.not_stored(e))
     }
 
-    /// The manifest's length is not known before its end.
-    fn begin_manifest(&mut self) {
-        self.file = Some(Arriving {
-            path: MANIFEST_NAME.as_bytes().to_vec(),
-            size: 0,
-            mode: MANIFEST_MODE,
-            mtime: self.captured.label.as_ref().map_or(0, |(_, mtime)| *mtime),
-            received: 0,
-            chunk: Vec::with_capacity(CHUNK_BYTES as usize),
-            chunks: 0,
-            parent: None,
-            parent_chunks: Vec::new(),
-            unchanged: false,
-            capture: None,
-        });
-        self.recorder.begin(FileMeta {
-            path: MANIFEST_NAME.as_bytes().to_vec(),
-            kind: EntryKind::File,
-            mode: MANIFEST_MODE,
-            mtime: self.captured.label.as_ref().map_or(0, |(_, mtime)| *mtime),
-            size: 0,
-        });
-    }
-
-    async fn end_manifest(&mut self) -> Result<(), Failure> {
-        let Some(file) = &mut self.file else {
-            return Err(unexpected("the server sent no manifest"));
-        };
-        file.size = file.received;
-        self.recorder.set_size(file.received);
-        self.end_entry().await
-    }
-
     fn not_stored(&self, error: RepoError) -> Failure {
         self.making.not_stored(error)
     }
 
     fn finish(self) -> Result<(FileRecorder, Received), Failure> {
-        self.manifest.finish()?;
         let (Some(begin), Some((stop_lsn, stop_timeline))) = (self.begin, self.end) else {
             return Err(unexpected("the stream ended without its start and end positions"));
         };
@@ -409,10 +300,6 @@ fn not_read(making: &Making<'_>, error: RepoError) -> Failure {
     let what =
         format!("could not read the backup before this one in {}", making.repository.describe());
     of_repo(error, what, UNHARMED)
-}
-
-fn broken_tar(error: &TarError) -> Failure {
-    unexpected(format!("the server's archive cannot be read: {error}"))
 }
 
 pub(super) fn unexpected(what: impl Into<String>) -> Failure {

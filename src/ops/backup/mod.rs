@@ -8,6 +8,8 @@
 //! Until `committed.json` stands there is no backup, whatever happens; what a
 //! failed one has stored is removed again where the store allows it.
 
+mod arriving;
+mod digests;
 mod files;
 mod manifest;
 mod server;
@@ -19,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::failures::of_repo;
+use super::failures::{of_postgres, of_repo};
 use super::progress::Progress;
 use super::stop::StopRequest;
 use super::{claimed_identity, now};
@@ -33,7 +35,7 @@ use crate::repo::{
     BackupWriter, FileRecorder, ParentFiles, RecordedFiles, RepoError, Repository, Uploads,
 };
 use crate::store::StoreError;
-use crate::walsender::{ConnInfo, ManifestChecksums};
+use crate::walsender::{ConnInfo, ManifestChecksums, PgError};
 use files::Received;
 use server::Server;
 
@@ -104,7 +106,7 @@ pub async fn run(
         repository,
         request,
         identity: &identity,
-        progress: &*progress,
+        progress,
         commit_was_sent: AtomicBool::new(false),
     };
     let outcome = making.carry_out_unless(&mut stop, server, writer, parent, started_at).await;
@@ -199,12 +201,16 @@ async fn begin(
     ))
 }
 
+fn not_received(error: PgError) -> Failure {
+    of_postgres(error, "the server did not give a whole base backup", UNHARMED)
+}
+
 /// One backup in the making.
 struct Making<'a> {
     repository: &'a Repository,
     request: &'a Request,
     identity: &'a Identity,
-    progress: &'a dyn Progress,
+    progress: Arc<dyn Progress>,
     commit_was_sent: AtomicBool,
 }
 

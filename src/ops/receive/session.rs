@@ -36,6 +36,9 @@ const SILENT_INTERVALS: u32 = 4;
 /// The least patience with a silent server.
 const SILENCE_MIN: Duration = Duration::from_secs(20);
 
+/// How often it is logged how far things are.
+const LOG_INTERVAL: Duration = Duration::from_mins(10);
+
 /// How a stream ended.
 pub(super) enum End {
     /// We were asked to stop, and everything received is stored.
@@ -165,7 +168,7 @@ impl<'a> Session<'a> {
         };
         let opened = connection.stream_wal(&start).await;
         let stream = opened.map_err(|error| trouble(error, "could not start streaming"))?;
-        let mut line = Line::new(stream, self.facts);
+        let mut line = Line::new(stream, self.start.lsn, self.facts);
         loop {
             self.cut_if_due()?;
             self.merge_or_tidy()?;
@@ -456,11 +459,14 @@ struct Line {
     silence_max: Duration,
     heard: Instant,
     listened: bool,
-    told: Option<(Lsn, Lsn)>,
+    start_lsn: Lsn,
+    /// The flush position told last.
+    told: Lsn,
+    logged: Instant,
 }
 
 impl Line {
-    fn new(stream: WalStream, facts: &Facts) -> Self {
+    fn new(stream: WalStream, start_lsn: Lsn, facts: &Facts) -> Self {
         let interval = facts.status_interval;
         let mut timer = tokio::time::interval(interval);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -471,7 +477,9 @@ impl Line {
             silence_max: (interval * SILENT_INTERVALS).max(SILENCE_MIN),
             heard: Instant::now(),
             listened: true,
-            told: None,
+            start_lsn,
+            told: Lsn::INVALID,
+            logged: Instant::now(),
         }
     }
 
@@ -490,7 +498,7 @@ impl Line {
     /// Tells the server how far we are, if that is news or an answer is wanted.
     async fn tell(&mut self, progress: &Progress, wanted: bool) -> Result<(), Trouble> {
         let flush_lsn = progress.flush_lsn();
-        let is_news = self.told.is_none_or(|(_, flushed)| flush_lsn > flushed);
+        let is_news = flush_lsn > self.told.max(self.start_lsn);
         if is_news || wanted { self.send(progress, false).await } else { Ok(()) }
     }
 
@@ -504,17 +512,33 @@ impl Line {
                 "Check the network between this host and the server.",
             )));
         }
+        self.log(progress);
         let is_quiet = self.heard.elapsed() >= self.interval;
         self.send(progress, is_quiet).await
     }
 
+    /// Says now and then how far things are.
+    fn log(&mut self, progress: &Progress) {
+        if self.logged.elapsed() >= LOG_INTERVAL {
+            self.logged = Instant::now();
+            tracing::info!(
+                "stored up to {}, received up to {}",
+                progress.stored_lsn(),
+                progress.write_lsn()
+            );
+        }
+    }
+
     async fn send(&mut self, progress: &Progress, reply_requested: bool) -> Result<(), Trouble> {
-        let (write_lsn, flush_lsn) = (progress.write_lsn(), progress.flush_lsn());
+        let write_lsn = progress.write_lsn();
+        // Nothing was received yet: 0 leaves the slot where it is.
+        let has_news = progress.flush_lsn() > self.start_lsn;
+        let flush_lsn = if has_news { progress.flush_lsn() } else { Lsn::INVALID };
         let status = StreamStatus { write_lsn, flush_lsn, reply_requested };
         let sent = tokio::time::timeout(self.silence_max, self.stream.send_status(&status, now()));
         match sent.await {
             Ok(Ok(())) => {
-                self.told = Some((write_lsn, flush_lsn));
+                self.told = flush_lsn;
                 Ok(())
             }
             Ok(Err(error)) => Err(trouble(error, "lost the stream")),

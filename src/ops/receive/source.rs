@@ -78,6 +78,7 @@ pub(super) async fn choose(
         history: &history,
         coverage: &coverage,
         slot_lsn,
+        resume_lsn: memory.stored_lsn,
         flush_lsn: facts.flush_lsn,
         segment_size: facts.segment_size,
     };

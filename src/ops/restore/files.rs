@@ -4,14 +4,15 @@
 //! ```text
 //! file list -> wants (a run of a chunk: which frame, which file, where) -> a window of them
 //!           -> by pack and offset -> ranges of neighbouring frames -> tasks: fetch, decode, check, write
+//!           -> the file's last byte is written -> its fsync, on a thread of its own
 //! ```
 //!
 //! Bounded by names below: open files, the window, the bytes of a range, and tasks at a time.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -25,13 +26,17 @@ use crate::format::{
 use crate::ops::failures::{of_repo, of_task};
 use crate::ops::progress::Progress;
 use crate::pgdata::{
-    FileAttributes, NewFile, NewTree, RestoreMarker, TreeError, TreePlan, safe_path,
+    FileAttributes, Finisher, NewFile, NewTree, RestoreMarker, TreeError, TreePlan, safe_path,
 };
 use crate::plan::backup::{chunk_len, chunks_of};
 use crate::repo::{FrameFetcher, RepoError, Repository};
 
 /// Files open at a time.
 const OPEN_FILES_MAX: usize = 256;
+
+/// Files being fsynced at a time. They wait for the disk and not for a processor, and fetching
+/// does not wait for them.
+const FINISHING_MAX: usize = 16;
 
 /// Plain bytes that are gathered before they are sorted by where they are stored.
 const WINDOW_BYTES: u64 = 128 << 20;
@@ -70,11 +75,12 @@ pub(super) struct Restoring<'a> {
     pub(super) progress: Arc<dyn Progress>,
 }
 
-/// A file being written; finished by whoever writes its last byte.
+/// A file being written; whoever writes its last byte sends it to be finished, and its permit
+/// to be open with it.
 struct OpenFile {
-    file: std::sync::Mutex<Option<NewFile>>,
+    file: Mutex<Option<(NewFile, OwnedSemaphorePermit)>>,
     bytes_left: AtomicU64,
-    _permit: OwnedSemaphorePermit,
+    finisher: Arc<Mutex<Finisher<OwnedSemaphorePermit>>>,
 }
 
 /// Bytes wanted from a frame.
@@ -110,7 +116,8 @@ impl Restoring<'_> {
         let mut filling = Filling {
             restoring: self,
             fetcher: FrameFetcher::new(self.repository.clone()),
-            tree: Arc::new(tree),
+            tree,
+            finisher: Arc::new(Mutex::new(Finisher::start(FINISHING_MAX))),
             permits: Arc::new(Semaphore::new(OPEN_FILES_MAX)),
             window: BTreeMap::new(),
             window_bytes: 0,
@@ -168,7 +175,8 @@ impl Restoring<'_> {
 struct Filling<'a> {
     restoring: &'a Restoring<'a>,
     fetcher: FrameFetcher,
-    tree: Arc<NewTree>,
+    tree: NewTree,
+    finisher: Arc<Mutex<Finisher<OwnedSemaphorePermit>>>,
     permits: Arc<Semaphore>,
     window: BTreeMap<FrameRef, Vec<Want>>,
     window_bytes: u64,
@@ -209,9 +217,9 @@ impl Filling<'_> {
             }
         };
         let file = Arc::new(OpenFile {
-            file: std::sync::Mutex::new(Some(self.tree.create_file(&path, attributes)?)),
+            file: Mutex::new(Some((self.tree.create_file(&path, attributes)?, permit))),
             bytes_left: AtomicU64::new(entry.size),
-            _permit: permit,
+            finisher: Arc::clone(&self.finisher),
         });
         let mut number = 0;
         for map in 0..maps_of(entry) {
@@ -397,10 +405,10 @@ impl Filling<'_> {
         let Some(control) = self.control.take() else {
             return Err(self.wrong("it holds no global/pg_control".to_owned()));
         };
-        let has_postgresql_conf = self.has_postgresql_conf;
-        let tree = Arc::into_inner(self.tree)
-            .ok_or_else(|| RepoError::Task("the tree is still in use".into()))?;
-        Ok(Restored { tree, control, has_postgresql_conf })
+        let finisher = Arc::clone(&self.finisher);
+        let finishing = tokio::task::spawn_blocking(move || locked(&finisher).join());
+        finishing.await.map_err(|error| RepoError::Task(error.into()))??;
+        Ok(Restored { tree: self.tree, control, has_postgresql_conf: self.has_postgresql_conf })
     }
 
     fn wrong(&self, why: String) -> FillError {
@@ -412,20 +420,24 @@ impl Filling<'_> {
 
 impl OpenFile {
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), TreeError> {
-        if let Some(file) = &*self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        if let Some((file, _)) = &*locked(&self.file) {
             file.write_at(bytes, offset)?;
         }
         self.written(bytes.len() as u64)
     }
 
-    /// Counts bytes as done; the last of them finish the file.
+    /// Counts bytes as done; after the last of them the file goes to be finished.
     fn written(&self, bytes: u64) -> Result<(), TreeError> {
         if self.bytes_left.fetch_sub(bytes, Ordering::AcqRel) > bytes {
             return Ok(());
         }
-        let file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        file.map_or(Ok(()), NewFile::finish)
+        let Some((file, permit)) = locked(&self.file).take() else { return Ok(()) };
+        locked(&self.finisher).finish(file, permit)
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn maps_of(entry: &FileEntry) -> usize {

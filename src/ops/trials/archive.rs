@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::failure::Failure;
 use crate::format::{
     BackupId, Begun, CHUNK_BYTES, ChunkEntry, Codec, Committed, EntryKind, FORMAT_VERSION,
-    FileIndex, Header, Identity, Kind, ServerLimits, WalObject, digest_chunk,
+    FileIndex, Header, Identity, Kind, WalObject, digest_chunk,
 };
 use crate::ops::{Silent, archive_get, archive_push, restore};
 use crate::pg::wal_build::{RecordSpec, build_segment};
@@ -282,41 +282,18 @@ pub(super) async fn make_backup(
     let (writer, recorded) = recorder.finish().await?;
     let size = SegmentSize::new(SIZE_BYTES).unwrap();
     let committed = Committed {
-        format: FORMAT_VERSION,
-        id: id.clone(),
         cluster: repository.cluster().clone(),
         system_identifier: SYSTEM,
-        postgres_version: 170_000,
-        catalog_version: 202_406_281,
         segment_size: size,
-        data_checksums: true,
-        group_access: false,
-        label: "test".to_owned(),
-        annotations: std::collections::BTreeMap::new(),
-        source: "stream".to_owned(),
-        taken_from: "primary".to_owned(),
-        started_at: PgTimestamp(0),
-        finished_at: PgTimestamp(0),
-        timeline: Timeline(1),
         start_lsn: size.start_of(2),
         stop_lsn: Lsn(size.start_of(3).0 + 0x100),
-        stop_timeline: Timeline(1),
         reaches_from: PgTimestamp(3_000_000),
-        tablespaces: Vec::new(),
         files: recorded.files,
         size_bytes: recorded.size_bytes,
         stored_bytes: writer.stored_bytes(),
         packs: writer.packs(),
         references: recorded.references,
-        parent: None,
-        limits: ServerLimits {
-            max_connections: 100,
-            max_worker_processes: 8,
-            max_wal_senders: 10,
-            max_prepared_transactions: 0,
-            max_locks_per_transaction: 64,
-        },
-        tool: "test".to_owned(),
+        ..Committed::example(id.clone())
     };
     let index = FileIndex {
         format: FORMAT_VERSION,

@@ -5,3 +5,4 @@ mod damage;
 mod faults;
 mod large_segments;
 mod rivals;
+mod streamed;

@@ -222,7 +222,7 @@ fn situation<'a>(
     slot_lsn: Option<Lsn>,
     flush_lsn: Lsn,
 ) -> Situation<'a> {
-    Situation { history, coverage, slot_lsn, flush_lsn, segment_size: SIZE }
+    Situation { history, coverage, slot_lsn, resume_lsn: None, flush_lsn, segment_size: SIZE }
 }
 
 #[test]
@@ -248,6 +248,14 @@ fn streaming_goes_on_at_the_first_byte_that_is_not_stored() {
     assert_eq!(at(Some(seg(8))), expected, "the slot is ahead of what is stored");
     let hole = Start { timeline: Timeline(1), lsn: seg(4), first_missing: seg(4) };
     assert_eq!(at(Some(seg(3))), hole, "the server still has what is missing");
+}
+
+#[test]
+fn a_stream_that_had_stored_nothing_yet_is_taken_up_where_it_began() {
+    let (first, nothing) = (TimelineHistory::first(), Coverage::new());
+    let before = situation(&first, &nothing, None, seg(9));
+    let start = start_of(&Situation { resume_lsn: Some(seg(3)), ..before });
+    assert_eq!((start.lsn, start.first_missing), (seg(3), seg(3)));
 }
 
 #[test]

@@ -110,6 +110,24 @@ fn the_command_names_slot_position_and_timeline() {
 }
 
 #[tokio::test]
+async fn version_14_is_asked_who_it_is_first_because_its_standbys_insist() {
+    let server = FakeServer::start(|mut visit| async move {
+        visit.log_in("14.23", "on").await;
+        assert_eq!(visit.query().await, "IDENTIFY_SYSTEM");
+        let columns = ["systemid", "timeline", "xlogpos", "dbname"];
+        let row = [Some("7"), Some("3"), Some("0/3000000"), None];
+        visit.send(&[row_set(&columns, &[&row]), ready()].concat()).await;
+        visit.query().await;
+        visit.send(&[begin(), wal(START, b"abc")].concat()).await;
+        visit.hold().await;
+    })
+    .await;
+    let connection = Connection::connect(&server.info(""), Mode::Replication).await.unwrap();
+    let mut stream = connection.stream_wal(&start()).await.unwrap();
+    assert_eq!(stream.next().await.unwrap(), wal_event(START, b"abc"));
+}
+
+#[tokio::test]
 async fn wal_and_keepalives_come_as_they_were_sent() {
     let reply = [
         begin(),

@@ -18,6 +18,17 @@ impl Archived {
     pub fn by_hand(major: u32, segment_mib: u32) -> Self {
         let lab = Lab::open();
         let highwater = lab.highwater();
+        Self::by_hand_into(&highwater, lab, major, segment_mib)
+    }
+
+    /// The same with its repository on an S3 server.
+    pub fn by_hand_on_s3(major: u32, segment_mib: u32) -> Self {
+        let lab = Lab::open();
+        let highwater = lab.highwater_on_s3();
+        Self::by_hand_into(&highwater, lab, major, segment_mib)
+    }
+
+    fn by_hand_into(highwater: &Highwater, lab: Lab, major: u32, segment_mib: u32) -> Self {
         let cluster = lab.cluster(major).segment_mib(segment_mib).start();
         let highwater = highwater.on(&cluster);
         highwater.run(&["init"]).done();
@@ -36,6 +47,25 @@ impl Archived {
     ) -> Self {
         let lab = Lab::open();
         let highwater = lab.highwater();
+        Self::by_server_into(&highwater, lab, major, more)
+    }
+
+    /// The same with its repository on an S3 server.
+    pub fn by_server_on_s3(
+        major: u32,
+        more: impl FnOnce(super::cluster::ClusterBuilder) -> super::cluster::ClusterBuilder,
+    ) -> Self {
+        let lab = Lab::open();
+        let highwater = lab.highwater_on_s3();
+        Self::by_server_into(&highwater, lab, major, more)
+    }
+
+    fn by_server_into(
+        highwater: &Highwater,
+        lab: Lab,
+        major: u32,
+        more: impl FnOnce(super::cluster::ClusterBuilder) -> super::cluster::ClusterBuilder,
+    ) -> Self {
         // Archiving is on but paused until the repository is claimed; an empty
         // command is PostgreSQL's documented way to pause.
         let cluster = more(lab.cluster(major).conf("archive_mode = on")).start();
@@ -45,12 +75,17 @@ impl Archived {
         Self { cluster, highwater, lab }
     }
 
-    /// Writes pgbench's tables and ends so many segments; returns their names.
+    /// Writes a little and ends so many segments; returns their names.
     pub fn segments(&self, count: usize) -> Vec<String> {
+        self.segments_with(count, 4000)
+    }
+
+    /// The same with so many rows in each, of about 100 bytes.
+    pub fn segments_with(&self, count: usize, rows: u32) -> Vec<String> {
         self.cluster.sql("create table if not exists filler (n bigint, t text)");
         let segment = |n: usize| {
             self.cluster.sql(&format!(
-                "insert into filler select g, md5((g + {n})::text) from generate_series(1, 4000) g"
+                "insert into filler select g, md5((g + {n})::text) from generate_series(1, {rows}) g"
             ));
             self.cluster.switch_wal()
         };

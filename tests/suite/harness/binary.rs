@@ -104,7 +104,9 @@ impl Highwater {
 
     fn prefix(&self) -> String {
         let binary = reachable_binary().display();
-        format!("{binary} --repo {} --cluster {}", self.repo, self.cluster)
+        let file = self.env.iter().find(|(name, _)| name == "HIGHWATER_CONFIG");
+        let file = file.map_or_else(String::new, |(_, file)| format!(" --config {file}"));
+        format!("{binary}{file} --repo {} --cluster {}", self.repo, self.cluster)
     }
 
     /// Returns a command with the settings of this repository in its environment.

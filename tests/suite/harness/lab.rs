@@ -2,6 +2,7 @@
 
 use super::binary::Highwater;
 use super::cluster::ClusterBuilder;
+use super::script;
 use super::trees::give_to_server_user;
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -67,6 +68,24 @@ impl Lab {
             self.directory("repo");
         }
         Highwater::new(self.clone(), &format!("file://{}", root.display()), "main")
+    }
+
+    /// The same for a prefix of its own in the bucket of an S3 server, which is started for the
+    /// first test that wants it.
+    pub fn highwater_on_s3(&self) -> Highwater {
+        let name = self.path().file_name().unwrap().to_string_lossy().to_lowercase();
+        let settings = format!(
+            "[repo.options]\nendpoint = \"http://127.0.0.1:{}\"\nallow_http = true\n\
+             access_key_id = \"{}\"\nsecret_access_key = \"{}\"\n",
+            script::rgw().port,
+            script::RGW_KEY,
+            script::RGW_SECRET
+        );
+        // A file, because servers start commands in an environment of their own.
+        let file = self.write("s3.toml", settings.as_bytes());
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+        Highwater::new(self.clone(), &format!("s3://{}/{name}", script::BUCKET), "main")
+            .with_env("HIGHWATER_CONFIG", file.to_str().unwrap())
     }
 
     /// Begins a new cluster.

@@ -7,6 +7,8 @@ mod cluster;
 mod lab;
 mod ledger;
 mod receiver;
+#[path = "../../servers/script.rs"]
+mod script;
 mod trees;
 mod truth;
 mod wait;

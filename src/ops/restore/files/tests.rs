@@ -6,11 +6,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::*;
-use crate::format::{
-    BackupId, Begun, Codec, FORMAT_VERSION, INLINE_CHUNKS_MAX, MAP_CHUNKS_MAX, ServerLimits,
-};
+use crate::format::{BackupId, Begun, Codec, FORMAT_VERSION, INLINE_CHUNKS_MAX, MAP_CHUNKS_MAX};
 use crate::ops::Silent;
-use crate::pg::{Lsn, PgTimestamp, SegmentSize, SystemId, Timeline};
+use crate::pg::{PgTimestamp, SystemId};
 use crate::pgdata::{Access, Owner};
 use crate::plan::backup::{ChunkFate, chunk_fate};
 use crate::repo::{BackupWriter, FileMeta, FileRecorder, ParentFiles};
@@ -83,43 +81,16 @@ async fn back_up(
         entries: recorded.entries,
         frames: recorded.list_frames,
     };
-    let limits = ServerLimits {
-        max_connections: 1,
-        max_worker_processes: 1,
-        max_wal_senders: 1,
-        max_prepared_transactions: 0,
-        max_locks_per_transaction: 64,
-    };
     let committed = Committed {
-        format: FORMAT_VERSION,
-        id,
         cluster: repository.cluster().clone(),
         system_identifier: SYSTEM_ID,
-        postgres_version: 180_000,
-        catalog_version: 1,
-        segment_size: SegmentSize::DEFAULT,
-        data_checksums: true,
-        group_access: false,
-        label: String::new(),
-        annotations: BTreeMap::new(),
-        source: "stream".to_owned(),
-        taken_from: "primary".to_owned(),
-        started_at: at,
-        finished_at: at,
-        timeline: Timeline::FIRST,
-        start_lsn: Lsn(1),
-        stop_lsn: Lsn(2),
-        stop_timeline: Timeline::FIRST,
-        reaches_from: at,
-        tablespaces: Vec::new(),
         files: recorded.files,
         size_bytes: recorded.size_bytes,
         stored_bytes: writer.stored_bytes(),
         packs: writer.packs(),
         references: recorded.references,
         parent: parent.cloned(),
-        limits,
-        tool: "test".to_owned(),
+        ..Committed::example(id)
     };
     writer.commit(&index, &committed).await.unwrap();
     committed

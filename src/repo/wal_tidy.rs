@@ -1,0 +1,122 @@
+//! Deleting pieces that something larger stands for.
+//!
+//! The rule: what is deleted lies inside an object whose header was read back by the very
+//! same call. Readers rely on that order (`wal_fetch`). The larger object is a merged piece, a unit (16 MiB
+//! of a segment above that size) or the whole segment; nothing here decides when, and nothing else is ever deleted here.
+
+use futures_util::{StreamExt, TryStreamExt};
+
+use super::wal_fetch::ListedPiece;
+use super::{RepoError, Repository, WHOLE_SEGMENT_BYTES_MAX};
+use crate::format::{Header, Kind, WalObject};
+use crate::pg::{SegmentName, SegmentSize, SystemId, WalFileName};
+use crate::store::Key;
+
+/// How many headers are read, or objects deleted, at a time.
+const IN_FLIGHT: usize = 8;
+
+/// A stretch of a segment as byte offsets, the end excluded.
+type Stretch = (u32, u32);
+
+impl Repository {
+    /// Deletes the pieces of a segment that lie in its complete object, or, of a segment above 16 MiB, in one of
+    /// its units; returns how many. Does nothing where no such object is stored, and may be repeated.
+    ///
+    /// # Errors
+    /// [`RepoError::is_not_allowed`] where the store keeps objects: redundant pieces harm nobody, and
+    /// retention deletes them with the segment. [`RepoError::Damaged`] if the larger object
+    /// cannot be believed: then nothing was deleted on its account.
+    pub async fn drop_redundant_pieces(
+        &self,
+        system_id: SystemId,
+        segment: SegmentName,
+        size: SegmentSize,
+    ) -> Result<u64, RepoError> {
+        if size.bytes() > WHOLE_SEGMENT_BYTES_MAX {
+            let pieces = self.pieces(system_id, segment).await?;
+            let units = pieces.into_iter().filter(|piece| piece.is_unit());
+            let units: Vec<Stretch> = units.map(|unit| (unit.start, unit.end)).collect();
+            let checks = units.iter().map(|&unit| self.believe_piece(system_id, segment, unit));
+            let checks = futures_util::stream::iter(checks).buffer_unordered(IN_FLIGHT);
+            checks.try_collect::<Vec<()>>().await?;
+            return self.drop_pieces(system_id, segment, |piece| is_inside(&units, piece)).await;
+        }
+        let key = self.wal_key(system_id, WalObject::File(WalFileName::Segment(segment)));
+        match self.header(&key).await {
+            Ok(header) => believe(&key, &header, Kind::Segment, system_id, size.bytes())?,
+            Err(error) if error.is_absent() => return Ok(0),
+            Err(error) => return Err(error),
+        }
+        let size_bytes = u32::from(size);
+        self.drop_pieces(system_id, segment, |piece| piece.end <= size_bytes).await
+    }
+
+    /// Deletes the pieces that lie in the piece from `start` to `end` (excluded), but not that one; returns how many.
+    ///
+    /// # Errors
+    /// As [`Self::drop_redundant_pieces`]; also if that piece is not there.
+    pub async fn drop_pieces_inside(
+        &self,
+        system_id: SystemId,
+        segment: SegmentName,
+        start: u32,
+        end: u32,
+    ) -> Result<u64, RepoError> {
+        self.believe_piece(system_id, segment, (start, end)).await?;
+        self.drop_pieces(system_id, segment, |piece| is_inside(&[(start, end)], piece)).await
+    }
+
+    async fn believe_piece(
+        &self,
+        system_id: SystemId,
+        segment: SegmentName,
+        (start, end): Stretch,
+    ) -> Result<(), RepoError> {
+        let key = self.wal_key(system_id, WalObject::Piece { segment, start, end });
+        let header = self.header(&key).await?;
+        believe(&key, &header, Kind::Piece, system_id, u64::from(end.saturating_sub(start)))
+    }
+
+    async fn drop_pieces(
+        &self,
+        system_id: SystemId,
+        segment: SegmentName,
+        is_redundant: impl Fn(&ListedPiece) -> bool,
+    ) -> Result<u64, RepoError> {
+        let pieces = self.pieces(system_id, segment).await?;
+        let redundant = pieces.into_iter().filter(is_redundant).map(|piece| {
+            let ListedPiece { start, end, .. } = piece;
+            let key = self.wal_key(system_id, WalObject::Piece { segment, start, end });
+            async move { self.store().delete(&key).await }
+        });
+        let deletes = futures_util::stream::iter(redundant).buffer_unordered(IN_FLIGHT);
+        let deleted = deletes.try_fold(0, |deleted, ()| async move { Ok(deleted + 1) });
+        Ok(deleted.await?)
+    }
+}
+
+/// Returns whether a piece lies in one of `larger`, but is none of them.
+fn is_inside(larger: &[Stretch], piece: &ListedPiece) -> bool {
+    let is_around = |&(start, end): &Stretch| start <= piece.start && piece.end <= end;
+    !larger.contains(&(piece.start, piece.end)) && larger.iter().any(is_around)
+}
+
+/// Checks that an object is what its name says, beyond that it bears it.
+fn believe(
+    key: &Key,
+    header: &Header,
+    kind: Kind,
+    system_id: SystemId,
+    plain_bytes: u64,
+) -> Result<(), RepoError> {
+    let is_right = header.kind == kind
+        && header.system_identifier == system_id
+        && header.plain_bytes == plain_bytes
+        && header.blake3.is_some();
+    let wrong = || RepoError::damaged(key, "its header does not say what its name says");
+    is_right.then_some(()).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
