@@ -192,8 +192,8 @@ fn receive(request: ReceiveRequest, surroundings: &Surroundings<'_>) -> Result<(
     };
     let report = run_parallel(RECEIVE_THREADS, async {
         opened.sweep().await;
-        let stop = signals::listen(surroundings.output)?;
-        ops::receive::run(&opened.repository, &request, stop).await
+        let work = |stop| ops::receive::run(&opened.repository, &request, stop);
+        signals::stoppable(surroundings.output, work).await
     })?;
     surroundings.output.report(&report, reports::receive)
 }

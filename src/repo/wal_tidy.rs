@@ -36,9 +36,9 @@ impl Repository {
             let pieces = self.pieces(system_id, segment).await?;
             let units = pieces.into_iter().filter(|piece| piece.is_unit());
             let units: Vec<Stretch> = units.map(|unit| (unit.start, unit.end)).collect();
-            let checks = units.iter().map(|&unit| self.believe_piece(system_id, segment, unit));
-            let checks = futures_util::stream::iter(checks).buffer_unordered(IN_FLIGHT);
-            checks.try_collect::<Vec<()>>().await?;
+            for unit in &units {
+                self.believe_piece(system_id, segment, *unit).await?;
+            }
             return self.drop_pieces(system_id, segment, |piece| is_inside(&units, piece)).await;
         }
         let key = self.wal_key(system_id, WalObject::File(WalFileName::Segment(segment)));
