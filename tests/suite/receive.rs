@@ -156,7 +156,12 @@ fn a_segment_of_other_content_ends_receive_and_is_not_overwritten() {
     for ahead in 0..2 {
         let mut wanted = current_segment(&place.cluster);
         (0..ahead).for_each(|_| wanted = following(&wanted));
-        while twin.switch_wal() < wanted {}
+        let write_other = || {
+            // Without it the two would write the same bytes.
+            twin.sql("select pg_logical_emit_message(false, 'twin', md5(random()::text))");
+            twin.switch_wal()
+        };
+        while write_other() < wanted {}
         let highwater = place.highwater.for_cluster(&format!("ahead{ahead}"));
         highwater.run(&["init"]).done();
         highwater.push(&twin.wal(&wanted)).done();
@@ -173,7 +178,7 @@ fn a_segment_of_other_content_ends_receive_and_is_not_overwritten() {
     }
 }
 
-/// The name of the next segment, in the lower half of a file number.
+/// The name of the next segment, for the first few hundred of 1 MiB.
 fn following(name: &str) -> String {
     let (front, back) = name.split_at(16);
     format!("{front}{:08X}", u32::from_str_radix(back, 16).unwrap() + 1)
