@@ -27,7 +27,7 @@ const RECEIVE_THREADS: usize = 2;
 
 /// How long `receive` tries to store what it holds once it was asked to stop; service
 /// managers commonly kill after 90 s.
-const STOP_DEADLINE: Duration = Duration::from_secs(60);
+const STOP_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Everything that a command gets besides its request.
 pub struct Surroundings<'a> {
@@ -171,7 +171,7 @@ fn may_be_asked_again(
 fn slot(surroundings: &Surroundings<'_>) -> Result<Option<SlotName>, Failure> {
     let settings = surroundings.settings;
     Ok(match &settings.slot {
-        Some(said) => said.value.clone(),
+        Some(said) => said.value.0.clone(),
         None => Some(SlotName::of_cluster(settings.require_cluster()?)),
     })
 }

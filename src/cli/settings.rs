@@ -198,6 +198,10 @@ pub struct OptionValue {
     pub origin: Origin,
 }
 
+/// What was said about the replication slot: its name, or that there is to be none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotChoice(pub Option<SlotName>);
+
 /// Checked settings. May hold secrets (`repo`, `dsn`, options): deliberately without `Debug`.
 #[derive(Clone)]
 pub struct Settings {
@@ -229,8 +233,8 @@ pub struct Settings {
     pub rpo: Sourced<Duration>,
     /// Whether `receive` stores each commit at once.
     pub synchronous: Sourced<bool>,
-    /// The replication slot of `receive`: `Some(None)` means none; not said: the default.
-    pub slot: Option<Sourced<Option<SlotName>>>,
+    /// The replication slot of `receive`; the default where nothing was said.
+    pub slot: Option<Sourced<SlotChoice>>,
     /// Pieces that `receive` has on their way at a time; at least 1.
     pub uploads: Sourced<usize>,
     /// Store options by name.
@@ -336,7 +340,7 @@ impl Settings {
             Id::Rpo => Some(seconds(&self.rpo)),
             Id::Synchronous => Some(switch(&self.synchronous)),
             Id::Slot => self.slot.as_ref().map(|value| {
-                text(value, |slot| slot.as_ref().map_or("none".to_owned(), ToString::to_string))
+                text(value, |slot| slot.0.as_ref().map_or("none".to_owned(), ToString::to_string))
             }),
             Id::Uploads => Some(text(&self.uploads, ToString::to_string)),
         };
@@ -470,8 +474,11 @@ fn absolute(text: &str) -> Option<PathBuf> {
 }
 
 /// Reads the name of a replication slot; `none` is the wish to have none.
-fn parse_slot(text: &str) -> Option<Option<SlotName>> {
-    if text == "none" { Some(None) } else { text.parse().ok().map(Some) }
+fn parse_slot(text: &str) -> Option<SlotChoice> {
+    if text == "none" {
+        return Some(SlotChoice(None));
+    }
+    text.parse().ok().map(|slot| SlotChoice(Some(slot)))
 }
 
 fn parse_switch(text: &str) -> Option<bool> {

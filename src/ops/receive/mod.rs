@@ -109,7 +109,7 @@ pub async fn run(
         match service.stream_once().await {
             Ok(End::Asked) => break,
             Ok(End::ServerStopped) => tracing::info!("the server shut down in good order"),
-            Ok(End::TimelineEnd { .. }) => {}
+            Ok(End::Switched { .. }) => {}
             Err(failure) if service.is_curable(&failure) => {
                 tracing::warn!(
                     "{}; trying again in {:.1} s",
@@ -179,7 +179,7 @@ impl Service<'_> {
             self.memory.note(session.stored_lsn());
             self.ever_streamed = true;
             let (next, switch_lsn, connection) = match end? {
-                End::TimelineEnd { next, switch_lsn, connection } => (next, switch_lsn, connection),
+                End::Switched { next, switch_lsn, connection } => (next, switch_lsn, connection),
                 end => return Ok(end),
             };
             let mut connection = *connection;

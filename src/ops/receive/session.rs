@@ -46,7 +46,7 @@ pub(super) enum End {
     /// The server shut down; it has our word for everything it sent.
     ServerStopped,
     /// The server goes on with another timeline.
-    TimelineEnd {
+    Switched {
         /// The timeline that begins.
         next: Timeline,
         /// Where.
@@ -136,7 +136,7 @@ impl<'a> Session<'a> {
         let end = self.stream(connection, watch, &mut stop).await;
         // Perhaps the server is gone for good, and these bytes are nowhere else.
         let drained = match &end {
-            Ok(End::TimelineEnd { switch_lsn, .. }) => {
+            Ok(End::Switched { switch_lsn, .. }) => {
                 self.cut_until(*switch_lsn)?;
                 self.drain(&mut stop).await
             }
@@ -193,7 +193,7 @@ impl<'a> Session<'a> {
                         StreamEvent::ServerStopped => return Ok(End::ServerStopped),
                         StreamEvent::TimelineEnd { next, switch_lsn } => {
                             let connection = Box::new(line.stream.into_connection());
-                            return Ok(End::TimelineEnd { next, switch_lsn, connection });
+                            return Ok(End::Switched { next, switch_lsn, connection });
                         }
                     }
                 }
@@ -295,7 +295,7 @@ impl<'a> Session<'a> {
         }
         let Some(assembly) = &mut self.assembly else { return Ok(()) };
         let segment = assembly.segment();
-        let units = assembly.complete_units().map_err(|error| no_memory(error))?;
+        let units = assembly.complete_units().map_err(no_memory)?;
         for unit in units {
             self.uploads.start(Purpose::Unit, segment, unit);
         }
@@ -349,7 +349,7 @@ impl<'a> Session<'a> {
 
     fn settle(&mut self, settled: Settled) {
         let Settled::Stored(stored) = settled else { return };
-        self.report.stored_bytes += stored.stored_bytes;
+        self.report.stored_bytes += stored.object_bytes;
         match stored.purpose {
             Purpose::Piece => {
                 self.report.pieces += 1;

@@ -36,7 +36,7 @@ pub(super) struct Stored {
     pub(super) segment: SegmentName,
     pub(super) start_lsn: Lsn,
     pub(super) end_lsn: Lsn,
-    pub(super) stored_bytes: u64,
+    pub(super) object_bytes: u64,
 }
 
 /// What ended.
@@ -101,10 +101,10 @@ impl Uploads {
 
     /// Sends an object on its way.
     pub(super) fn start(&mut self, purpose: Purpose, segment: SegmentName, piece: SealedPiece) {
-        let stored_bytes = piece.sealed.header.stored_bytes;
+        let object_bytes = piece.sealed.header.stored_bytes;
         match purpose {
             Purpose::Piece => self.pieces.push(segment),
-            Purpose::Unit => self.unit_bytes += stored_bytes.max(1),
+            Purpose::Unit => self.unit_bytes += object_bytes.max(1),
             Purpose::Merge(_) => self.others += 1,
         }
         let repository = self.repository.clone();
@@ -118,7 +118,7 @@ impl Uploads {
                 tell_left_behind(dropped.await, segment);
             }
             let (start_lsn, end_lsn) = (piece.start_lsn, piece.end_lsn);
-            Ok(Some(Stored { purpose, segment, start_lsn, end_lsn, stored_bytes }))
+            Ok(Some(Stored { purpose, segment, start_lsn, end_lsn, object_bytes }))
         });
     }
 
@@ -149,7 +149,7 @@ impl Uploads {
                     self.pieces.swap_remove(at);
                 }
             }
-            Purpose::Unit => self.unit_bytes -= stored.stored_bytes.max(1),
+            Purpose::Unit => self.unit_bytes -= stored.object_bytes.max(1),
             Purpose::Merge(_) => self.others -= 1,
         }
         Ok(Settled::Stored(stored))
@@ -196,7 +196,7 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 fn tell_left_behind(dropped: Result<u64, RepoError>, segment: SegmentName) {
     match dropped {
         Ok(count) => {
-            tracing::debug!("removed {count} pieces of {segment} that stand elsewhere too")
+            tracing::debug!("removed {count} pieces of {segment} that stand elsewhere too");
         }
         Err(error) => tracing::info!(
             "pieces of {segment} that stand elsewhere too were left to retention: {}",
