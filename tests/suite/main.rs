@@ -24,6 +24,7 @@ mod harness_check;
 mod kills;
 mod ledger;
 mod pieces;
+mod receive;
 mod refusals;
 mod stops;
 mod timelines;

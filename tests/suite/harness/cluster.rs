@@ -492,6 +492,14 @@ impl Cluster {
         format!("host={} port={} user=postgres dbname=postgres", socket.display(), self.port)
     }
 
+    /// Returns the connection string that names several servers of the lab, those that are not
+    /// made yet by the name they will have.
+    pub fn dsn_of(lab: &Lab, names: &[&str]) -> String {
+        let socket = |name: &&str| lab.path().join(format!("{name}-socket")).display().to_string();
+        let hosts: Vec<_> = names.iter().map(socket).collect();
+        format!("host={} port=5432 user=postgres dbname=postgres", hosts.join(","))
+    }
+
     /// Returns the loopback port, after `start`.
     pub fn port(&self) -> u16 {
         self.port

@@ -6,6 +6,7 @@ mod binary;
 mod cluster;
 mod lab;
 mod ledger;
+mod receiver;
 #[path = "../../servers/script.rs"]
 mod script;
 mod trees;
@@ -17,6 +18,7 @@ pub use binary::{Highwater, Run, Running};
 pub use cluster::{Cluster, ClusterBuilder, finish};
 pub use lab::{Lab, Random, files_below, fingerprint, flip_bit};
 pub use ledger::Ledger;
+pub use receiver::Receiver;
 pub use trees::{MAJORS, NEWEST, as_server_user};
-pub use truth::{Event, EventKind, Target, events_of};
+pub use truth::{Event, EventKind, Target, events_of, offset_in_segment, parse_lsn};
 pub use wait::{passes_within, wait_for};
