@@ -193,10 +193,9 @@ fn an_order_to_stop_stores_what_is_in_hand() {
         place.cluster.sql("insert into t values (4711)");
         let lsn = place.cluster.sql("select pg_current_wal_flush_lsn()");
         let name = place.cluster.sql("select pg_walfile_name(pg_current_wal_flush_lsn())");
-        place.cluster.wait_until(
-            &format!("select write_lsn >= '{lsn}' from pg_stat_replication"),
-            "t",
-        );
+        place
+            .cluster
+            .wait_until(&format!("select write_lsn >= '{lsn}' from pg_stat_replication"), "t");
         receiver.terminate().done();
         let (run, got) = place.fetch(&name);
         run.done();

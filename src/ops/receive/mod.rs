@@ -12,8 +12,10 @@
 //! by itself is what no retry can cure: wrong settings, and content that contradicts
 //! what is stored.
 
+mod line;
 mod session;
 mod source;
+mod troubles;
 mod uploads;
 mod watch;
 
@@ -21,8 +23,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use self::session::{End, Session, Trouble};
+use self::session::{End, Session};
 use self::source::{Memory, Source};
+use self::troubles::Trouble;
 use super::StopRequest;
 use super::failures::{of_postgres, of_repo};
 use crate::failure::{Failure, Kind};
