@@ -74,11 +74,6 @@ impl RepoError {
         matches!(self, Self::Store(error) if error.is_absent())
     }
 
-    /// Returns this error and all below it in one line.
-    pub(super) fn chain(&self) -> String {
-        Chain(self).to_string()
-    }
-
     pub(super) fn damaged(key: &Key, why: impl std::fmt::Display) -> Self {
         Self::Damaged { key: key.clone(), why: why.to_string() }
     }
@@ -110,6 +105,11 @@ impl RepoError {
 
     pub(super) fn task(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Task(error.into())
+    }
+
+    /// Returns this error and all below it in one line.
+    pub(super) fn chain(&self) -> String {
+        Chain(self).to_string()
     }
 }
 
