@@ -1,14 +1,15 @@
 //! What the scenarios stand on: servers, the binary under test, waiting with a
 //! limit, and the outside truth from pg_waldump.
 
+#[path = "../../servers/script.rs"]
+mod script;
+
 mod archived;
 mod binary;
 mod cluster;
 mod lab;
 mod ledger;
 mod receiver;
-#[path = "../../servers/script.rs"]
-mod script;
 mod trees;
 mod truth;
 mod wait;
