@@ -8,6 +8,9 @@
 #   install.sh --bench    everything of --test, and pgBackRest and Barman
 #   install.sh --cache    print the cache directory, and do nothing else
 #
+# All but --cache also install a C compiler, which Rust links with, and none of
+# them installs Rust: they say when it is missing or too old.
+#
 # System packages come from apt (through sudo where not root). Everything else
 # goes into the cache directory and nowhere else:
 #   $HIGHWATER_TEST_CACHE, or /var/cache/highwater-test for root, or
@@ -41,35 +44,63 @@ as_root() {
     fi
 }
 
-# Installs the apt packages of the list that are missing. An apt lock held by
-# another process (unattended upgrades) is waited for, within a limit.
-apt_updated=
-apt_need() {
-    local package missing=()
-    for package in "$@"; do
-        dpkg-query -W -f '${Status}\n' "$package" 2>/dev/null \
-            | grep -q '^install ok installed$' || missing+=("$package")
-    done
-    [ ${#missing[@]} -eq 0 ] && return 0
-    command -v apt-get >/dev/null \
-        || die "apt-get is not here; install the equivalent of: ${missing[*]}"
-    if [ -z "$apt_updated" ]; then
-        say "apt-get update"
-        as_root apt-get -qq -o DPkg::Lock::Timeout=300 update
-        apt_updated=yes
-    fi
-    say "apt-get install ${missing[*]}"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends \
-        -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install "${missing[@]}" >/dev/null
+# True if the package is installed.
+installed() {
+    dpkg-query -W -f '${Status}\n' "$1" 2>/dev/null | grep -q '^install ok installed$'
 }
 
-# True if apt knows the package. A fresh container has no package lists yet.
-has_package() {
-    apt-cache show "$1" >/dev/null 2>&1 && return 0
-    [ -n "$apt_updated" ] && return 1
+# An apt lock held by another process (unattended upgrades) is waited for,
+# within a limit.
+apt_updated=
+apt_update() {
+    [ -n "$apt_updated" ] && return 0
+    say "apt-get update"
     as_root apt-get -qq -o DPkg::Lock::Timeout=300 update
     apt_updated=yes
-    apt-cache show "$1" >/dev/null 2>&1
+}
+
+# Installs the apt packages of the list that are missing. `a|b` is one package
+# under the names that it has in different releases: any that is installed will
+# do, and otherwise the first that apt knows is taken.
+apt_need() {
+    local names name wanted=()
+    for names in "$@"; do
+        for name in ${names//|/ }; do installed "$name" && continue 2; done
+        wanted+=("$names")
+    done
+    [ ${#wanted[@]} -eq 0 ] && return 0
+    command -v apt-get >/dev/null \
+        || die "apt-get is not here; install the equivalent of: ${wanted[*]}"
+    # A fresh container has no package lists yet, and old ones name packages
+    # that the mirror has replaced.
+    apt_update
+    local packages=()
+    for names in "${wanted[@]}"; do
+        for name in ${names//|/ }; do
+            if apt-cache show "$name" >/dev/null 2>&1; then
+                packages+=("$name")
+                continue 2
+            fi
+        done
+        die "apt knows no package ${names//|/ or }. Is its section enabled (on Ubuntu: universe)?"
+    done
+    say "apt-get install ${packages[*]}"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends \
+        -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install "${packages[@]}" >/dev/null
+}
+
+# Rust is for the user to choose and to install. rustc's linker is cc, and some
+# of the dependencies are C.
+need_compilers() {
+    local wanted found
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$here/../../Cargo.toml")
+    command -v cargo >/dev/null || die "cargo is not in PATH. Install Rust $wanted or newer" \
+        "(https://rustup.rs), as the user who runs make. sudo make does not find what rustup installed" \
+        "for you: run make itself, it calls sudo where it must"
+    found=$(cargo --version | sed -n 's/^cargo \([0-9.]*\).*/\1/p')
+    [ "$(printf '%s\n' "$wanted" "$found" | sort -V | head -n 1)" = "$wanted" ] \
+        || die "cargo in PATH is $found, and Highwater needs $wanted or newer: rustup update"
+    command -v cc >/dev/null || apt_need gcc libc6-dev
 }
 
 # Runs a command while Debian's PostgreSQL packages are told not to create and
@@ -166,15 +197,10 @@ install_servers() {
         install_from_pgdg
         return 0
     fi
-    # For the certificates of the tests.
-    apt_need openssl
     venv "$cache/python"
-    # What ldd names as missing on a bare Debian 12. Newer releases have other
-    # versions of ICU; tree_runs finds that out below.
-    if has_package libicu72; then
-        apt_need libicu72 libldap-2.5-0 libssl3 libgssapi-krb5-2 liblz4-1 libzstd1 \
-            libxml2 libxslt1.1 libreadline8 zlib1g libstdc++6
-    fi
+    # What the trees link. Some names differ between releases.
+    apt_need libgssapi-krb5-2 liblz4-1 libzstd1 'libxml2|libxml2-16' zlib1g tzdata \
+        'libssl3t64|libssl3' 'libreadline8t64|libreadline8'
     while read -r major version sha256; do
         case $major in '#'* | '') continue ;; esac
         install_tree "$major" "$version" "$sha256"
@@ -263,10 +289,12 @@ chmod a+rx "$cache"
 exec 9>"$cache/.lock"
 flock 9
 
+need_compilers
 case $1 in
     --demo) install_for_demo ;;
-    # zstd and python3 are all that docs/restore-by-hand.md needs.
-    --test) install_servers; install_stores; apt_need zstd python3 ;;
+    # openssl makes the certificates of the tests; zstd and python3 are all that
+    # docs/restore-by-hand.md needs.
+    --test) install_servers; install_stores; apt_need openssl zstd python3 ;;
     --lint) install_linters ;;
     --bench) install_servers; install_stores; install_rivals ;;
 esac
