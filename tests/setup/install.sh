@@ -77,7 +77,8 @@ apt_need() {
     local packages=()
     for names in "${wanted[@]}"; do
         for name in ${names//|/ }; do
-            if apt-cache show "$name" >/dev/null 2>&1; then
+            # A name that other packages merely provide shows nothing.
+            if [ -n "$(apt-cache show "$name" 2>/dev/null)" ]; then
                 packages+=("$name")
                 continue 2
             fi
@@ -134,10 +135,11 @@ venv() {
 
 # True if every program a test calls finds its libraries.
 tree_runs() {
-    local tree=$1 program
+    local tree=$1 program libraries
     for program in postgres initdb psql pgbench pg_basebackup pg_waldump pg_amcheck; do
         [ -x "$tree/bin/$program" ] || return 1
-        LD_LIBRARY_PATH=$tree/lib ldd "$tree/bin/$program" | grep -q 'not found' && return 1
+        libraries=$(LD_LIBRARY_PATH=$tree/lib ldd "$tree/bin/$program") || return 1
+        case $libraries in *'not found'*) return 1 ;; esac
     done
     LD_LIBRARY_PATH=$tree/lib "$tree/bin/postgres" --version >/dev/null
 }
