@@ -84,7 +84,10 @@ echo $! >run/client.rgw.pid
 tries=0
 until curl -sf -o /dev/null "http://127.0.0.1:$PORT/"; do
     tries=$((tries + 1))
-    [ $tries -lt 240 ] && kill -0 "$(cat run/client.rgw.pid)" 2>/dev/null || { echo "error: the gateway did not come up; see $D/log" >&2; exit 1; }
+    if [ $tries -ge 240 ] || ! kill -0 "$(cat run/client.rgw.pid)" 2>/dev/null; then
+        echo "error: the gateway did not come up; see $D/log" >&2
+        exit 1
+    fi
     sleep 0.5
 done
 timeout 60 radosgw-admin -c ceph.conf -n client.rgw user create --uid=test --display-name=test \

@@ -170,6 +170,32 @@ install_tree() {
     rm -rf "$stage"
 }
 
+# Later releases have libxml2 under another soname. Then the library of
+# Debian 12, on which the trees were built, goes beside each of them, with the
+# ICU that it links. apt checks the signature of the Debian archive, with a
+# configuration of its own: the system's sources and packages stay as they are.
+add_debian12_libraries() {
+    local place=$cache/debian12 package tree
+    say "libxml2 and ICU of Debian 12 into the trees"
+    # apt drops its rights for downloads, to a user that must see the place.
+    apt_need debian-archive-keyring
+    rm -rf "$place"
+    mkdir -p "$place"/{lists/partial,archives/partial,whole}
+    : >"$place/status"
+    printf 'deb [signed-by=%s] http://deb.debian.org/debian bookworm main\n' \
+        /usr/share/keyrings/debian-archive-keyring.gpg >"$place/sources.list"
+    local options=(-qq -o "Dir::Etc::SourceList=$place/sources.list" -o Dir::Etc::SourceParts=/dev/null
+        -o "Dir::State::Lists=$place/lists" -o "Dir::State::status=$place/status"
+        -o "Dir::Cache=$place" -o APT::Architecture=amd64 -o APT::Architectures::=amd64)
+    apt-get "${options[@]}" update
+    (cd "$place" && apt-get "${options[@]}" download libxml2 libicu72)
+    for package in "$place"/*.deb; do dpkg-deb -x "$package" "$place/whole"; done
+    for tree in "$cache"/pg/1[4-8]; do
+        cp -a "$place"/whole/usr/lib/x86_64-linux-gnu/lib{xml2,icudata,icuuc}.so.* "$tree/lib/"
+    done
+    rm -rf "$place"
+}
+
 # The other way to five majors: the PostgreSQL project's own apt repository,
 # for processors and releases that the PyPI trees were not built for.
 install_from_pgdg() {
@@ -188,13 +214,10 @@ install_from_pgdg() {
 }
 
 install_servers() {
-    local major version sha256 all=yes
+    local major version sha256
     mkdir -p "$cache/pg"
-    # Links lead to the apt packages of install_from_pgdg, from an earlier run.
-    for major in 14 15 16 17 18; do
-        if ! [ -L "$cache/pg/$major" ] || ! tree_runs "$cache/pg/$major"; then all=; fi
-    done
-    [ -n "$all" ] && return 0
+    # A link leads to the apt packages of install_from_pgdg, from an earlier run.
+    [ -L "$cache/pg/18" ] && trees_run && return 0
     if [ "$(uname -m)" != x86_64 ]; then
         install_from_pgdg
         return 0
@@ -206,11 +229,15 @@ install_servers() {
     while read -r major version sha256; do
         case $major in '#'* | '') continue ;; esac
         install_tree "$major" "$version" "$sha256"
-        if ! tree_runs "$cache/pg/$major"; then
-            install_from_pgdg
-            return 0
-        fi
     done <"$here/postgresql-trees.txt"
+    trees_run && return 0
+    add_debian12_libraries
+    trees_run || install_from_pgdg
+}
+
+trees_run() {
+    local major
+    for major in 14 15 16 17 18; do tree_runs "$cache/pg/$major" || return 1; done
 }
 
 # Prints the bin directory of a PostgreSQL that the demo can use.
