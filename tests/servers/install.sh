@@ -3,7 +3,8 @@
 # Ceph RGW (an S3 server that verifies signatures and creates atomically) from
 # the distribution, Azurite (Azure Blob Storage) from npm. Quick when all is there.
 #
-#   tests/servers/install.sh
+#   tests/servers/install.sh              everything
+#   tests/servers/install.sh --packages   the distribution's packages only
 #
 # Azurite goes into ${HIGHWATER_TEST_CACHE:-$HOME/.cache/highwater-test}.
 set -eu
@@ -28,11 +29,13 @@ done
 if [ -n "$missing" ]; then
     echo "install: apt-get update" >&2
     as_root apt-get -qq -o DPkg::Lock::Timeout=300 update
-    echo "install: apt-get install$missing (and what they need, some hundred packages)" >&2
+    echo "install: apt-get install$missing (with what they need, some hundred packages)" >&2
     # shellcheck disable=SC2086 # a list of words
     as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends \
         -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install $missing >/dev/null
 fi
+
+[ "${1:-}" = --packages ] && exit 0
 
 # Every package at the version and with the hash of the lock file, so that what
 # somebody publishes tomorrow cannot break it.

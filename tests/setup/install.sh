@@ -8,6 +8,9 @@
 #   install.sh --bench    everything of --test, and pgBackRest and Barman
 #   install.sh --cache    print the cache directory, and do nothing else
 #
+# With `packages` as a second argument, only the system packages: for root to
+# run once, where the user who tests has no sudo.
+#
 # All but --cache also install a C compiler, which Rust links with, and none of
 # them installs Rust: they say when it is missing or too old.
 #
@@ -40,7 +43,9 @@ as_root() {
     elif command -v sudo >/dev/null; then
         sudo "$@"
     else
-        die "this needs root, and sudo is not installed: $*"
+        die "system packages are missing, and you are not root and have no sudo. Let root run this once," \
+            "which installs them and nothing else; then run your command again:" \
+            "$here/install.sh $mode packages"
     fi
 }
 
@@ -90,9 +95,8 @@ apt_need() {
         -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install "${packages[@]}" >/dev/null
 }
 
-# Rust is for the user to choose and to install. rustc's linker is cc, and some
-# of the dependencies are C.
-need_compilers() {
+# Rust is for the user to choose and to install.
+need_rust() {
     local wanted found
     wanted=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$here/../../Cargo.toml")
     command -v cargo >/dev/null || die "cargo is not in PATH. Install Rust $wanted or newer" \
@@ -101,7 +105,6 @@ need_compilers() {
     found=$(cargo --version | sed -n 's/^cargo \([0-9.]*\).*/\1/p')
     [ "$(printf '%s\n' "$wanted" "$found" | sort -V | head -n 1)" = "$wanted" ] \
         || die "cargo in PATH is $found, and Highwater needs $wanted or newer: rustup update"
-    command -v cc >/dev/null || apt_need gcc libc6-dev
 }
 
 # Runs a command while Debian's PostgreSQL packages are told not to create and
@@ -122,7 +125,6 @@ without_main_cluster() {
 venv() {
     local directory=$1
     [ -x "$directory/bin/pip" ] && return 0
-    apt_need python3-venv
     rm -rf "$directory"
     # Debian's own python3, for which python3-venv is; another one in PATH may
     # lack the module.
@@ -177,8 +179,6 @@ install_tree() {
 add_debian12_libraries() {
     local place=$cache/debian12 package tree
     say "libxml2 and ICU of Debian 12 into the trees"
-    # apt drops its rights for downloads, to a user that must see the place.
-    apt_need debian-archive-keyring
     rm -rf "$place"
     mkdir -p "$place"/{lists/partial,archives/partial,whole}
     : >"$place/status"
@@ -223,9 +223,6 @@ install_servers() {
         return 0
     fi
     venv "$cache/python"
-    # What the trees link. Some names differ between releases.
-    apt_need libgssapi-krb5-2 liblz4-1 libzstd1 'libxml2|libxml2-16' zlib1g tzdata \
-        'libssl3t64|libssl3' 'libreadline8t64|libreadline8'
     while read -r major version sha256; do
         case $major in '#'* | '') continue ;; esac
         install_tree "$major" "$version" "$sha256"
@@ -254,23 +251,6 @@ demo_server() {
 
 tree_has_psql() { LD_LIBRARY_PATH=${1%/bin}/lib "$1/psql" --version >/dev/null 2>&1; }
 
-install_for_demo() {
-    if demo_server >/dev/null; then
-        say "PostgreSQL is in $(demo_server)"
-        return 0
-    fi
-    without_main_cluster apt_need postgresql postgresql-client
-    demo_server >/dev/null || die "the distribution's PostgreSQL is older than 14"
-    say "PostgreSQL is in $(demo_server)"
-}
-
-install_stores() {
-    local script=$here/../servers/install.sh
-    if [ -f "$script" ]; then
-        HIGHWATER_TEST_CACHE=$cache bash "$script"
-    fi
-}
-
 # The linters, each pinned and checked against its SHA-256; check-jsonschema
 # brings pure-Python dependencies of its own and is pinned by version alone.
 install_linters() {
@@ -290,7 +270,6 @@ install_linters() {
 }
 
 install_rivals() {
-    apt_need pgbackrest time zstd lz4
     if ! "$cache/barman/bin/python" -c 'import barman, lz4, zstandard' 2>/dev/null; then
         say "Barman 3.19.1 from PyPI into $cache/barman"
         venv "$cache/barman"
@@ -298,8 +277,36 @@ install_rivals() {
     fi
 }
 
+# The system packages of one mode.
+install_packages() {
+    # rustc's linker is cc, and some of the dependencies are C.
+    command -v cc >/dev/null || apt_need gcc libc6-dev
+    case $1 in
+        --demo)
+            demo_server >/dev/null || without_main_cluster apt_need postgresql postgresql-client
+            demo_server >/dev/null || die "the distribution's PostgreSQL is older than 14"
+            ;;
+        --lint) apt_need python3-venv ;;
+        --test)
+            # What the PostgreSQL trees link (some names differ between
+            # releases); openssl makes the certificates of the tests; zstd and
+            # python3 are all that docs/restore-by-hand.md needs.
+            apt_need python3-venv debian-archive-keyring \
+                libgssapi-krb5-2 liblz4-1 libzstd1 'libxml2|libxml2-16' zlib1g tzdata \
+                'libssl3t64|libssl3' 'libreadline8t64|libreadline8' \
+                openssl zstd python3
+            bash "$here/../servers/install.sh" --packages
+            ;;
+        --bench)
+            install_packages --test
+            apt_need pgbackrest time zstd lz4
+            ;;
+    esac
+}
+
 cache=$(cache_dir)
-case ${1:-} in
+mode=${1:-}
+case $mode in
     --cache)
         printf '%s\n' "$cache"
         exit 0
@@ -311,6 +318,14 @@ case ${1:-} in
     --demo | --test | --lint | --bench) ;;
     *) die "say one of --demo, --test, --lint, --bench, --cache" ;;
 esac
+case ${2:-} in
+    packages)
+        install_packages "$mode"
+        exit 0
+        ;;
+    '') need_rust ;;
+    *) die "the second argument is nothing or packages" ;;
+esac
 
 mkdir -p "$cache"
 chmod a+rx "$cache"
@@ -318,13 +333,14 @@ chmod a+rx "$cache"
 exec 9>"$cache/.lock"
 flock 9
 
-need_compilers
-case $1 in
-    --demo) install_for_demo ;;
-    # openssl makes the certificates of the tests; zstd and python3 are all that
-    # docs/restore-by-hand.md needs.
-    --test) install_servers; install_stores; apt_need openssl zstd python3 ;;
+install_packages "$mode"
+case $mode in
+    --demo) say "PostgreSQL is in $(demo_server)" ;;
     --lint) install_linters ;;
-    --bench) install_servers; install_stores; install_rivals ;;
+    --test | --bench)
+        install_servers
+        HIGHWATER_TEST_CACHE=$cache bash "$here/../servers/install.sh"
+        ;;
 esac
+if [ "$mode" = --bench ]; then install_rivals; fi
 say "done"
