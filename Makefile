@@ -13,7 +13,8 @@ export HIGHWATER_TEST_CACHE := $(shell $(INSTALL) --cache)
 export HIGHWATER_PG_ROOT := $(HIGHWATER_TEST_CACHE)/pg
 
 help: ## list these targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1 | /' | column -t -s '|'
+	@sed -nE 's/^([a-z-]+):.*## /\1	/p' $(MAKEFILE_LIST) \
+		| while IFS='	' read -r target text; do printf 'make %-13s %s\n' "$$target" "$$text"; done
 
 demo: ## the main job in about a minute: archive, back up, drop a table, go back to just before
 	@$(INSTALL) --demo

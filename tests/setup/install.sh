@@ -37,16 +37,17 @@ cache_dir() {
     fi
 }
 
-as_root() {
-    if [ "$(id -u)" = 0 ]; then
-        "$@"
-    elif command -v sudo >/dev/null; then
-        sudo "$@"
-    else
+need_root() {
+    if [ "$(id -u)" != 0 ] && ! command -v sudo >/dev/null; then
         die "system packages are missing, and you are not root and have no sudo. Let root run this once," \
             "which installs them and nothing else; then run your command again:" \
             "$here/install.sh $mode packages"
     fi
+}
+
+as_root() {
+    need_root
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
 # True if the package is installed.
@@ -59,6 +60,7 @@ installed() {
 apt_updated=
 apt_update() {
     [ -n "$apt_updated" ] && return 0
+    need_root
     say "apt-get update"
     as_root apt-get -qq -o DPkg::Lock::Timeout=300 update
     apt_updated=yes
