@@ -9,6 +9,7 @@
 
 mod battery;
 mod fake_gcs;
+#[allow(unreachable_pub)] // a file of the suite's too
 #[path = "../suite/harness/not_run.rs"]
 mod not_run;
 mod proxy;
