@@ -94,8 +94,11 @@ mod tests {
             "{{ \"PostgreSQL-Backup-Manifest-Version\": 1,\n\"Files\": [\n{{ \"Path\": \"PG_VERSION\", \"Size\": 3, \"Last-Modified\": \"2026-11-22 03:15:22 GMT\", \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"{crc}\" }}\n],\n\"WAL-Ranges\": [\n{{ \"Timeline\": 1, \"Start-LSN\": \"0/2000028\", \"End-LSN\": \"0/2000100\" }}\n],\n"
         );
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
-        let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        text.push_str(&format!("\"Manifest-Checksum\": \"{hex}\"}}\n"));
+        text.push_str("\"Manifest-Checksum\": \"");
+        for byte in digest.as_ref() {
+            text.push_str(&format!("{byte:02x}"));
+        }
+        text.push_str("\"}\n");
         text.into_bytes()
     }
 
@@ -106,7 +109,9 @@ mod tests {
     fn run(items: Vec<Arrived>) -> (Result<(), Failure>, Vec<Digested>) {
         let (sender, arrived) = mpsc::channel(64);
         let (next_stage, mut digested) = mpsc::channel(64);
-        items.into_iter().for_each(|item| sender.try_send(item).ok().unwrap());
+        for item in items {
+            sender.try_send(item).ok().unwrap();
+        }
         drop(sender);
         let outcome = digest_all(arrived, &next_stage, ManifestChecksums::Crc32c);
         let mut out = Vec::new();
