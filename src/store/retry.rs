@@ -101,7 +101,7 @@ impl Attempts {
             );
         } else {
             let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-            tracing::info!(
+            tracing::debug!(
                 call, attempt, attempts_max, delay_ms, %cause,
                 "a request to the store failed again and will be repeated"
             );

@@ -264,7 +264,11 @@ fn one_line(failure: &Failure) -> String {
     let mut cause: Option<&dyn std::error::Error> =
         failure.cause.as_deref().map(|cause| cause as &dyn std::error::Error);
     while let Some(error) = cause {
-        line = format!("{line}: {error}");
+        let text = error.to_string();
+        // Some errors tell their cause themselves.
+        if !line.ends_with(&text) {
+            line = format!("{line}: {text}");
+        }
         cause = error.source();
     }
     line
