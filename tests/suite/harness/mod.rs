@@ -12,13 +12,15 @@ mod script;
 mod trees;
 mod truth;
 mod wait;
+mod weather;
 
 pub use archived::Archived;
 pub use binary::{Highwater, Run, Running};
-pub use cluster::{Cluster, ClusterBuilder, finish};
-pub use lab::{Lab, Random, files_below, fingerprint, flip_bit};
+pub use cluster::{Cluster, ClusterBuilder, Load, finish};
+pub use lab::{Lab, Random, copy_tree, files_below, fingerprint, flip_bit, rounds};
 pub use ledger::Ledger;
 pub use receiver::Receiver;
 pub use trees::{MAJORS, NEWEST, as_server_user};
-pub use truth::{Event, EventKind, Target, events_of, offset_in_segment, parse_lsn};
+pub use truth::{Event, EventKind, Target, events_of, offset_in_segment, parse_lsn, switch_lsn};
 pub use wait::{passes_within, wait_for};
+pub use weather::{Way, Weather};
