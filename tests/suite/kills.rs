@@ -5,18 +5,13 @@
 use crate::harness::{Archived, NEWEST, Random, files_below, passes_within};
 use std::time::Duration;
 
-fn set_rounds() -> Option<u64> {
-    let set = std::env::var("HIGHWATER_SOAK_ROUNDS").ok();
-    set.map(|rounds| rounds.parse().expect("HIGHWATER_SOAK_ROUNDS is a number"))
-}
-
 fn rounds() -> u64 {
-    set_rounds().unwrap_or(5)
+    crate::harness::rounds(5)
 }
 
 /// For the kinds that take long.
 fn few_rounds() -> u64 {
-    set_rounds().unwrap_or(2)
+    crate::harness::rounds(2)
 }
 
 /// On S3, whose server here keeps everything that is ever stored in memory.

@@ -1,8 +1,8 @@
 //! `receive`: what it stores is what the server wrote, byte for byte, and nothing else.
 
 use crate::harness::{
-    Archived, Cluster, Lab, NEWEST, Receiver, files_below, offset_in_segment, parse_lsn,
-    passes_within,
+    Archived, Cluster, Lab, NEWEST, Receiver, files_below, offset_in_segment, passes_within,
+    switch_lsn,
 };
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -54,12 +54,6 @@ fn assert_equals_kept(place: &Archived, kept: &Path, first: &str) -> usize {
     segments.len()
 }
 
-/// Returns where timeline 2 left timeline 1, as the server's history file says.
-fn switch_lsn(history: &Path) -> u64 {
-    let text = std::fs::read_to_string(history).unwrap();
-    parse_lsn(text.split_whitespace().nth(1).unwrap())
-}
-
 fn receive_stores_what_cp_keeps(major: u32, segment_mib: u32, before: u32, after: u32) {
     let (mut place, kept) = kept_by_cp(major, segment_mib, &[]);
     let standby = place.cluster.standby("standby", &[]);
@@ -87,7 +81,7 @@ fn receive_stores_what_cp_keeps(major: u32, segment_mib: u32, before: u32, after
     let fork = switch_lsn(&standby.wal("00000002.history"));
     let partial = names_in(&kept, ".partial").remove(0);
     let name = partial.trim_end_matches(".partial");
-    let end = usize::try_from(fork % (u64::from(segment_mib) << 20)).unwrap();
+    let end = offset_in_segment(&fork, segment_mib);
     let mut wanted = std::fs::read(kept.join(&partial)).unwrap();
     wanted[end..].fill(0);
     place.assert_gives_back(name, &wanted);

@@ -113,6 +113,10 @@ pub async fn run(
             Ok(End::Asked) => break,
             Ok(End::ServerStopped) => tracing::info!("the server shut down in good order"),
             Ok(End::Switched { .. }) => {}
+            // What was in hand is not stored: whoever asked for the stop must know.
+            Err(failure) if failure.kind == Kind::Store && service.stop.is_wanted() => {
+                return Err(failure);
+            }
             Err(failure) if service.is_curable(&failure) => {
                 tracing::warn!(
                     "{}; trying again in {:.1} s",

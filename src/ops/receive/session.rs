@@ -63,6 +63,8 @@ pub(super) struct Session<'a> {
     /// Those of them that are stored complete and not tidied yet.
     untidy: BTreeSet<SegmentName>,
     began: Instant,
+    /// Until when an ordered stop may go on storing what is in hand.
+    stop_at: Option<Instant>,
 }
 
 impl<'a> Session<'a> {
@@ -89,6 +91,7 @@ impl<'a> Session<'a> {
             pieced: BTreeSet::new(),
             untidy: BTreeSet::new(),
             began: Instant::now(),
+            stop_at: None,
         }
     }
 
@@ -121,8 +124,9 @@ impl<'a> Session<'a> {
         };
         self.report.stored_lsn = Some(self.stored_lsn());
         match (end, drained) {
-            (Ok(_), Err(failure)) => Err(failure.into()),
-            (end, _) => end,
+            // That something is not stored weighs more than why the stream ended.
+            (_, Err(failure)) => Err(failure.into()),
+            (end, Ok(())) => end,
         }
     }
 
@@ -384,15 +388,15 @@ impl<'a> Session<'a> {
     /// Stores everything that was received. An ordered stop limits how long that may take.
     async fn drain(&mut self, stop: &mut StopRequest) -> Result<(), Failure> {
         self.cut()?;
-        let mut deadline = None;
         while !self.uploads.is_settled() {
-            if stop.is_wanted() && deadline.is_none() {
-                deadline = Some(Instant::now() + self.request.stop_deadline);
+            if stop.is_wanted() && self.stop_at.is_none() {
+                self.stop_at = Some(Instant::now() + self.request.stop_deadline);
             }
+            let stop_at = self.stop_at;
             tokio::select! {
                 settled = self.uploads.next() => self.settle(settled?),
-                _ = stop.wanted(), if deadline.is_none() => {}
-                () = tokio::time::sleep_until(deadline.unwrap_or(self.began)), if deadline.is_some() => {
+                _ = stop.wanted(), if stop_at.is_none() => {}
+                () = tokio::time::sleep_until(stop_at.unwrap_or(self.began)), if stop_at.is_some() => {
                     return Err(self.not_stored_in_time());
                 }
             }

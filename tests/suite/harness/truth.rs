@@ -136,6 +136,13 @@ pub fn parse_lsn(text: &str) -> u64 {
     part(high) << 32 | part(low)
 }
 
+/// Returns where a timeline left the one before it, as the server's history file says.
+pub fn switch_lsn(history: &std::path::Path) -> String {
+    let text = std::fs::read_to_string(history).unwrap();
+    let line = text.lines().rfind(|line| !line.trim().is_empty()).unwrap();
+    line.split_whitespace().nth(1).unwrap().to_owned()
+}
+
 /// Returns where an LSN lies in its segment.
 pub fn offset_in_segment(lsn: &str, segment_mib: u32) -> usize {
     usize::try_from(parse_lsn(lsn) % (u64::from(segment_mib) << 20)).unwrap()
