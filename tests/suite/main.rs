@@ -27,6 +27,7 @@ mod ledger;
 mod pieces;
 mod receive;
 mod receive_life;
+mod receive_network;
 mod receive_restore;
 mod receive_resume;
 mod receive_slot;

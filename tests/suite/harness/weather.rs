@@ -14,6 +14,8 @@ pub enum Weather {
     /// Each block is held for a random time below `delay_max`, and one in `cut_one_in` never arrives: its
     /// connection is closed instead, so that requests are lost, and answers too.
     Rough { delay_max: Duration, cut_one_in: u64 },
+    /// Nothing arrives and nothing is closed, as when a cable is pulled.
+    Still,
     /// Every connection is closed.
     Gone,
 }
@@ -57,6 +59,9 @@ impl Way {
     }
 }
 
+/// How often is looked whether it is still.
+const STILL_PAUSE: Duration = Duration::from_millis(50);
+
 fn carry(mut from: TcpStream, mut to: TcpStream, sky: &Mutex<Sky>) {
     let mut block = vec![0; 64 << 10];
     while let Ok(count @ 1..) = from.read(&mut block) {
@@ -70,11 +75,14 @@ fn carry(mut from: TcpStream, mut to: TcpStream, sky: &Mutex<Sky>) {
 
 /// Returns whether a block arrives, when it would.
 fn wait_as_weather_has_it(sky: &Mutex<Sky>) -> bool {
+    while matches!(sky.lock().unwrap().weather, Weather::Still) {
+        std::thread::sleep(STILL_PAUSE);
+    }
     let (delay, arrives) = {
         let Sky { weather, random } = &mut *sky.lock().unwrap();
         match *weather {
-            Weather::Fair => (Duration::ZERO, true),
             Weather::Gone => (Duration::ZERO, false),
+            Weather::Fair | Weather::Still => (Duration::ZERO, true),
             Weather::Rough { delay_max, cut_one_in } => {
                 let micros = u64::try_from(delay_max.as_micros()).unwrap();
                 (Duration::from_micros(random.below(micros + 1)), random.below(cut_one_in) > 0)
