@@ -18,7 +18,7 @@ help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## /\1	/p' $(MAKEFILE_LIST) \
 		| while IFS='	' read -r target text; do printf 'make %-13s %s\n' "$$target" "$$text"; done
 
-demo: ## the main job in about a minute: archive, back up, drop a table, go back to just before
+demo: ## the main job in less than a minute: archive, back up, drop a table, go back to just before
 	@$(INSTALL) --demo
 	@$(SETUP)/demo.sh
 

@@ -41,6 +41,12 @@ fi
 # somebody publishes tomorrow cannot break it.
 wanted=$(cd "$(dirname "$0")/azurite" && pwd)
 if ! cmp -s "$wanted/package-lock.json" "$CACHE/azurite/.installed"; then
+    node=$(node --version)
+    if [ "$(printf 'v18\n%s\n' "$node" | sort -V | head -n 1)" != v18 ]; then
+        echo "install: ERROR: Azurite needs Node.js 18 or newer, and node in PATH is $node" \
+            "(Ubuntu 22.04 has 12). Install a newer one and run this again." >&2
+        exit 1
+    fi
     echo "install: Azurite from npm into $CACHE/azurite" >&2
     rm -rf "$CACHE/azurite"
     mkdir -p "$CACHE/azurite"
