@@ -266,3 +266,13 @@ fn one_line(failure: &Failure) -> String {
     }
     line
 }
+
+fn no_memory(error: std::io::Error) -> Failure {
+    Failure::new(
+        Kind::Bug,
+        "WAL could not be compressed",
+        UNHARMED,
+        "There is a lack of memory, or this is a defect of Highwater; please report it.",
+    )
+    .because(error)
+}

@@ -1,7 +1,7 @@
 //! One timeline from one server: bytes in, pieces and segments out, acknowledgements back.
 //!
-//! One task does it all but the uploads, so statuses go out whatever the store does:
-//! when too much is on its way, only the reading stops.
+//! One task does it all but the sealing of large objects and the uploads, so statuses go out whatever the
+//! store does: when too much is on its way, only the reading stops.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::source::Facts;
 use super::uploads::{Purpose, Settled, Stored, Uploads};
 use super::watch::Watch;
-use super::{Report, Request, UNHARMED};
+use super::{Report, Request, UNHARMED, no_memory};
 use crate::failure::{Failure, Kind};
 use crate::ops::failures::{of_postgres, of_repo};
 use crate::ops::{StopRequest, now};
@@ -295,9 +295,8 @@ impl<'a> Session<'a> {
         }
         let Some(assembly) = &mut self.assembly else { return Ok(()) };
         let segment = assembly.segment();
-        let units = assembly.complete_units().map_err(no_memory)?;
-        for unit in units {
-            self.uploads.start(Purpose::Unit, segment, unit);
+        for unit in assembly.take_units() {
+            self.uploads.put_unit(segment, unit);
         }
         self.uncut = Uncut::default();
         self.merges = Merges::default();
@@ -343,12 +342,21 @@ impl<'a> Session<'a> {
         let segment = assembly.segment();
         for piece in pieces {
             self.pieced.insert(segment);
-            self.uploads.start(Purpose::Piece, segment, piece);
+            self.uploads.put_piece(segment, piece);
         }
     }
 
     fn settle(&mut self, settled: Settled) {
-        let Settled::Stored(stored) = settled else { return };
+        let stored = match settled {
+            Settled::Stored(stored) => stored,
+            Settled::Sealed(piece) => {
+                if let Some(assembly) = &mut self.assembly {
+                    assembly.adopt(&piece);
+                }
+                return;
+            }
+            Settled::Tidied => return,
+        };
         self.report.stored_bytes += stored.object_bytes;
         match stored.purpose {
             Purpose::Piece => {
@@ -395,8 +403,8 @@ impl<'a> Session<'a> {
         if let Some(assembly) = &mut self.assembly
             && let Some(merge) = self.merges.next_merge()
         {
-            let piece = assembly.merged(merge.start, merge.end).map_err(no_memory)?;
-            self.uploads.start(Purpose::Merge(merge), assembly.segment(), piece);
+            let pieces = assembly.to_merge(merge.start, merge.end).map_err(no_memory)?;
+            self.uploads.put_merge(assembly.segment(), merge, pieces);
             return Ok(());
         }
         let uploads = &self.uploads;
@@ -595,16 +603,6 @@ fn trouble(error: PgError, what: &str) -> Trouble {
         );
     }
     Trouble::Other(of_postgres(error, what, UNHARMED))
-}
-
-fn no_memory(error: std::io::Error) -> Failure {
-    Failure::new(
-        Kind::Bug,
-        "WAL could not be compressed",
-        UNHARMED,
-        "There is a lack of memory, or this is a defect of Highwater; please report it.",
-    )
-    .because(error)
 }
 
 /// The server's bytes cannot be what they should be.
