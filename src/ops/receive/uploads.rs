@@ -45,7 +45,7 @@ pub(super) enum Settled {
     /// An upload is stored.
     Stored(Stored),
     /// A unit or a merge is one object now, and on its way.
-    Sealed(SealedPiece),
+    Sealed(Box<SealedPiece>),
     /// Pieces that are not needed any more were removed, or will be by retention.
     Tidied,
 }
@@ -58,7 +58,7 @@ enum Done {
         purpose: Purpose,
         segment: SegmentName,
         unsealed_bytes: u64,
-        piece: SealedPiece,
+        piece: Box<SealedPiece>,
     },
     Stored(Stored),
     Tidied,
@@ -128,7 +128,7 @@ impl Uploads {
     /// Sends a piece on its way.
     pub(super) fn put_piece(&mut self, segment: SegmentName, piece: SealedPiece) {
         self.pieces.push(segment);
-        self.put(Purpose::Piece, segment, piece);
+        self.put(Purpose::Piece, segment, Box::new(piece));
     }
 
     /// Makes a complete unit one object and sends it on its way.
@@ -147,12 +147,12 @@ impl Uploads {
     fn seal(&mut self, purpose: Purpose, segment: SegmentName, unsealed: Unsealed) {
         let unsealed_bytes = counted(unsealed.held_bytes());
         self.tasks.spawn_blocking(move || {
-            let piece = unsealed.seal().map_err(Undone::Unsealed)?;
+            let piece = Box::new(unsealed.seal().map_err(Undone::Unsealed)?);
             Ok(Done::Sealed { purpose, segment, unsealed_bytes, piece })
         });
     }
 
-    fn put(&mut self, purpose: Purpose, segment: SegmentName, piece: SealedPiece) {
+    fn put(&mut self, purpose: Purpose, segment: SegmentName, piece: Box<SealedPiece>) {
         let object_bytes = piece.sealed.header.stored_bytes;
         let repository = self.repository.clone();
         let system_id = self.system_id;
