@@ -14,19 +14,22 @@
 //! ```
 
 mod spans;
+mod unsealed;
 
 use std::io;
+use std::ops::Range;
 
 use bytes::Bytes;
 use spans::{FRAME_BYTES, Span, held_bytes};
+use unsealed::{Label, summary_of};
+pub use unsealed::{SealedPiece, Unsealed};
 
-use super::{PIECE_BYTES, Repository, SealedObject, StoredPrefix, WHOLE_SEGMENT_BYTES_MAX};
-use crate::format::{Codec, FrameCompressor, Header, Kind, SummaryBuilder, WalObject, WalSummary};
+use super::{PIECE_BYTES, Repository, StoredPrefix, WHOLE_SEGMENT_BYTES_MAX};
+use crate::format::{Codec, FrameCompressor, Kind, SummaryBuilder, WalObject, WalSummary};
 use crate::pg::{
     Extent, Lsn, Mark, SegmentExpectation, SegmentFacts, SegmentName, SegmentSize, SegmentWalk,
     SystemId, WalCarry, WalDamage, WalFileName,
 };
-use crate::store::Key;
 
 /// Why bytes were not taken. Each is final for the segment at hand: begin it anew.
 #[derive(Debug, thiserror::Error)]
@@ -60,21 +63,6 @@ pub enum AssemblyError {
     Ended,
 }
 
-/// A stretch of a segment, ready for [`Repository::put_sealed`]. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct SealedPiece {
-    /// What it is: a piece, or the whole segment.
-    pub object: WalObject,
-    /// Its key.
-    pub key: Key,
-    /// Header and body.
-    pub sealed: SealedObject,
-    /// The LSN of its first byte.
-    pub start_lsn: Lsn,
-    /// The LSN behind its last byte, wherever records end.
-    pub end_lsn: Lsn,
-}
-
 /// The stretch that no cut has ended yet.
 #[derive(Debug)]
 struct OpenSpan {
@@ -95,7 +83,7 @@ struct Stored {
 /// Takes the bytes of one segment in order, from its first, and seals parts of it.
 ///
 /// Offsets are bytes within the segment. Memory: the frames of the units that
-/// [`Self::complete_units`] has not handed out yet, at most one if it is called whenever
+/// [`Self::take_units`] has not handed out yet, at most one if it is called whenever
 /// [`Self::position`] comes to a unit's end, and 2 MiB; [`Self::held_bytes`] tells.
 #[derive(Debug)]
 pub struct SegmentAssembly {
@@ -271,55 +259,60 @@ impl SegmentAssembly {
         Ok(pieces)
     }
 
-    /// Seals what lies from `start` to `end` (excluded) again as one larger piece, without
-    /// compressing it again unless its frames are small. What lay between the two is one stretch from then on.
+    /// Returns what lies from `start` to `end` (excluded), to be sealed again as one larger piece. Cheap:
+    /// the frames are shared. Nothing changes here until [`Self::adopt`].
     ///
     /// Both must be offsets at which was cut, or where a unit or what was stored before begins or ends, and
-    /// lie in one unit that [`Self::complete_units`] has not handed out.
+    /// lie in one unit that [`Self::take_units`] has not handed out.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] for other offsets; the codec's. Nothing is changed then.
-    pub fn merged(&mut self, start: u32, end: u32) -> io::Result<SealedPiece> {
-        let first = self.spans.iter().position(|span| span.start == start);
-        let last = self.spans.iter().position(|span| span.end == end);
-        let (Some(first), Some(last)) = (first, last) else { return Err(no_such_stretch()) };
+    /// [`io::ErrorKind::InvalidInput`] for other offsets.
+    pub fn to_merge(&self, start: u32, end: u32) -> io::Result<Unsealed> {
         let is_in_one_unit = start < end && start / PIECE_BYTES == (end - 1) / PIECE_BYTES;
-        if !is_in_one_unit {
-            return Err(no_such_stretch());
-        }
-        let joined = Span::joined(&self.spans[first..=last], &mut self.compressor)?;
-        let Some(joined) = joined else { return Err(no_such_stretch()) };
-        let piece = self.sealed_piece(&joined);
-        self.spans_bytes += joined.held_bytes();
-        for span in self.spans.splice(first..=last, [joined]) {
-            self.spans_bytes -= span.held_bytes();
-        }
-        Ok(piece)
+        let stretch = if is_in_one_unit { self.stretch(start, end) } else { None };
+        let spans = &self.spans[stretch.ok_or_else(no_such_stretch)?];
+        let label = self.piece_label(start, end, summary_of(spans).ok_or_else(no_such_stretch)?);
+        Ok(Unsealed::new(label, spans, None))
     }
 
-    /// Returns the units that have become complete, each the object that `archive-push` stores: same name, same
-    /// digest, same facts in the header. Their bytes are no longer held, and not cut any more.
-    ///
-    /// # Errors
-    /// The codec's, which means no memory; may be repeated.
-    pub fn complete_units(&mut self) -> io::Result<Vec<SealedPiece>> {
-        let mut units = Vec::new();
-        for digest in self.full_units.clone() {
-            let Some(unit) = self.spans.first().map(|span| span.start / PIECE_BYTES) else { break };
-            let spans =
-                self.spans.iter().take_while(|span| span.start / PIECE_BYTES == unit).count();
-            let joined = Span::joined(&self.spans[..spans], &mut self.compressor)?;
-            let Some(joined) = joined.filter(|joined| joined.digest == digest) else {
-                return Err(io::Error::other("the frames held are not the bytes that were taken"));
-            };
-            units.push(self.sealed_unit(&joined));
-            self.cut_position = self.cut_position.max(joined.end);
-            for span in self.spans.drain(..spans) {
-                self.spans_bytes -= span.held_bytes();
-            }
-            self.full_units.remove(0);
+    /// Holds the frames of a merged piece instead of those it was made of, which saves memory
+    /// where those were small: what lay between its ends is one stretch from then on. Does nothing
+    /// where they are no longer held, and for any other object.
+    pub fn adopt(&mut self, piece: &SealedPiece) {
+        let WalObject::Piece { segment, start, end } = piece.object else { return };
+        if segment != self.segment {
+            return;
         }
-        Ok(units)
+        let Some(stretch) = self.stretch(start, end) else { return };
+        let Some(summary) = summary_of(&self.spans[stretch.clone()]) else { return };
+        let frames = piece.sealed.body.pieces().to_vec();
+        let span = Span { start, end, summary, digest: piece.digest, frames };
+        self.spans_bytes += span.held_bytes();
+        for replaced in self.spans.splice(stretch, [span]) {
+            self.spans_bytes -= replaced.held_bytes();
+        }
+    }
+
+    /// Returns the units that have become complete, each to be sealed as the object that `archive-push` stores: same
+    /// name, same digest, same facts in the header. Cheap. Their bytes are no longer held here, and not cut any more.
+    pub fn take_units(&mut self) -> Vec<Unsealed> {
+        let mut units = Vec::new();
+        for digest in std::mem::take(&mut self.full_units) {
+            let unit = |span: &Span| span.start / PIECE_BYTES;
+            let number = self.spans.first().map(unit);
+            let count = self.spans.iter().take_while(|span| Some(unit(span)) == number).count();
+            let spans: Vec<Span> = self.spans.drain(..count).collect();
+            let (Some(summary), Some(first), Some(last)) =
+                (summary_of(&spans), spans.first(), spans.last())
+            else {
+                break;
+            };
+            self.spans_bytes -= spans.iter().map(Span::held_bytes).sum::<u64>();
+            self.cut_position = self.cut_position.max(last.end);
+            let label = self.unit_label(first.start, last.end, summary);
+            units.push(Unsealed::new(label, &spans, Some(digest)));
+        }
+        units
     }
 
     /// Ends the segment, and returns what it holds and what the walk of the next one goes on with.
@@ -422,31 +415,45 @@ impl SegmentAssembly {
         Lsn(self.start_lsn.0 + u64::from(offset))
     }
 
-    fn sealed_piece(&self, span: &Span) -> SealedPiece {
-        let object = WalObject::Piece { segment: self.segment, start: span.start, end: span.end };
-        self.sealed(object, Kind::Piece, span.summary.clone().finish_piece(), span)
+    /// Finds the spans that begin at `start` and end at `end`.
+    fn stretch(&self, start: u32, end: u32) -> Option<Range<usize>> {
+        let first = self.spans.binary_search_by_key(&start, |span| span.start).ok()?;
+        let last = self.spans.binary_search_by_key(&end, |span| span.end).ok()?;
+        (first <= last).then_some(first..last + 1)
     }
 
-    fn sealed_unit(&self, span: &Span) -> SealedPiece {
+    fn sealed_piece(&self, span: &Span) -> SealedPiece {
+        let label = self.piece_label(span.start, span.end, span.summary.clone());
+        label.seal(span.digest, &span.frames)
+    }
+
+    fn piece_label(&self, start: u32, end: u32, summary: SummaryBuilder) -> Label {
+        let object = WalObject::Piece { segment: self.segment, start, end };
+        self.label(object, Kind::Piece, start..end, summary.finish_piece())
+    }
+
+    fn unit_label(&self, start: u32, end: u32, summary: SummaryBuilder) -> Label {
         if self.size.bytes() > WHOLE_SEGMENT_BYTES_MAX {
-            return self.sealed_piece(span);
+            return self.piece_label(start, end, summary);
         }
         let object = WalObject::File(WalFileName::Segment(self.segment));
-        let summary = span.summary.clone().finish_segment(self.segment.timeline, &self.walk);
-        self.sealed(object, Kind::Segment, summary, span)
+        let summary = summary.finish_segment(self.segment.timeline, &self.walk);
+        self.label(object, Kind::Segment, start..end, summary)
     }
 
-    fn sealed(&self, object: WalObject, kind: Kind, wal: WalSummary, span: &Span) -> SealedPiece {
+    fn label(&self, object: WalObject, kind: Kind, place: Range<u32>, wal: WalSummary) -> Label {
         let key = self.repository.wal_key(self.system_id, object);
-        let packing = self.compressor.codec().packing();
-        let body = span.body();
-        let mut header = Header::new(kind, self.repository.below(&key), self.system_id, packing);
-        header.plain_bytes = u64::from(span.end - span.start);
-        header.stored_bytes = body.len();
-        header.blake3 = Some(span.digest.to_hex().to_string());
-        header.wal = Some(wal);
-        let (start_lsn, end_lsn) = (self.lsn(span.start), self.lsn(span.end));
-        SealedPiece { object, key, sealed: SealedObject { header, body }, start_lsn, end_lsn }
+        Label {
+            object,
+            kind,
+            name: self.repository.below(&key),
+            key,
+            system_id: self.system_id,
+            codec: self.compressor.codec(),
+            start_lsn: self.lsn(place.start),
+            end_lsn: self.lsn(place.end),
+            wal,
+        }
     }
 }
 

@@ -71,7 +71,7 @@ impl<'a> Seen<'a> {
             let (now, later) = rest.split_at(n.min(rest.len()));
             assembly.push(now, &mut |_| {}).unwrap();
             pieces.extend(assembly.cut().unwrap());
-            units.extend(assembly.complete_units().unwrap());
+            units.extend(assembly.take_units().into_iter().map(|unit| unit.seal().unwrap()));
             rest = later;
         }
         self.put(&pieces);

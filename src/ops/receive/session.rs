@@ -1,7 +1,7 @@
 //! One timeline from one server: bytes in, pieces and segments out, acknowledgements back.
 //!
-//! One task does it all but the uploads, so statuses go out whatever the store does:
-//! when too much is on its way, only the reading stops.
+//! One task does it all but the sealing of large objects and the uploads, so statuses go out whatever the
+//! store does: when too much is on its way, only the reading stops.
 
 use std::collections::BTreeSet;
 
@@ -272,9 +272,8 @@ impl<'a> Session<'a> {
         }
         let Some(assembly) = &mut self.assembly else { return Ok(()) };
         let segment = assembly.segment();
-        let units = assembly.complete_units().map_err(no_memory)?;
-        for unit in units {
-            self.uploads.start(Purpose::Unit, segment, unit);
+        for unit in assembly.take_units() {
+            self.uploads.put_unit(segment, unit);
         }
         self.uncut = Uncut::default();
         self.merges = Merges::default();
@@ -320,12 +319,21 @@ impl<'a> Session<'a> {
         let segment = assembly.segment();
         for piece in pieces {
             self.pieced.insert(segment);
-            self.uploads.start(Purpose::Piece, segment, piece);
+            self.uploads.put_piece(segment, piece);
         }
     }
 
     fn settle(&mut self, settled: Settled) {
-        let Settled::Stored(stored) = settled else { return };
+        let stored = match settled {
+            Settled::Stored(stored) => stored,
+            Settled::Sealed(piece) => {
+                if let Some(assembly) = &mut self.assembly {
+                    assembly.adopt(&piece);
+                }
+                return;
+            }
+            Settled::Tidied => return,
+        };
         self.report.stored_bytes += stored.object_bytes;
         match stored.purpose {
             Purpose::Piece => {
@@ -372,8 +380,8 @@ impl<'a> Session<'a> {
         if let Some(assembly) = &mut self.assembly
             && let Some(merge) = self.merges.next_merge()
         {
-            let piece = assembly.merged(merge.start, merge.end).map_err(no_memory)?;
-            self.uploads.start(Purpose::Merge(merge), assembly.segment(), piece);
+            let pieces = assembly.to_merge(merge.start, merge.end).map_err(no_memory)?;
+            self.uploads.put_merge(assembly.segment(), merge, pieces);
             return Ok(());
         }
         let uploads = &self.uploads;

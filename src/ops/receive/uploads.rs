@@ -1,15 +1,17 @@
 //! Objects on their way to the store: several at a time, each tried until it is stored.
 
+use std::io;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 
 use super::UNHARMED;
+use super::troubles::no_memory;
 use crate::failure::{Failure, Kind};
 use crate::ops::failures::{kind_of_repo, of_repo, of_task};
 use crate::pg::{Lsn, SegmentName, SegmentSize, SystemId};
 use crate::plan::receive::Merge;
-use crate::repo::{Put, RepoError, Repository, SealedPiece};
+use crate::repo::{Put, RepoError, Repository, SealedPiece, Unsealed};
 
 /// The pause before an upload is tried again, at first and at last.
 const AGAIN_FIRST: Duration = Duration::from_millis(100);
@@ -43,8 +45,31 @@ pub(super) struct Stored {
 pub(super) enum Settled {
     /// An upload is stored.
     Stored(Stored),
+    /// A unit or a merge is one object now, and on its way.
+    Sealed(Box<SealedPiece>),
     /// Pieces that are not needed any more were removed, or will be by retention.
     Tidied,
+}
+
+/// A task that ended well.
+#[derive(Debug)]
+enum Done {
+    /// One made of `unsealed_bytes`, as they were counted.
+    Sealed {
+        purpose: Purpose,
+        segment: SegmentName,
+        unsealed_bytes: u64,
+        piece: Box<SealedPiece>,
+    },
+    Stored(Stored),
+    Tidied,
+}
+
+/// A task that failed, and the segment and first byte it was about.
+#[derive(Debug)]
+enum Undone {
+    Unsealed(io::Error),
+    Refused(SegmentName, Lsn, RepoError),
 }
 
 /// Objects on their way.
@@ -53,10 +78,11 @@ pub(super) struct Uploads {
     repository: Repository,
     system_id: SystemId,
     size: SegmentSize,
-    tasks: JoinSet<Result<Option<Stored>, (SegmentName, Lsn, RepoError)>>,
+    tasks: JoinSet<Result<Done, Undone>>,
     /// Pieces on their way, by segment.
     pieces: Vec<SegmentName>,
-    /// Bytes of units on their way; pieces share theirs with the segment in the making.
+    /// Memory of units on their way; pieces share theirs with the segment in the making, and a merge is
+    /// small.
     unit_bytes: u64,
     others: usize,
 }
@@ -94,31 +120,53 @@ impl Uploads {
         self.tasks.is_empty()
     }
 
-    /// Returns whether no WAL is on its way; what is left are merges and tidying.
+    /// Returns whether no WAL is on its way: what is left are merges and tidying, or nothing since the rest
+    /// failed.
     pub(super) fn is_settled(&self) -> bool {
-        self.pieces.is_empty() && self.unit_bytes == 0
+        self.is_empty() || (self.pieces.is_empty() && self.unit_bytes == 0)
     }
 
-    /// Sends an object on its way.
-    pub(super) fn start(&mut self, purpose: Purpose, segment: SegmentName, piece: SealedPiece) {
+    /// Sends a piece on its way.
+    pub(super) fn put_piece(&mut self, segment: SegmentName, piece: SealedPiece) {
+        self.pieces.push(segment);
+        self.put(Purpose::Piece, segment, Box::new(piece));
+    }
+
+    /// Makes a complete unit one object and sends it on its way.
+    pub(super) fn put_unit(&mut self, segment: SegmentName, unit: Unsealed) {
+        self.unit_bytes += counted(unit.held_bytes());
+        self.seal(Purpose::Unit, segment, unit);
+    }
+
+    /// Makes stored pieces one object, sends it on its way, and removes them then.
+    pub(super) fn put_merge(&mut self, segment: SegmentName, merge: Merge, pieces: Unsealed) {
+        self.others += 1;
+        self.seal(Purpose::Merge(merge), segment, pieces);
+    }
+
+    /// Seals on a thread of its own: whoever streams has no time for it.
+    fn seal(&mut self, purpose: Purpose, segment: SegmentName, unsealed: Unsealed) {
+        let unsealed_bytes = counted(unsealed.held_bytes());
+        self.tasks.spawn_blocking(move || {
+            let piece = Box::new(unsealed.seal().map_err(Undone::Unsealed)?);
+            Ok(Done::Sealed { purpose, segment, unsealed_bytes, piece })
+        });
+    }
+
+    fn put(&mut self, purpose: Purpose, segment: SegmentName, piece: Box<SealedPiece>) {
         let object_bytes = piece.sealed.header.stored_bytes;
-        match purpose {
-            Purpose::Piece => self.pieces.push(segment),
-            Purpose::Unit => self.unit_bytes += object_bytes.max(1),
-            Purpose::Merge(_) => self.others += 1,
-        }
         let repository = self.repository.clone();
         let system_id = self.system_id;
         self.tasks.spawn(async move {
             let put = put_until_stored(&repository, &piece).await;
-            put.map_err(|error| (segment, piece.start_lsn, error))?;
+            put.map_err(|error| Undone::Refused(segment, piece.start_lsn, error))?;
             if let Purpose::Merge(merge) = purpose {
                 let dropped =
                     repository.drop_pieces_inside(system_id, segment, merge.start, merge.end);
                 tell_left_behind(dropped.await, segment);
             }
             let (start_lsn, end_lsn) = (piece.start_lsn, piece.end_lsn);
-            Ok(Some(Stored { purpose, segment, start_lsn, end_lsn, object_bytes }))
+            Ok(Done::Stored(Stored { purpose, segment, start_lsn, end_lsn, object_bytes }))
         });
     }
 
@@ -130,35 +178,60 @@ impl Uploads {
         self.tasks.spawn(async move {
             let dropped = repository.drop_redundant_pieces(system_id, segment, size);
             tell_left_behind(dropped.await, segment);
-            Ok(None)
+            Ok(Done::Tidied)
         });
     }
 
-    /// Waits for the next upload to end. Cancel-safe. Must not be called when [`Self::is_empty`].
+    /// Waits for the next thing to end. Cancel-safe. Must not be called when [`Self::is_empty`].
     pub(super) async fn next(&mut self) -> Result<Settled, Failure> {
         let Some(ended) = self.tasks.join_next().await else { return Ok(Settled::Tidied) };
         let ended = ended.map_err(|error| of_task(error, UNHARMED))?;
-        let Some(stored) = ended.map_err(|(segment, lsn, error)| refused(segment, lsn, error))?
-        else {
-            self.others -= 1;
-            return Ok(Settled::Tidied);
-        };
+        let done = ended.map_err(|undone| match undone {
+            Undone::Unsealed(error) => no_memory(error),
+            Undone::Refused(segment, lsn, error) => refused(segment, lsn, error),
+        })?;
+        match done {
+            Done::Sealed { purpose, segment, unsealed_bytes, piece } => {
+                if purpose == Purpose::Unit {
+                    self.unit_bytes += counted(piece.sealed.header.stored_bytes);
+                    self.unit_bytes -= unsealed_bytes;
+                }
+                self.put(purpose, segment, piece.clone());
+                Ok(Settled::Sealed(piece))
+            }
+            Done::Stored(stored) => {
+                self.forget(&stored);
+                Ok(Settled::Stored(stored))
+            }
+            Done::Tidied => {
+                self.others -= 1;
+                Ok(Settled::Tidied)
+            }
+        }
+    }
+
+    /// Counts an upload no more.
+    fn forget(&mut self, stored: &Stored) {
         match stored.purpose {
             Purpose::Piece => {
                 if let Some(at) = self.pieces.iter().position(|name| *name == stored.segment) {
                     self.pieces.swap_remove(at);
                 }
             }
-            Purpose::Unit => self.unit_bytes -= stored.object_bytes.max(1),
+            Purpose::Unit => self.unit_bytes -= counted(stored.object_bytes),
             Purpose::Merge(_) => self.others -= 1,
         }
-        Ok(Settled::Stored(stored))
     }
 
     /// Returns whether a merge or a tidying is on its way: they are done one at a time.
     pub(super) fn is_tidying(&self) -> bool {
         self.others > 0
     }
+}
+
+/// What is on its way counts, even if it is next to nothing.
+fn counted(bytes: u64) -> u64 {
+    bytes.max(1)
 }
 
 /// Puts an object, again and again while the store is the reason that it fails.
@@ -215,3 +288,7 @@ fn refused(segment: SegmentName, lsn: Lsn, error: RepoError) -> Failure {
     };
     of_repo(error, what, UNHARMED)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -60,7 +60,8 @@ async fn streamed_segments_are_what_archive_push_stores_of_them() {
             for block in bytes.chunks(bytes.len() / 23) {
                 assembly.push(block, &mut |_| {}).unwrap();
                 put(&streamed, assembly.cut().unwrap()).await;
-                put(&streamed, assembly.complete_units().unwrap()).await;
+                let units = assembly.take_units().into_iter().map(|unit| unit.seal().unwrap());
+                put(&streamed, units.collect()).await;
             }
             (_, carry) = assembly.finish().unwrap();
 
@@ -113,7 +114,7 @@ async fn what_is_streamed_of_a_segment_can_be_fetched_before_it_is_complete() {
     let (start, end) = (stored.end, u32::try_from(second).unwrap());
     assert_eq!(cut[0].object, WalObject::Piece { segment, start, end });
     put(&archive, cut).await;
-    put(&archive, vec![assembly.merged(0, end).unwrap()]).await;
+    put(&archive, vec![assembly.to_merge(0, end).unwrap().seal().unwrap()]).await;
     let dropped = place.drop_pieces_inside(SYSTEM, segment, 0, end).await.unwrap();
     assert_eq!(dropped, 32);
     assert_eq!(archive.keys_below(".parts/").len(), 1);

@@ -4,10 +4,9 @@ use std::io;
 
 use bytes::Bytes;
 
-use crate::format::{CodecError, FrameCompressor, SummaryBuilder, read_frames};
+use crate::format::{Codec, CodecError, FrameCompressor, SummaryBuilder, read_frames};
 use crate::pg::Lsn;
 use crate::repo::objects::Pieces;
-use crate::store::Body;
 
 /// How many plain bytes a frame holds at most.
 pub(super) const FRAME_BYTES: usize = 1 << 20;
@@ -42,19 +41,10 @@ impl Span {
         size_of::<Self>() as u64 + self.frames.iter().map(held_bytes).sum::<u64>()
     }
 
-    /// Returns the frames as a body; nothing is copied.
-    pub(super) fn body(&self) -> Body {
-        let mut body = Body::default();
-        for frame in &self.frames {
-            body.push(frame.clone());
-        }
-        body
-    }
-
     /// Makes a span of the bytes before `end`, which lies inside; the span is untouched.
     ///
     /// # Errors
-    /// As [`Self::joined`].
+    /// As [`joined`].
     pub(super) fn cut_short(
         &self,
         end: u32,
@@ -64,7 +54,7 @@ impl Span {
         let mut left = (end - self.start) as usize;
         let mut plain = Vec::with_capacity(left);
         let plain_bytes = u64::from(self.end - self.start);
-        each_plain(&self.frames, plain_bytes, compressor, |_, block| {
+        each_plain(&self.frames, plain_bytes, compressor.codec(), |block| {
             let now = &block[..block.len().min(left)];
             left -= now.len();
             plain.extend_from_slice(now);
@@ -76,38 +66,36 @@ impl Span {
         let frames = frames.collect::<io::Result<Vec<Bytes>>>()?;
         Ok(Self { start: self.start, end, summary, digest: blake3::hash(&plain), frames })
     }
+}
 
-    /// Makes one of spans that follow each other; `None` of none. The spans are untouched.
-    ///
-    /// # Errors
-    /// Only for want of memory, or if the frames do not give their bytes back.
-    pub(super) fn joined(
-        spans: &[Self],
-        compressor: &mut FrameCompressor,
-    ) -> io::Result<Option<Self>> {
-        let [first, others @ ..] = spans else { return Ok(None) };
-        let mut summary = first.summary.clone();
-        for span in others {
-            summary.absorb(span.summary.clone());
-        }
-        let end = others.last().map_or(first.end, |last| last.end);
-        let frames: Vec<Bytes> = spans.iter().flat_map(|span| &span.frames).cloned().collect();
-        let plain_bytes = u64::from(end - first.start);
-        let are_small = frames.len() > 1 && plain_bytes / SMALL_FRAME_BYTES < frames.len() as u64;
-        let (digest, frames) = if are_small {
-            made_anew(&frames, plain_bytes, compressor)?
-        } else if others.is_empty() {
-            (first.digest, frames)
-        } else {
-            let mut hasher = blake3::Hasher::new();
-            each_plain(&frames, plain_bytes, compressor, |_, block| {
-                hasher.update(block);
-                Ok(())
-            })?;
-            (hasher.finalize(), frames)
-        };
-        Ok(Some(Self { start: first.start, end, summary, digest, frames }))
+/// Returns whether `frames` of `plain_bytes` in all are worth being made anew as one object.
+pub(super) fn are_small(frames: &[Bytes], plain_bytes: u64) -> bool {
+    frames.len() > 1 && plain_bytes / SMALL_FRAME_BYTES < frames.len() as u64
+}
+
+/// Makes frames those of one object: small ones are made anew, others are shared. Returns
+/// their digest as well, which is `known` where nothing has to be read for it.
+///
+/// # Errors
+/// Only for want of memory, or if the frames do not give their bytes back.
+pub(super) fn joined(
+    frames: Vec<Bytes>,
+    plain_bytes: u64,
+    known: Option<blake3::Hash>,
+    codec: Codec,
+) -> io::Result<(blake3::Hash, Vec<Bytes>)> {
+    if are_small(&frames, plain_bytes) {
+        return made_anew(&frames, plain_bytes, &mut FrameCompressor::new(codec)?);
     }
+    if let Some(digest) = known {
+        return Ok((digest, frames));
+    }
+    let mut hasher = blake3::Hasher::new();
+    each_plain(&frames, plain_bytes, codec, |block| {
+        hasher.update(block);
+        Ok(())
+    })?;
+    Ok((hasher.finalize(), frames))
 }
 
 /// Compresses the bytes of small frames again, in large ones; returns their digest as well.
@@ -119,7 +107,7 @@ fn made_anew(
     let mut hasher = blake3::Hasher::new();
     let mut plain = Vec::with_capacity(FRAME_BYTES);
     let mut anew = Vec::new();
-    each_plain(frames, plain_bytes, compressor, |compressor, mut block| {
+    each_plain(frames, plain_bytes, compressor.codec(), |mut block| {
         hasher.update(block);
         while !block.is_empty() {
             let (now, later) = block.split_at(block.len().min(FRAME_BYTES - plain.len()));
@@ -142,13 +130,12 @@ fn made_anew(
 fn each_plain(
     frames: &[Bytes],
     plain_bytes: u64,
-    compressor: &mut FrameCompressor,
-    mut take: impl FnMut(&mut FrameCompressor, &[u8]) -> io::Result<()>,
+    codec: Codec,
+    mut take: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
-    let packing = compressor.codec().packing();
     let stored = Pieces::behind(frames.to_vec(), 0);
-    let outcome = read_frames(packing, stored, plain_bytes, |block| {
-        take(compressor, block).map_err(Reading::Taking)
+    let outcome = read_frames(codec.packing(), stored, plain_bytes, |block| {
+        take(block).map_err(Reading::Taking)
     });
     outcome.map_err(|error| match error {
         Reading::Codec(error) => io::Error::other(error),

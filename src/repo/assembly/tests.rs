@@ -79,11 +79,22 @@ fn offsets(piece: &SealedPiece) -> (u32, u32) {
     }
 }
 
+fn units(assembly: &mut SegmentAssembly) -> Vec<SealedPiece> {
+    assembly.take_units().into_iter().map(|unit| unit.seal().unwrap()).collect()
+}
+
+/// Merges as the receiver does.
+fn merge(assembly: &mut SegmentAssembly, start: u32, end: u32) -> SealedPiece {
+    let merged = assembly.to_merge(start, end).unwrap().seal().unwrap();
+    assembly.adopt(&merged);
+    merged
+}
+
 /// A segment pushed at once, without a cut.
 fn uncut(segment_bytes: usize, bytes: &[u8]) -> Vec<SealedPiece> {
     let mut assembly = begin(segment_bytes, Codec::DEFAULT, None);
     push(&mut assembly, bytes);
-    assembly.complete_units().unwrap()
+    units(&mut assembly)
 }
 
 proptest! {
@@ -127,20 +138,20 @@ proptest! {
         // Merging any of them gives what lies between, and merging leaves the whole as it is.
         if let Some((first, last)) = cut.first().zip(cut.get(cut.len() / 2)) {
             let (start, end) = (offsets(first).0, offsets(last).1);
-            let merged = assembly.merged(start, end).unwrap();
+            let merged = merge(&mut assembly, start, end);
             prop_assert_eq!(offsets(&merged), (start, end));
             prop_assert_eq!(&plain(&merged), &bytes[start as usize..end as usize]);
             let parts: u64 = cut[..=cut.len() / 2].iter().map(xacts).sum();
             prop_assert_eq!(xacts(&merged), parts);
         }
-        let whole = assembly.complete_units().unwrap();
+        let whole = units(&mut assembly);
         prop_assert_eq!(whole.len(), 1);
         prop_assert_eq!(&plain(&whole[0]), &bytes);
         let expected = &uncut(MIB, &bytes)[0];
         prop_assert_eq!(&whole[0].key, &expected.key);
         prop_assert_eq!(&whole[0].sealed.header.wal, &expected.sealed.header.wal);
         prop_assert_eq!(whole[0].sealed.header.kind, Kind::Segment);
-        prop_assert_eq!(assembly.complete_units().unwrap().len(), 0, "handed out once");
+        prop_assert_eq!(assembly.take_units().len(), 0, "handed out once");
         prop_assert_eq!(assembly.cut().unwrap().len(), 0);
         let (facts, carry) = assembly.finish().unwrap();
         prop_assert_eq!(facts.valid_end, expected.sealed.header.wal.as_ref().unwrap().end_lsn);
@@ -161,7 +172,7 @@ fn a_large_segment_is_handed_out_unit_by_unit_and_not_held() {
     for block in bytes.chunks(1_500_000) {
         push(&mut assembly, block);
         pieces.extend(assembly.cut().unwrap());
-        units.extend(assembly.complete_units().unwrap());
+        units.extend(super::tests::units(&mut assembly));
         assert!(assembly.held_bytes() < 20 << 20, "{}", assembly.held_bytes());
     }
     let unit = PIECE_BYTES as usize;
@@ -196,14 +207,65 @@ fn many_small_frames_are_made_anew_and_large_ones_are_shared() {
         assembly.cut().unwrap();
     }
     let held = assembly.held_bytes();
-    let merged = assembly.merged(0, u32::try_from(MIB / 2).unwrap()).unwrap();
+    let merged = merge(&mut assembly, 0, u32::try_from(MIB / 2).unwrap());
     assert_eq!(merged.sealed.body.pieces().len(), 1, "one large frame");
     assert!(assembly.held_bytes() < held / 2, "{held}, then {}", assembly.held_bytes());
     push(&mut assembly, &bytes[MIB / 2..]);
-    let whole = assembly.complete_units().unwrap();
+    let whole = units(&mut assembly);
     let shared = whole[0].sealed.body.pieces()[0].as_ptr();
     assert_eq!(shared, merged.sealed.body.pieces()[0].as_ptr(), "not copied");
     assert_eq!(plain(&whole[0]), bytes);
+}
+
+#[test]
+fn a_merge_that_is_late_changes_nothing_and_has_the_right_bytes() {
+    let bytes = wal(MIB, 2);
+    let mut assembly = begin(MIB, Codec::DEFAULT, None);
+    for block in bytes[0][..MIB / 2].chunks(1000) {
+        push(&mut assembly, block);
+        assembly.cut().unwrap();
+    }
+    let half = u32::try_from(MIB / 2).unwrap();
+    let merge = assembly.to_merge(0, half).unwrap();
+    push(&mut assembly, &bytes[0][MIB / 2..]);
+    let unit = assembly.take_units().remove(0);
+    let held = assembly.held_bytes();
+    let merged = merge.seal().unwrap();
+    assembly.adopt(&merged);
+    assert_eq!(assembly.held_bytes(), held, "the unit is gone already");
+    assert_eq!(plain(&merged), bytes[0][..MIB / 2]);
+    let promised = unit.held_bytes();
+    let whole = unit.seal().unwrap();
+    assert!(whole.sealed.header.stored_bytes < promised);
+    assert_eq!(plain(&whole), bytes[0]);
+    assert_eq!(whole.sealed.header.wal, uncut(MIB, &bytes[0])[0].sealed.header.wal);
+
+    // The next segment has a stretch at the same offsets.
+    let codec = Codec::DEFAULT;
+    let begun =
+        SegmentAssembly::begin(&repository(), SYSTEM, name(MIB, 3), size(MIB), codec, None, None);
+    let mut next = begun.unwrap();
+    push(&mut next, &bytes[1][..MIB / 2]);
+    let cut = next.cut().unwrap();
+    next.adopt(&merged);
+    assert_eq!(plain(&next.to_merge(0, half).unwrap().seal().unwrap()), plain(&cut[0]));
+}
+
+#[test]
+fn an_object_of_other_bytes_than_were_taken_is_not_made() {
+    let bytes = wal(MIB, 1).remove(0);
+    let mut assembly = begin(MIB, Codec::None, None);
+    for half in bytes.chunks(MIB / 2) {
+        push(&mut assembly, half);
+        assembly.cut().unwrap();
+    }
+    // Memory that went bad.
+    let frame = &mut assembly.spans[1].frames[0];
+    let mut bad = frame.to_vec();
+    bad[77] ^= 1;
+    *frame = bad.into();
+    let error = assembly.take_units().remove(0).seal().unwrap_err();
+    assert!(error.to_string().contains("not the bytes that were taken"), "{error}");
 }
 
 #[test]
@@ -216,13 +278,13 @@ fn only_stretches_that_were_cut_can_be_merged() {
     }
     let at = |half: usize| u32::try_from(half * MIB / 2).unwrap();
     for (start, end) in [(0, 100), (100, at(1)), (at(2), at(1)), (at(1), at(1)), (at(30), at(33))] {
-        let error = assembly.merged(start, end).unwrap_err();
+        let error = assembly.to_merge(start, end).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{start} {end}");
     }
-    assert_eq!(plain(&assembly.merged(at(31), at(32)).unwrap()), bytes[31 * MIB / 2..16 * MIB]);
-    assembly.merged(at(1), at(5)).unwrap();
-    assert!(assembly.merged(at(2), at(5)).is_err(), "that place is gone");
-    let merged = assembly.merged(at(1), at(6)).unwrap();
+    assert_eq!(plain(&merge(&mut assembly, at(31), at(32))), bytes[31 * MIB / 2..16 * MIB]);
+    merge(&mut assembly, at(1), at(5));
+    assert!(assembly.to_merge(at(2), at(5)).is_err(), "that place is gone");
+    let merged = merge(&mut assembly, at(1), at(6));
     assert!(plain(&merged) == bytes[MIB / 2..3 * MIB]);
 }
 
@@ -264,8 +326,7 @@ fn a_walk_that_goes_on_from_the_segment_before_makes_the_same_objects() {
             let start_lsn = assembly.start_lsn();
             let mut see = |mark: &Mark| is_across |= mark.lsn < start_lsn;
             assembly.push(bytes, &mut see).unwrap();
-            let (ours, expected) =
-                (assembly.complete_units().unwrap(), alone.complete_units().unwrap());
+            let (ours, expected) = (units(&mut assembly), units(&mut alone));
             assert_eq!(ours[0].sealed.header, expected[0].sealed.header);
             let (facts, next) = assembly.finish().unwrap();
             assert_eq!(facts.continued_is_joined, number > 2);
@@ -313,7 +374,7 @@ fn bytes_past_the_end_and_a_missing_end_are_refused() {
     let mut bytes = wal(MIB, 1).remove(0);
     let mut short = begin(MIB, Codec::None, None);
     push(&mut short, &bytes[..MIB - 1]);
-    assert_eq!(short.complete_units().unwrap().len(), 0);
+    assert_eq!(short.take_units().len(), 0);
     let missing = short.finish().unwrap_err();
     assert!(matches!(missing, AssemblyError::Damage(WalDamage::WrongSize { .. })), "{missing}");
     bytes.push(0);

@@ -113,7 +113,8 @@ fn sealed(bytes: &[u8], cuts: &[u32]) -> (Vec<SealedPiece>, Vec<SealedPiece>) {
         at = cut as usize;
     }
     assembly.push(&bytes[at..], &mut |_| {}).unwrap();
-    (pieces, assembly.complete_units().unwrap())
+    let units = assembly.take_units().into_iter().map(|unit| unit.seal().unwrap());
+    (pieces, units.collect())
 }
 
 /// Stores pieces at once: what a test's own hand does is not interrupted.
