@@ -54,6 +54,8 @@ fn a_standby_that_is_promoted_is_followed_across_the_fork() {
         let standby = place.cluster.standby("standby", &[]);
         let highwater = place.highwater.on(&standby);
         let receiver = Receiver::streaming(&highwater, &standby, &["--from-standby"]);
+        // Something to store, from which `backup` sees that WAL comes.
+        place.cluster.sql("create table before_the_fork as select 1 n");
         place.highwater.run(&["backup", "--fast"]).done();
         let load = Load::on(&place.cluster);
         standby.wait_until("select count(*) > 200 from pgbench_history", "t");

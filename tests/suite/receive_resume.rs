@@ -10,6 +10,9 @@ use std::time::Duration;
 
 const SEGMENT_MIB: u32 = 1;
 
+/// Said once for each upload when its first attempt has failed.
+const STORE_FAILED: &str = "a request to the store failed and will be repeated";
+
 /// Fails unless the repository holds all WAL before `lsn`, as the server has it.
 #[track_caller]
 fn assert_stored_up_to(place: &Archived, lsn: &str) {
@@ -126,7 +129,7 @@ fn outlives_an_outage(place: &Archived, away: impl FnOnce(), back: impl FnOnce()
     place.cluster.pgbench(&["-n", "-c", "2", "-t", "1500"]);
     place.cluster.switch_wal();
     let written = place.cluster.sql("select pg_current_wal_flush_lsn()");
-    receiver.wait_says("is not stored yet, and is tried again");
+    receiver.wait_says(STORE_FAILED);
     let flushed = "select flush_lsn from pg_stat_replication";
     let stood = place.cluster.sql(flushed);
     // What the server wrote by itself before the store was gone may be stored.
@@ -183,7 +186,7 @@ fn an_order_to_stop_during_an_outage_ends_in_time_and_says_what_is_not_stored() 
     std::fs::rename(&repo, &elsewhere).unwrap();
     place.lab.directory("repo");
     place.cluster.sql("create table t as select 1 n");
-    receiver.wait_says("is not stored yet, and is tried again");
+    receiver.wait_says(STORE_FAILED);
     let run = receiver.terminate().ends_with(5).says("never acknowledged");
     assert!(run.elapsed < Duration::from_secs(100), "{run}");
     std::fs::remove_dir(&repo).unwrap();
