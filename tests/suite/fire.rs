@@ -88,9 +88,10 @@ struct Burnt {
 
 impl Fire {
     fn lay(lab: Lab, highwater: Highwater, calm: Highwater, synchronous: bool) -> Self {
-        let mut builder = lab.cluster(NEWEST).named("template").segment_mib(1);
+        let mut builder = lab.cluster(NEWEST).named("template");
         if synchronous {
-            builder = builder.conf("synchronous_standby_names = 'highwater'");
+            // Small segments, so that a kill meets their borders too.
+            builder = builder.segment_mib(1).conf("synchronous_standby_names = 'highwater'");
         }
         let template = builder.create().pgdata.clone();
         let random = Random::new("fire");
@@ -137,14 +138,15 @@ impl Fire {
         wait_for("commits are acknowledged", Duration::from_mins(1), some);
         let bound = u64::try_from(WRITING_MAX.as_micros()).unwrap();
         passes_within(Duration::from_micros(self.random.below(bound)), || false);
-        // Without a receiver that outlives the server, nothing helps but what is stored by now.
-        let both = !self.synchronous || self.random.below(2) == 0;
+        // A receiver that outlives the server stores what it still has in hand, which may hide a lie.
+        let receiver_dies_first = !self.synchronous || self.random.below(3) == 0;
+        let receiver_dies = receiver_dies_first || self.random.below(2) == 0;
         let kill = Instant::now();
-        if both && self.random.below(2) == 0 {
+        if receiver_dies_first {
             receiver.take().map(Receiver::kill9);
         }
         cluster.kill9_all();
-        if both {
+        if receiver_dies {
             receiver.take().map(Receiver::kill9);
         }
         clients.into_iter().for_each(Client::finish);
@@ -191,7 +193,7 @@ fn nothing_acknowledged_is_lost(mut fire: Fire, rounds: u64) {
 
 fn at_most_a_second_is_lost(mut fire: Fire, rounds: u64, latency: Duration) {
     let limit = Duration::from_secs(1) + latency + MARGIN;
-    let mut lost: Vec<_> = Vec::new();
+    let mut lost = Vec::new();
     for round in 0..rounds {
         let burnt = fire.round(round);
         let this = burnt.lost.unwrap_or_default();

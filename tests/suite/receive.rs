@@ -1,10 +1,11 @@
 //! `receive`: what it stores is what the server wrote, byte for byte, and nothing else.
 
 use crate::harness::{
-    Archived, Cluster, Lab, NEWEST, Receiver, files_below, offset_in_segment, passes_within,
-    switch_lsn,
+    Archived, Cluster, Lab, MAJORS, NEWEST, Receiver, files_below, offset_in_segment,
+    passes_within, switch_lsn,
 };
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 /// A cluster whose `archive_command` is `cp`, beside a repository that only `receive` fills.
@@ -197,6 +198,53 @@ fn an_order_to_stop_stores_what_is_in_hand() {
         let (got, wanted) =
             (std::fs::read(got).unwrap(), std::fs::read(place.cluster.wal(&name)).unwrap());
         assert!(got[..end] == wanted[..end], "what was committed before the order is not stored");
+    }
+}
+
+/// Fails unless psql ends within seconds.
+#[track_caller]
+fn assert_returns(cluster: &Cluster, sql: &str) {
+    let mut psql = cluster.client("psql");
+    psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql]);
+    psql.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut psql = psql.spawn().unwrap();
+    let mut ended = None;
+    passes_within(Duration::from_secs(20), || {
+        ended = psql.try_wait().unwrap();
+        ended.is_some()
+    });
+    psql.kill().ok();
+    psql.wait().unwrap();
+    assert!(ended.is_some_and(|status| status.success()), "{sql}: {ended:?}");
+}
+
+#[test]
+fn every_kind_of_commit_is_stored_at_once_in_synchronous_mode() {
+    for major in MAJORS {
+        let lab = Lab::open();
+        let cluster = lab.cluster(major).conf("max_prepared_transactions = 4");
+        let cluster = cluster.conf("synchronous_standby_names = 'highwater'").start();
+        let highwater = lab.highwater().on(&cluster);
+        highwater.run(&["init"]).done();
+        // What is stored here is not stored because of its age.
+        let arguments = ["--synchronous", "--rpo", "1h"];
+        let receiver = Receiver::streaming(&highwater, &cluster, &arguments);
+        cluster.wait_until("select sync_state from pg_stat_replication", "sync");
+        for sql in [
+            "create table t (n int)",
+            "insert into t values (1)",
+            "begin; insert into t values (2); prepare transaction 'kept'",
+            "commit prepared 'kept'",
+            "begin; insert into t values (3); prepare transaction 'dropped'",
+            "rollback prepared 'dropped'",
+            "begin; savepoint s; insert into t values (4); release s; commit",
+            "create database other",
+            "vacuum full t",
+            "drop table t",
+        ] {
+            assert_returns(&cluster, sql);
+        }
+        receiver.terminate().done();
     }
 }
 

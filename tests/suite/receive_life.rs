@@ -54,7 +54,13 @@ fn a_standby_that_is_promoted_is_followed_across_the_fork() {
         let standby = place.cluster.standby("standby", &[]);
         let highwater = place.highwater.on(&standby);
         let receiver = Receiver::streaming(&highwater, &standby, &["--from-standby"]);
+        // Something to store, from which `backup` sees that WAL comes.
+        place.cluster.sql("create table before_the_fork as select 1 n");
         place.highwater.run(&["backup", "--fast"]).done();
+        receiver.terminate().done();
+        // Nothing is cut because of its age, so that much is in hand when the timeline ends.
+        let arguments = ["--from-standby", "--rpo", "1h"];
+        let receiver = Receiver::streaming(&highwater, &standby, &arguments);
         let load = Load::on(&place.cluster);
         standby.wait_until("select count(*) > 200 from pgbench_history", "t");
         standby.promote();
@@ -65,7 +71,9 @@ fn a_standby_that_is_promoted_is_followed_across_the_fork() {
             standby.switch_wal();
         }
         let dump = standby.dump();
-        receiver.wait_acknowledged(&standby);
+        let end = standby.sql("select pg_current_wal_flush_lsn()");
+        let received = format!("select write_lsn >= '{end}' from pg_stat_replication");
+        standby.wait_until(&received, "t");
         receiver.terminate().done();
 
         let history = standby.wal("00000002.history");

@@ -2,13 +2,19 @@
 //! What was acknowledged is stored, and what follows joins it without a gap.
 
 use crate::harness::{
-    Archived, Lab, Load, NEWEST, Random, Receiver, Weather, offset_in_segment, parse_lsn,
+    Archived, Lab, Load, NEWEST, Random, Receiver, Way, Weather, offset_in_segment, parse_lsn,
     passes_within, rounds,
 };
 use std::path::Path;
 use std::time::Duration;
 
 const SEGMENT_MIB: u32 = 1;
+
+/// The most memory of a receiver, in bytes.
+const MEMORY_MAX: u64 = 64 << 20;
+
+/// Said once for each upload when its first attempt has failed.
+const STORE_FAILED: &str = "a request to the store failed and will be repeated";
 
 /// Fails unless the repository holds all WAL before `lsn`, as the server has it.
 #[track_caller]
@@ -119,23 +125,36 @@ fn a_server_that_crashes_again_and_again_is_followed_without_a_gap() {
 /// server must not wait, and everything must be there when the store is back.
 fn outlives_an_outage(place: &Archived, away: impl FnOnce(), back: impl FnOnce()) {
     let first = begin(place);
+    // The outage outlasts the server's patience with a silent client.
+    place.cluster.set("wal_sender_timeout = '2s'");
+    place.cluster.reload();
     let receiver = Receiver::streaming(&place.highwater, &place.cluster, &[]);
     receiver.wait_acknowledged(&place.cluster);
     away();
     let before = place.cluster.sql("select pg_current_wal_flush_lsn()");
     place.cluster.pgbench(&["-n", "-c", "2", "-t", "1500"]);
+    // More than may be held in memory.
+    place.cluster.sql(
+        "select pg_logical_emit_message(false, 'x', \
+         (select string_agg(sha512((g * n)::text::bytea)::text, '') \
+          from generate_series(1, 16384) g)) from generate_series(1, 40) n",
+    );
     place.cluster.switch_wal();
     let written = place.cluster.sql("select pg_current_wal_flush_lsn()");
-    receiver.wait_says("is not stored yet, and is tried again");
+    receiver.wait_says(STORE_FAILED);
     let flushed = "select flush_lsn from pg_stat_replication";
     let stood = place.cluster.sql(flushed);
     // What the server wrote by itself before the store was gone may be stored.
     assert!(parse_lsn(&stood) <= parse_lsn(&before), "{stood} acknowledged during the outage");
-    let moved = passes_within(Duration::from_secs(2), || place.cluster.sql(flushed) != stood);
+    let moved = passes_within(Duration::from_secs(5), || place.cluster.sql(flushed) != stood);
     assert!(!moved, "acknowledged during the outage");
     back();
     let lsn = receiver.wait_acknowledged(&place.cluster);
     assert!(parse_lsn(&lsn) >= parse_lsn(&written));
+    let peak = receiver.peak_memory();
+    assert!(peak <= MEMORY_MAX, "{peak} bytes of memory");
+    let log = place.cluster.log();
+    assert!(!log.contains("replication timeout"), "the receiver fell silent:\n{log}");
     receiver.terminate().done();
     assert_stored_up_to(place, &lsn);
     assert_unbroken_from(place, &first);
@@ -173,6 +192,29 @@ fn an_s3_server_that_is_gone_holds_the_acknowledgement_until_it_is_back() {
 }
 
 #[test]
+fn a_network_that_cuts_connections_everywhere_costs_nothing() {
+    let lab = Lab::open();
+    let cluster = lab.cluster(NEWEST).segment_mib(SEGMENT_MIB).loopback().start();
+    let way = Way::to(cluster.port());
+    let dsn =
+        format!("host=127.0.0.1 port={} user=scram password=s3cret dbname=postgres", way.port);
+    let highwater = lab.highwater().with_env("HIGHWATER_DSN", &dsn);
+    highwater.run(&["init"]).done();
+    let place = Archived { cluster, highwater, lab };
+    let first = begin(&place);
+    let receiver = Receiver::streaming(&place.highwater, &place.cluster, &["--rpo", "50ms"]);
+    way.set(Weather::Rough { delay_max: Duration::from_millis(1), cut_one_in: 150 });
+    place.cluster.pgbench(&["-n", "-c", "4", "-t", "1500"]);
+    way.set(Weather::Fair);
+    place.cluster.switch_wal();
+    let lsn = receiver.wait_acknowledged(&place.cluster);
+    assert!(receiver.log().contains("trying again in"), "no connection was cut");
+    receiver.terminate().done();
+    assert_stored_up_to(&place, &lsn);
+    assert_unbroken_from(&place, &first);
+}
+
+#[test]
 fn an_order_to_stop_during_an_outage_ends_in_time_and_says_what_is_not_stored() {
     let place = Archived::by_hand(NEWEST, SEGMENT_MIB);
     begin(&place);
@@ -183,7 +225,7 @@ fn an_order_to_stop_during_an_outage_ends_in_time_and_says_what_is_not_stored() 
     std::fs::rename(&repo, &elsewhere).unwrap();
     place.lab.directory("repo");
     place.cluster.sql("create table t as select 1 n");
-    receiver.wait_says("is not stored yet, and is tried again");
+    receiver.wait_says(STORE_FAILED);
     let run = receiver.terminate().ends_with(5).says("never acknowledged");
     assert!(run.elapsed < Duration::from_secs(100), "{run}");
     std::fs::remove_dir(&repo).unwrap();

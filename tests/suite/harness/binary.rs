@@ -174,6 +174,11 @@ impl Running {
         Self { arguments, child, started: Instant::now(), stdout, stderr }
     }
 
+    /// Returns the process's number.
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// True once the process has ended.
     pub fn ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()

@@ -74,6 +74,15 @@ impl Receiver {
         lsn
     }
 
+    /// Returns the most memory that it has had so far, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let pid = self.running.as_ref().expect("it was started").id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
+        kib << 10
+    }
+
     /// True while the process exists.
     pub fn runs(&mut self) -> bool {
         self.running.as_mut().is_some_and(|running| !running.ended())
