@@ -14,7 +14,7 @@ fn by_a_way() -> (Archived, Highwater, Way) {
     let dsn =
         format!("host=127.0.0.1 port={} user=scram password=s3cret dbname=postgres", way.port);
     let receiving = highwater.with_env("HIGHWATER_DSN", &dsn);
-    (Archived { lab, cluster, highwater }, receiving, way)
+    (Archived { cluster, highwater, lab }, receiving, way)
 }
 
 fn assert_all_is_stored(place: &Archived, first: &str) {
