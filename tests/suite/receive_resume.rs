@@ -2,7 +2,7 @@
 //! What was acknowledged is stored, and what follows joins it without a gap.
 
 use crate::harness::{
-    Archived, Lab, Load, NEWEST, Random, Receiver, Way, Weather, offset_in_segment, parse_lsn,
+    Archived, Lab, Load, NEWEST, Random, Receiver, Weather, offset_in_segment, parse_lsn,
     passes_within, rounds,
 };
 use std::path::Path;
@@ -189,29 +189,6 @@ fn an_s3_server_that_is_gone_holds_the_acknowledgement_until_it_is_back() {
     highwater.run(&["init"]).done();
     let place = Archived { cluster, highwater, lab };
     outlives_an_outage(&place, || way.set(Weather::Gone), || way.set(Weather::Fair));
-}
-
-#[test]
-fn a_network_that_cuts_connections_everywhere_costs_nothing() {
-    let lab = Lab::open();
-    let cluster = lab.cluster(NEWEST).segment_mib(SEGMENT_MIB).loopback().start();
-    let way = Way::to(cluster.port());
-    let dsn =
-        format!("host=127.0.0.1 port={} user=scram password=s3cret dbname=postgres", way.port);
-    let highwater = lab.highwater().with_env("HIGHWATER_DSN", &dsn);
-    highwater.run(&["init"]).done();
-    let place = Archived { cluster, highwater, lab };
-    let first = begin(&place);
-    let receiver = Receiver::streaming(&place.highwater, &place.cluster, &["--rpo", "50ms"]);
-    way.set(Weather::Rough { delay_max: Duration::from_millis(1), cut_one_in: 150 });
-    place.cluster.pgbench(&["-n", "-c", "4", "-t", "1500"]);
-    way.set(Weather::Fair);
-    place.cluster.switch_wal();
-    let lsn = receiver.wait_acknowledged(&place.cluster);
-    assert!(receiver.log().contains("trying again in"), "no connection was cut");
-    receiver.terminate().done();
-    assert_stored_up_to(&place, &lsn);
-    assert_unbroken_from(&place, &first);
 }
 
 #[test]
