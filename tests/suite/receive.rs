@@ -163,6 +163,9 @@ fn a_segment_of_other_content_ends_receive_and_is_not_overwritten() {
         let bytes = std::fs::read(twin.wal(&wanted)).unwrap();
         let slot = format!("slot{ahead}");
         let receiver = Receiver::streaming(&highwater, &place.cluster, &["--slot", &slot]);
+        if ahead == 0 {
+            assert_not_acknowledged(&place.cluster);
+        }
         for _ in 0..=ahead + 1 {
             place.cluster.switch_wal();
         }
@@ -171,6 +174,15 @@ fn a_segment_of_other_content_ends_receive_and_is_not_overwritten() {
         highwater.get(&wanted, &target).done();
         assert!(std::fs::read(&target).unwrap() == bytes, "overwritten: {run}");
     }
+}
+
+/// Fails if a commit of now is acknowledged, which stands nowhere but under somebody else's bytes.
+fn assert_not_acknowledged(cluster: &Cluster) {
+    cluster.sql("create table if not exists here (n int)");
+    let lsn = cluster.sql("select pg_current_wal_flush_lsn()");
+    let query = format!("select max(flush_lsn) >= '{lsn}' from pg_stat_replication");
+    let acknowledged = passes_within(Duration::from_secs(3), || cluster.sql(&query) == "t");
+    assert!(!acknowledged, "{lsn} was acknowledged");
 }
 
 /// The name of the next segment, for the first few hundred of 1 MiB.

@@ -53,6 +53,9 @@ pub(super) struct Session<'a> {
     report: &'a mut Report,
     start: Start,
     progress: Progress,
+    /// The end of what the repository holds of the segment at hand and was not compared yet: until then it is
+    /// somebody's WAL under that name, and nothing of it may be acknowledged.
+    unproven: Option<Lsn>,
     assembly: Option<SegmentAssembly>,
     carry: Option<WalCarry>,
     uncut: Uncut,
@@ -83,6 +86,7 @@ impl<'a> Session<'a> {
             report,
             start,
             progress: Progress::begin(start.lsn),
+            unproven: None,
             assembly: None,
             carry: None,
             uncut: Uncut::default(),
@@ -213,6 +217,9 @@ impl<'a> Session<'a> {
                 .map_err(|error| not_taken(error, self.facts))?;
             at = Lsn(at.0 + now.len() as u64);
             self.progress.receive(at);
+            if let Some(end_lsn) = self.unproven.take_if(|end_lsn| *end_lsn <= at) {
+                self.progress.store(assembly.start_lsn(), end_lsn);
+            }
             if assembly.position() > assembly.cut_position() {
                 self.uncut.since.get_or_insert(self.began.elapsed());
                 self.uncut.commits |= commits;
@@ -246,10 +253,10 @@ impl<'a> Session<'a> {
         } else {
             None
         };
-        if let Some(stored) = &stored {
+        if stored.is_some() {
             self.pieced.insert(segment);
-            self.progress.store(lsn, Lsn(lsn.0 + u64::from(stored.end)));
         }
+        self.unproven = stored.map(|stored| Lsn(lsn.0 + u64::from(stored.end)));
         let codec = self.request.codec;
         let carry = self.carry.take();
         let begun =
