@@ -18,6 +18,20 @@ REPO = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ["HIGHWATER_TEST_CACHE"])
 KEY, SECRET, BUCKET = "benchkey", "benchsecret", "bench-bucket"
 
+ARCHIVING = """
+listen_addresses = ''
+shared_buffers = 512MB
+max_wal_size = 8GB
+checkpoint_timeout = 1h
+# The server's own durability is not what is measured.
+fsync = off
+synchronous_commit = off
+autovacuum = off
+archive_mode = on
+# pgBackRest takes a backup only if it finds its name here.
+archive_command = '{place}/archive %p %f # or pgbackrest'
+"""
+
 
 @dataclass
 class Cost:
@@ -124,25 +138,13 @@ class Lab:
         """Makes the server archive with this shell command; `$1` is %p, `$2` is %f."""
         self.write("archive", f"#!/bin/sh\n{command}\n", 0o755)
 
-    def start_postgres(self):
+    def start_postgres(self, settings=None):
+        """Starts a server, with settings of its own or those that archive as fast as can be."""
         data = self.place / "data"
         self.run(["initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N", "-k", "-E", "UTF8"])
-        settings = f"""
-listen_addresses = ''
-unix_socket_directories = '{self.place}/socket'
-shared_buffers = 512MB
-max_wal_size = 8GB
-checkpoint_timeout = 1h
-# The server's own durability is not what is measured.
-fsync = off
-synchronous_commit = off
-autovacuum = off
-archive_mode = on
-# pgBackRest takes a backup only if it finds its name here.
-archive_command = '{self.place}/archive %p %f # or pgbackrest'
-"""
         with open(data / "postgresql.conf", "a") as file:
-            file.write(settings)
+            file.write(settings or ARCHIVING.format(place=self.place))
+            file.write(f"unix_socket_directories = '{self.place}/socket'\n")
         self.archive_with("exit 0")
         with open(self.place / "postgres.log", "wb") as log:
             self.postgres = self.popen(["postgres", "-D", data], stdout=log, stderr=log)
@@ -171,7 +173,7 @@ archive_command = '{self.place}/archive %p %f # or pgbackrest'
         secure = self.gateway_port = free_port()
         self.gateway_url = f"https://127.0.0.1:{secure}"
         self.ca = str(tls / "ca.crt")
-        directory = tempfile.mkdtemp(prefix="hwrgw", dir="/tmp")
+        directory = self.gateway_place = tempfile.mkdtemp(prefix="hwrgw", dir="/tmp")
         ports = [str(free_port()) for _ in range(3)]
         script = REPO / "tests/servers/rgw-up.sh"
         more = f"ssl_endpoint=127.0.0.1:{secure} ssl_certificate={pem}"

@@ -180,10 +180,11 @@ def measure_backups(lab, results, store, makers, runs):
         results.show(f"{verb}, {database}", "s", size / 1e6)
 
 
-def describe(results, lab):
-    def output(*command):
-        return subprocess.run(command, cwd=REPO, capture_output=True, text=True).stdout.strip()
+def output(*command):
+    return subprocess.run(command, cwd=REPO, capture_output=True, text=True).stdout.strip()
 
+
+def describe(results, lab):
     cpu = next(line for line in open("/proc/cpuinfo") if line.startswith("model name"))
     memory = int(open("/proc/meminfo").readline().split()[1]) >> 20
     results.say(f"- date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC")
@@ -194,8 +195,11 @@ def describe(results, lab):
         f"{system.sysname} {system.release}"
     )
     results.say(f"- server: {lab.run(['postgres', '--version']).strip()}")
-    zstd = output("zstd", "-q", "--version")
-    results.say(f"- rivals: {output('pgbackrest', 'version')}, Barman 3.19.1, zstd {zstd}")
+
+
+def describe_rivals(results):
+    zstd, backrest = output("zstd", "-q", "--version"), output("pgbackrest", "version")
+    results.say(f"- rivals: {backrest}, Barman 3.19.1, zstd {zstd}")
 
 
 def load(results, when):
@@ -210,6 +214,7 @@ def main():
     try:
         note(f"in {lab.place}")
         describe(results, lab)
+        describe_rivals(results)
         load(results, "before")
         if "s3" in STORES:
             lab.start_gateway()
@@ -240,4 +245,5 @@ def main():
     note(f"saved in {OUT}")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -3,13 +3,32 @@
 # same machine and data, and prints Markdown tables. `make bench` installs what
 # this needs and builds the release binary first.
 #
+#   benches/run.sh                 all of it
+#   benches/run.sh tools           archiving, backup and restore
+#   benches/run.sh receive         streaming WAL, about seven minutes
+#
+# For archiving, backup and restore:
+#
 #   BENCH_SEGMENTS=20    WAL segments pushed and fetched by each tool
 #   BENCH_SCALE=20,80    pgbench scales to back up; 1 is about 15 MB
 #   BENCH_LARGE=240      one more scale, for Highwater alone and once; 0 for none
 #   BENCH_RUNS=3         backups and restores of each tool and scale
 #   BENCH_STORES=file,s3 where the repository is
 #   BENCH_MAJOR=15       PostgreSQL; Debian 12's pgBackRest knows none later
-#   BENCH_OUT=DIR        where results.md and results.json go
+#
+# For streaming:
+#
+#   BENCH_RECEIVE_PARTS=commits,rate,cost  what is measured
+#   BENCH_RECEIVE_CLIENTS=1,8,32           pgbench clients whose commits wait
+#   BENCH_RECEIVE_SECONDS=8                how long each pgbench of those takes
+#   BENCH_RECEIVE_DELAYS=0,5,20            milliseconds added to the way to S3 and back
+#   BENCH_RECEIVE_LOAD=768                 MiB of rows loaded at full speed
+#   BENCH_RECEIVE_WRITERS=60,40,15         seconds of the idle, light and heavy writer
+#   BENCH_RECEIVE_MAJOR=18                 PostgreSQL
+#
+# For both:
+#
+#   BENCH_OUT=DIR        where results.md and results.json go (receive.md, receive.json)
 #
 # A quick look at whether all of it works:
 #   BENCH_SEGMENTS=3 BENCH_SCALE=2 BENCH_LARGE=0 BENCH_RUNS=1 benches/run.sh
@@ -29,4 +48,11 @@ export HIGHWATER_BENCH_BINARY
     echo "no release binary at $HIGHWATER_BENCH_BINARY; run \`make bench\`" >&2
     exit 1
 }
-exec python3 -B benches/measure.py
+[ $# -gt 0 ] || set -- tools receive
+for part in "$@"; do
+    case $part in
+        tools) python3 -B benches/measure.py ;;
+        receive) python3 -B benches/receive.py ;;
+        *) echo "no such part: $part (tools, receive)" >&2; exit 1 ;;
+    esac
+done

@@ -87,7 +87,8 @@ impl Repository {
         let redundant = pieces.into_iter().filter(is_redundant).map(|piece| {
             let ListedPiece { start, end, .. } = piece;
             let key = self.wal_key(system_id, WalObject::Piece { segment, start, end });
-            async move { self.store().delete(&key).await }
+            // A flush of the disk for each would hold up the pieces that commits wait for.
+            async move { self.store().discard(&key).await }
         });
         let deletes = futures_util::stream::iter(redundant).buffer_unordered(IN_FLIGHT);
         let deleted = deletes.try_fold(0, |deleted, ()| async move { Ok(deleted + 1) });

@@ -303,16 +303,21 @@ impl Inner {
         }
     }
 
-    fn delete(&self, key: &Key) -> Result<(), StoreError> {
+    /// Removes an object, if it is there; a crash may bring it back.
+    fn discard(&self, key: &Key) -> Result<PathBuf, StoreError> {
         let path = self.path(key)?;
         self.require_root(key)?;
         match fs::remove_file(&path) {
-            // An earlier attempt may have removed it and died before the fsync,
-            // so the directory is synced whether the file was there or not.
-            Ok(()) => {}
-            Err(error) if is_no_such_file(&error) => {}
-            Err(error) => return Err(failed(key, error)),
+            Ok(()) => Ok(path),
+            Err(error) if is_no_such_file(&error) => Ok(path),
+            Err(error) => Err(failed(key, error)),
         }
+    }
+
+    fn delete(&self, key: &Key) -> Result<(), StoreError> {
+        // An earlier attempt may have removed it and died before the fsync,
+        // so the directory is synced whether the file was there or not.
+        let path = self.discard(key)?;
         match path.parent().map(sync_directory) {
             Some(Err(error)) if !is_no_such_file(&error) => return Err(failed(key, error)),
             _ => {}
@@ -410,6 +415,11 @@ impl Store for FileStore {
     async fn delete(&self, key: &Key) -> Result<(), StoreError> {
         let (inner, name) = (Arc::clone(&self.inner), key.clone());
         self.run(key.clone(), 0, move || inner.delete(&name)).await
+    }
+
+    async fn discard(&self, key: &Key) -> Result<(), StoreError> {
+        let (inner, name) = (Arc::clone(&self.inner), key.clone());
+        self.run(key.clone(), 0, move || inner.discard(&name).map(drop)).await
     }
 
     fn describe(&self) -> String {

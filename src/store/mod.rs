@@ -243,6 +243,12 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Deletes the object. Deleting what is not there is success.
     async fn delete(&self, key: &Key) -> Result<(), StoreError>;
 
+    /// As [`Self::delete`], for an object whose return would harm nobody: where the machine loses power soon, it
+    /// may be there again. A local directory then waits for no flush of the disk.
+    async fn discard(&self, key: &Key) -> Result<(), StoreError> {
+        self.delete(key).await
+    }
+
     /// Returns the place as a URL, without secrets, for messages.
     fn describe(&self) -> String;
 }

@@ -248,6 +248,16 @@ impl<S: Store + ?Sized + 'static> Store for Retrying<S> {
         }
     }
 
+    async fn discard(&self, key: &Key) -> Result<(), StoreError> {
+        let mut attempts = Attempts::new(self.policy);
+        loop {
+            match self.inner.discard(key).await {
+                Ok(()) => return Ok(()),
+                Err(error) => attempts.again("discard", error).await?,
+            }
+        }
+    }
+
     fn describe(&self) -> String {
         self.inner.describe()
     }
@@ -324,6 +334,8 @@ mod tests {
         faulty.inject(Fault::on(Call::Delete).for_ever());
         assert!(store.delete(&key()).await.unwrap_err().is_transient());
         assert_eq!(faulty.count(Call::Delete), 3);
+        assert!(store.discard(&key()).await.unwrap_err().is_transient());
+        assert_eq!(faulty.count(Call::Delete), 6);
     }
 
     #[tokio::test]

@@ -231,6 +231,10 @@ async fn deletes(store: &Shared) {
     assert_eq!(read(store, "del/ab", None).await.unwrap(), b"neighbour");
     create(store, "del/a", b"two").await.unwrap();
     assert_eq!(read(store, "del/a", None).await.unwrap(), b"two");
+    store.discard(&key("del/a")).await.unwrap();
+    store.discard(&key("del/a")).await.unwrap();
+    assert!(read(store, "del/a", None).await.unwrap_err().is_absent());
+    assert_eq!(read(store, "del/ab", None).await.unwrap(), b"neighbour");
 }
 
 async fn long_listings(store: &Shared) {
