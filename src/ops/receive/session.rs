@@ -25,9 +25,11 @@ use crate::repo::{
 };
 use crate::walsender::{Connection, PgError, StreamEvent, StreamStart, StreamStatus, WalStream};
 
-/// Reading stops while more than this is held for uploads, in bytes: a unit in the making and one
-/// on its way, both incompressible.
-const HELD_BYTES_MAX: u64 = 30 << 20;
+/// Reading stops while more than this is held for uploads, in bytes: a unit in the making, incompressible, and a
+/// third of another on its way; or several that compress as WAL does. Must exceed what the former holds
+/// alone, or reading would never go on. The process itself takes more: pieces on their way may outlive
+/// their unit, and an allocator leaves gaps.
+const HELD_BYTES_MAX: u64 = 22 << 20;
 
 /// How many status intervals may pass without a word from the server, which is asked for one in
 /// each, before it is given up.
