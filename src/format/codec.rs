@@ -149,9 +149,15 @@ impl fmt::Debug for FrameWriter {
 impl FrameWriter {
     /// Begins a frame. With `plain_bytes`, exactly so many must be written.
     pub fn new(codec: Codec, plain_bytes: Option<u64>) -> io::Result<Self> {
+        Self::in_room(codec, plain_bytes, Vec::new())
+    }
+
+    /// As [`Self::new`], writing into `room` (emptied first), which [`Self::finish`] gives back.
+    fn in_room(codec: Codec, plain_bytes: Option<u64>, mut room: Vec<u8>) -> io::Result<Self> {
+        room.clear();
         let inner = match codec {
             Codec::Zstd(level) => {
-                let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), level)?;
+                let mut encoder = zstd::stream::write::Encoder::new(room, level)?;
                 encoder.include_checksum(true)?;
                 encoder.set_pledged_src_size(plain_bytes)?;
                 Inner::Zstd(encoder)
@@ -166,12 +172,9 @@ impl FrameWriter {
                     .content_checksum(true)
                     .content_size(plain_bytes)
                     .block_size(block_size);
-                Inner::Lz4(Box::new(lz4_flex::frame::FrameEncoder::with_frame_info(
-                    info,
-                    Vec::new(),
-                )))
+                Inner::Lz4(Box::new(lz4_flex::frame::FrameEncoder::with_frame_info(info, room)))
             }
-            Codec::None => Inner::Plain(Vec::new()),
+            Codec::None => Inner::Plain(room),
         };
         Ok(Self { inner })
     }
@@ -205,7 +208,8 @@ impl Write for FrameWriter {
 pub struct FrameCompressor {
     codec: Codec,
     zstd: Option<zstd::bulk::Compressor<'static>>,
-    /// Where zstd writes; its frames are copied out, so that none keeps room it does not need.
+    /// Where the codec writes; frames are copied out, so that none keeps room it does not need
+    /// and no allocation that grew lies between those that stay.
     room: Vec<u8>,
 }
 
@@ -246,7 +250,13 @@ impl FrameCompressor {
                 compressor.compress_to_buffer(plain, &mut self.room)?;
                 Ok(Bytes::copy_from_slice(&self.room))
             }
-            None => Ok(Bytes::from(self.codec.frame(plain)?.into_boxed_slice())),
+            None => {
+                let room = std::mem::take(&mut self.room);
+                let mut writer = FrameWriter::in_room(self.codec, Some(plain.len() as u64), room)?;
+                writer.write_all(plain)?;
+                self.room = writer.finish()?;
+                Ok(Bytes::copy_from_slice(&self.room))
+            }
         }
     }
 }

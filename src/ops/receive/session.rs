@@ -24,9 +24,11 @@ use crate::plan::receive::{
 use crate::repo::{PIECE_BYTES, RepoError, Repository, SealedPiece, SegmentAssembly};
 use crate::walsender::{Connection, StreamEvent, StreamStart};
 
-/// Reading stops while more than this is held for uploads, in bytes: a unit in the making and one
-/// on its way, both incompressible.
-const HELD_BYTES_MAX: u64 = 30 << 20;
+/// Reading stops while more than this is held for uploads, in bytes: a unit in the making, incompressible, and a
+/// third of another on its way; or several that compress as WAL does. Must exceed what the former holds
+/// alone, or reading would never go on. The process itself takes more: pieces on their way may outlive
+/// their unit, and an allocator leaves gaps.
+const HELD_BYTES_MAX: u64 = 22 << 20;
 
 /// How a stream ended.
 pub(super) enum End {

@@ -15,6 +15,9 @@ pub(super) const FRAME_BYTES: usize = 1 << 20;
 /// commit compresses badly.
 const SMALL_FRAME_BYTES: u64 = 64 << 10;
 
+/// What making frames anew needs beside them, in bytes: a frame's plain bytes, and the codec's room for it.
+pub(super) const ANEW_BYTES: u64 = 3 << 20;
+
 /// Returns about how much memory a frame takes.
 pub(super) fn held_bytes(frame: &Bytes) -> u64 {
     (frame.len() + size_of::<Bytes>()) as u64
@@ -54,7 +57,7 @@ impl Span {
         let mut left = (end - self.start) as usize;
         let mut plain = Vec::with_capacity(left);
         let plain_bytes = u64::from(self.end - self.start);
-        each_plain(&self.frames, plain_bytes, compressor.codec(), |block| {
+        each_plain(self.frames.clone(), plain_bytes, compressor.codec(), |block| {
             let now = &block[..block.len().min(left)];
             left -= now.len();
             plain.extend_from_slice(now);
@@ -85,22 +88,23 @@ pub(super) fn joined(
     codec: Codec,
 ) -> io::Result<(blake3::Hash, Vec<Bytes>)> {
     if are_small(&frames, plain_bytes) {
-        return made_anew(&frames, plain_bytes, &mut FrameCompressor::new(codec)?);
+        return made_anew(frames, plain_bytes, &mut FrameCompressor::new(codec)?);
     }
     if let Some(digest) = known {
         return Ok((digest, frames));
     }
     let mut hasher = blake3::Hasher::new();
-    each_plain(&frames, plain_bytes, codec, |block| {
+    each_plain(frames.clone(), plain_bytes, codec, |block| {
         hasher.update(block);
         Ok(())
     })?;
     Ok((hasher.finalize(), frames))
 }
 
-/// Compresses the bytes of small frames again, in large ones; returns their digest as well.
+/// Compresses the bytes of small frames again, in large ones; returns their digest as well. Each
+/// is let go as soon as it is read, so that the bytes are not held twice.
 fn made_anew(
-    frames: &[Bytes],
+    frames: Vec<Bytes>,
     plain_bytes: u64,
     compressor: &mut FrameCompressor,
 ) -> io::Result<(blake3::Hash, Vec<Bytes>)> {
@@ -128,12 +132,12 @@ fn made_anew(
 
 /// Gives the plain bytes of `frames` block by block.
 fn each_plain(
-    frames: &[Bytes],
+    frames: Vec<Bytes>,
     plain_bytes: u64,
     codec: Codec,
     mut take: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
-    let stored = Pieces::behind(frames.to_vec(), 0);
+    let stored = Pieces::behind(frames, 0);
     let outcome = read_frames(codec.packing(), stored, plain_bytes, |block| {
         take(block).map_err(Reading::Taking)
     });

@@ -4,7 +4,7 @@ use std::io;
 
 use bytes::Bytes;
 
-use super::spans::{Span, are_small, held_bytes, joined};
+use super::spans::{ANEW_BYTES, Span, are_small, held_bytes, joined};
 use crate::format::{Codec, Header, Kind, SummaryBuilder, WalObject, WalSummary};
 use crate::pg::{Lsn, SystemId};
 use crate::repo::SealedObject;
@@ -90,11 +90,11 @@ impl Unsealed {
         self.label.start_lsn
     }
 
-    /// Returns about how much memory it holds, in bytes, with what [`Self::seal`] makes of it: frames made anew are
-    /// not larger than those they replace, and are held beside them while they are made.
+    /// Returns about how much memory it holds, in bytes, with what [`Self::seal`] needs: frames made anew are
+    /// not larger than those they replace, which are let go one by one.
     pub fn held_bytes(&self) -> u64 {
         let held = self.frames.iter().map(held_bytes).sum::<u64>();
-        if are_small(&self.frames, self.label.plain_bytes()) { 2 * held } else { held }
+        if are_small(&self.frames, self.label.plain_bytes()) { held + ANEW_BYTES } else { held }
     }
 
     /// Makes the object: small frames are compressed again as large ones, others are shared, and

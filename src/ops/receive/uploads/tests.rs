@@ -55,7 +55,7 @@ async fn a_unit_counts_with_what_is_made_of_it_until_it_is_sealed_then_as_it_is_
     let held_before = assembly.held_bytes();
     let unit = unit_of(&mut assembly);
     let promised = unit.held_bytes();
-    assert!(promised > held_before - assembly.held_bytes(), "the new frames lie beside the old");
+    assert!(promised > held_before - assembly.held_bytes(), "sealing takes room as well");
     let mut uploads = Uploads::new(&place, SYSTEM, size());
     uploads.put_unit(segment(), unit);
     assert_eq!(uploads.held_bytes(), promised);
