@@ -14,7 +14,7 @@ const SEGMENT_MIB: u32 = 1;
 const MEMORY_MAX: u64 = 64 << 20;
 
 /// Said once for each upload when its first attempt has failed.
-const STORE_FAILED: &str = "a request to the store failed and will be repeated";
+const STORE_FAILED: &str = "is not stored yet";
 
 /// Fails unless the repository holds all WAL before `lsn`, as the server has it.
 #[track_caller]

@@ -19,7 +19,7 @@ const AGAIN_LAST: Duration = Duration::from_secs(1);
 
 /// When it is told first that an object is not stored yet, and how often after that: before, it is the
 /// ordinary jitter of a store.
-const TELL_FROM: Duration = Duration::from_secs(10);
+const TELL_FROM: Duration = Duration::from_secs(5);
 const TELL_EVERY: Duration = Duration::from_mins(1);
 
 /// What an upload is for.
