@@ -12,6 +12,7 @@
 //! by itself is what no retry can cure: wrong settings, and content that contradicts
 //! what is stored.
 
+mod sealer;
 mod session;
 mod source;
 mod uploads;
