@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::config_report::ConfigReport;
 use super::drivers::{
-    host_name, needed_variables, open_repository, program, repository_flags, run_light,
-    run_parallel, server,
+    host_name, needed_variables, open_repository, open_repository_retrying, program,
+    repository_flags, run_light, run_parallel, server,
 };
 use super::environment::Environment;
 use super::output::Output;
@@ -24,6 +24,10 @@ use crate::walsender::{self, SlotName};
 
 /// Threads of `receive`: one streams, the others upload.
 const RECEIVE_THREADS: usize = 2;
+
+/// `receive` repeats by itself what the store did not take, without the long pauses of the store's own
+/// repetitions: commits may be waiting.
+const RECEIVE_RETRY_DEADLINE: Duration = Duration::from_secs(3);
 
 /// How long `receive` tries to store what it holds once it was asked to stop; service
 /// managers commonly kill after 90 s.
@@ -177,7 +181,7 @@ fn slot(surroundings: &Surroundings<'_>) -> Result<Option<SlotName>, Failure> {
 }
 
 fn receive(request: ReceiveRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
-    let opened = open_repository(surroundings)?;
+    let opened = open_repository_retrying(surroundings, RECEIVE_RETRY_DEADLINE)?;
     let settings = surroundings.settings;
     let request = ops::receive::Request {
         server: server(surroundings)?,

@@ -62,6 +62,14 @@ impl Opened {
 
 /// Opens the repository; nothing is read or written yet.
 pub(super) fn open_repository(surroundings: &Surroundings<'_>) -> Result<Opened, Failure> {
+    open_repository_retrying(surroundings, Duration::MAX)
+}
+
+/// As [`open_repository`], for a caller that repeats by itself what failed for `retry_deadline_max`.
+pub(super) fn open_repository_retrying(
+    surroundings: &Surroundings<'_>,
+    retry_deadline_max: Duration,
+) -> Result<Opened, Failure> {
     let settings = surroundings.settings;
     let usage = |what: &str, next: &str| Failure::new(Kind::Usage, what, NOTHING_DONE, next);
     let text = settings.require_repo()?;
@@ -86,6 +94,7 @@ pub(super) fn open_repository(surroundings: &Surroundings<'_>) -> Result<Opened,
             .because(error)
         })?;
     }
+    options.shorten_retries(retry_deadline_max);
     let cloud = surroundings.environment.cloud.iter();
     let cloud = cloud.filter(|(name, _)| is_cloud_variable(name));
     let environment = cloud.map(|(name, value)| (name.clone(), value.clone())).collect();

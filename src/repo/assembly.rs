@@ -44,8 +44,12 @@ pub enum AssemblyError {
     Damage(#[from] WalDamage),
     /// The bytes differ from those that the repository holds of this stretch: two servers write under
     /// one name. Nothing that is stored was touched.
-    #[error("the WAL from {start_lsn} to {end_lsn} differs from what is stored of it")]
+    #[error(
+        "segment {segment}: the WAL from {start_lsn} to {end_lsn} differs from what is stored of it"
+    )]
     Diverges {
+        /// The segment.
+        segment: SegmentName,
         /// The segment's first byte.
         start_lsn: Lsn,
         /// Behind the last byte that was stored before.
@@ -368,7 +372,8 @@ impl SegmentAssembly {
         }
         if stored.hasher.finalize() != stored.prefix.digest {
             let end_lsn = self.lsn(self.position);
-            return Err(AssemblyError::Diverges { start_lsn: self.start_lsn, end_lsn });
+            let (segment, start_lsn) = (self.segment, self.start_lsn);
+            return Err(AssemblyError::Diverges { segment, start_lsn, end_lsn });
         }
         Ok(self.end_span()?)
     }

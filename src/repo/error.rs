@@ -74,11 +74,6 @@ impl RepoError {
         matches!(self, Self::Store(error) if error.is_absent())
     }
 
-    /// Returns this error and all below it in one line.
-    pub(super) fn chain(&self) -> String {
-        Chain(self).to_string()
-    }
-
     /// Returns whether the store does not allow this and a retry cannot cure it: what was to be deleted
     /// stays, for instance, where the credentials may only create or a lock holds the objects.
     pub fn is_not_allowed(&self) -> bool {
@@ -117,6 +112,11 @@ impl RepoError {
 
     pub(super) fn task(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Task(error.into())
+    }
+
+    /// Returns this error and all below it in one line.
+    pub(super) fn chain(&self) -> String {
+        Chain(self).to_string()
     }
 }
 

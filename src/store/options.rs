@@ -395,6 +395,14 @@ impl StoreOptions {
     }
 
     /// Returns a duration, or its default.
+    /// Makes the store's own repetitions end after `deadline_max` at the latest.
+    pub fn shorten_retries(&mut self, deadline_max: Duration) {
+        if self.duration(&spec::RETRY_DEADLINE) > deadline_max {
+            let text = format!("{}ms", deadline_max.as_millis());
+            self.values.insert(spec::RETRY_DEADLINE.name, text);
+        }
+    }
+
     pub(super) fn duration(&self, option: &'static OptionSpec) -> Duration {
         Duration::from_millis(parse_ms(self.word(option)).unwrap_or_default())
     }

@@ -28,6 +28,9 @@ const DELAY_FIRST: Duration = Duration::from_millis(200);
 /// The longest delay before any repetition.
 const DELAY_MAX: Duration = Duration::from_secs(15);
 
+/// Repetitions that may last this long are worth a warning when they begin.
+const WORTH_A_WARNING: Duration = Duration::from_secs(10);
+
 /// How persistent [`Retrying`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryPolicy {
@@ -93,15 +96,16 @@ impl Attempts {
         self.repeated += 1;
         let attempts_max = self.policy.repetitions + 1;
         let (attempt, cause) = (self.repeated, chain(&error));
-        // Said once: an outage of an hour must not fill the server's log with the same line.
-        if attempt == 1 {
+        // Said once: an outage of an hour must not fill the server's log with the same line. A caller with little
+        // patience comes again by itself, and says so itself.
+        if attempt == 1 && self.policy.deadline >= WORTH_A_WARNING {
             tracing::warn!(
                 call, attempts_max, %cause,
                 "a request to the store failed and will be repeated"
             );
         } else {
             let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-            tracing::info!(
+            tracing::debug!(
                 call, attempt, attempts_max, delay_ms, %cause,
                 "a request to the store failed again and will be repeated"
             );

@@ -25,6 +25,10 @@ stop() {
 trap stop EXIT
 trap 'exit 1' INT TERM
 
+# Named, because Debian 13's packages look for it relative to the current directory.
+for directory in /usr/lib/*/rados-classes /usr/lib/rados-classes; do
+    [ -d "$directory" ] && CLASSES=$directory
+done
 FSID=$(cat /proc/sys/kernel/random/uuid)
 cat >"$D/ceph.conf" <<C
 [global]
@@ -51,6 +55,7 @@ mon allow pool size one = true
 mon max pg per osd = 4096
 mon data avail crit = 1
 osd objectstore = memstore
+osd class dir = ${CLASSES:?the RADOS classes of the package ceph-osd are not in /usr/lib}
 memstore device bytes = 2147483648
 mon data = $D/mon
 osd data = $D/osd0
@@ -79,7 +84,10 @@ echo $! >run/client.rgw.pid
 tries=0
 until curl -sf -o /dev/null "http://127.0.0.1:$PORT/"; do
     tries=$((tries + 1))
-    [ $tries -lt 240 ] || { echo "error: the gateway did not come up; see $D/log" >&2; exit 1; }
+    if [ $tries -ge 240 ] || ! kill -0 "$(cat run/client.rgw.pid)" 2>/dev/null; then
+        echo "error: the gateway did not come up; see $D/log" >&2
+        exit 1
+    fi
     sleep 0.5
 done
 timeout 60 radosgw-admin -c ceph.conf -n client.rgw user create --uid=test --display-name=test \

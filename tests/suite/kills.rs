@@ -5,18 +5,18 @@
 use crate::harness::{Archived, NEWEST, Random, files_below, passes_within};
 use std::time::Duration;
 
-fn set_rounds() -> Option<u64> {
-    let set = std::env::var("HIGHWATER_SOAK_ROUNDS").ok();
-    set.map(|rounds| rounds.parse().expect("HIGHWATER_SOAK_ROUNDS is a number"))
-}
-
 fn rounds() -> u64 {
-    set_rounds().unwrap_or(5)
+    crate::harness::rounds(5)
 }
 
 /// For the kinds that take long.
 fn few_rounds() -> u64 {
-    set_rounds().unwrap_or(2)
+    crate::harness::rounds(2)
+}
+
+/// On S3, whose server here keeps everything that is ever stored in memory.
+fn s3_rounds() -> u64 {
+    few_rounds().min(50)
 }
 
 /// Rows of a segment of 64 MiB that fill three of its four pieces.
@@ -45,13 +45,13 @@ fn a_killed_push_of_pieces_leaves_whole_pieces_and_the_next_succeeds() {
 #[test]
 fn a_killed_push_to_s3_leaves_a_whole_object_or_none_and_the_next_succeeds() {
     let place = Archived::by_hand_on_s3(NEWEST, 16);
-    kill_pushes(&place, &place.segments_with(2, 60_000), few_rounds());
+    kill_pushes(&place, &place.segments_with(2, 60_000), s3_rounds());
 }
 
 #[test]
 fn a_killed_push_of_pieces_to_s3_leaves_whole_pieces_and_the_next_succeeds() {
     let place = Archived::by_hand_on_s3(NEWEST, 64);
-    kill_pushes(&place, &place.segments_with(2, LARGE_ROWS), few_rounds());
+    kill_pushes(&place, &place.segments_with(2, LARGE_ROWS), s3_rounds());
 }
 
 fn kill_pushes(place: &Archived, names: &[String], rounds: u64) {
@@ -109,7 +109,7 @@ fn a_killed_get_of_pieces_leaves_a_whole_file_or_none_and_the_next_succeeds() {
 #[test]
 fn a_killed_get_from_s3_leaves_a_whole_file_or_none_and_the_next_succeeds() {
     let place = Archived::by_hand_on_s3(NEWEST, 64);
-    kill_gets(&place, &place.segments_with(1, LARGE_ROWS)[0], few_rounds());
+    kill_gets(&place, &place.segments_with(1, LARGE_ROWS)[0], s3_rounds());
 }
 
 fn kill_gets(place: &Archived, name: &str, rounds: u64) {
@@ -142,7 +142,7 @@ fn a_killed_backup_is_no_backup_and_the_next_succeeds() {
 #[test]
 fn a_killed_backup_to_s3_is_no_backup_and_the_next_succeeds() {
     let place = Archived::by_server_on_s3(NEWEST, |cluster| cluster.segment_mib(64));
-    kill_backups(&place, few_rounds());
+    kill_backups(&place, s3_rounds());
 }
 
 fn kill_backups(place: &Archived, rounds: u64) {
@@ -212,7 +212,7 @@ fn a_killed_restore_cannot_start_and_a_second_one_succeeds() {
 #[test]
 fn a_killed_restore_from_s3_cannot_start_and_a_second_one_succeeds() {
     let place = Archived::by_server_on_s3(NEWEST, |cluster| cluster.segment_mib(64));
-    kill_restores(&place, few_rounds());
+    kill_restores(&place, s3_rounds());
 }
 
 fn kill_restores(place: &Archived, rounds: u64) {

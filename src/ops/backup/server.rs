@@ -1,5 +1,9 @@
 //! Choosing the server that gives the backup, and refusing one that cannot.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+
 use super::{Request, UNHARMED};
 use crate::failure::{Failure, Kind};
 use crate::format::{Codec, Identity};
@@ -10,6 +14,10 @@ use crate::walsender::{ConnInfo, Connection, Mode, PgError};
 
 /// The oldest major version that is supported.
 const MAJOR_MIN: u32 = 14;
+
+/// How long a receiver has to store some of the server's latest WAL, and how often is looked.
+const RECEIVER_SHOWS_WITHIN: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// A server that is connected.
 pub(super) struct Server {
@@ -151,27 +159,38 @@ pub(super) fn check_fit(facts: &Facts, identity: &Identity) -> Result<(), Failur
     Ok(())
 }
 
-/// Refuses a server whose WAL comes by no way: it does not archive, and nobody has streamed its
-/// latest WAL into the repository.
+/// Refuses a server whose WAL comes by no way: it does not archive, and nobody streams it into the
+/// repository. A receiver has some time to show itself: it stores WAL only every so often, and has perhaps just begun.
 pub(super) async fn check_wal_comes(facts: &Facts, repository: &Repository) -> Result<(), Failure> {
     if facts.archive_mode != "off" || facts.in_recovery {
         return Ok(());
     }
     let size = facts.segment_size;
     let recent = size.start_of(size.segment_of(facts.flush_lsn).saturating_sub(1));
-    let stored = repository
-        .wal_between(facts.system_id, size, recent, facts.flush_lsn)
-        .await
-        .map_err(|error| of_repo(error, "could not look for the server's WAL", UNHARMED))?;
-    let coverage = stored.coverage();
-    let ranges = coverage.get(&facts.timeline).map(Vec::as_slice).unwrap_or_default();
-    if ranges.iter().any(|(_, end)| *end > recent) {
-        return Ok(());
+    let deadline = Instant::now() + RECEIVER_SHOWS_WITHIN;
+    loop {
+        let stored =
+            repository
+                .wal_between(facts.system_id, size, recent, facts.flush_lsn)
+                .await
+                .map_err(|error| of_repo(error, "could not look for the server's WAL", UNHARMED))?;
+        let coverage = stored.coverage();
+        let ranges = coverage.get(&facts.timeline).map(Vec::as_slice).unwrap_or_default();
+        if ranges.iter().any(|(_, end)| *end > recent) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(no_way_for_wal());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
-    Err(Failure::new(
+}
+
+fn no_way_for_wal() -> Failure {
+    Failure::new(
         Kind::Postgres,
         "archive_mode is off on the server and `highwater receive` has stored none of its latest WAL: the WAL that makes a backup usable would never arrive",
         UNHARMED,
         "Start `highwater receive`, or set archive_mode = on and archive_command = 'highwater archive-push %p' and restart the server; then run `highwater check`.",
-    ))
+    )
 }

@@ -12,9 +12,11 @@
 //! by itself is what no retry can cure: wrong settings, and content that contradicts
 //! what is stored.
 
+mod line;
 mod sealer;
 mod session;
 mod source;
+mod troubles;
 mod uploads;
 mod watch;
 
@@ -22,8 +24,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use self::session::{End, Session, Trouble};
+use self::session::{End, Session};
 use self::source::{Memory, Source};
+use self::troubles::Trouble;
 use super::StopRequest;
 use super::failures::{of_postgres, of_repo};
 use crate::failure::{Failure, Kind};
@@ -111,6 +114,10 @@ pub async fn run(
             Ok(End::Asked) => break,
             Ok(End::ServerStopped) => tracing::info!("the server shut down in good order"),
             Ok(End::Switched { .. }) => {}
+            // What was in hand is not stored: whoever asked for the stop must know.
+            Err(failure) if failure.kind == Kind::Store && service.stop.is_wanted() => {
+                return Err(failure);
+            }
             Err(failure) if service.is_curable(&failure) => {
                 tracing::warn!(
                     "{}; trying again in {:.1} s",
@@ -262,18 +269,12 @@ fn one_line(failure: &Failure) -> String {
     let mut cause: Option<&dyn std::error::Error> =
         failure.cause.as_deref().map(|cause| cause as &dyn std::error::Error);
     while let Some(error) = cause {
-        line = format!("{line}: {error}");
+        let text = error.to_string();
+        // Some errors tell their cause themselves.
+        if !line.ends_with(&text) {
+            line = format!("{line}: {text}");
+        }
         cause = error.source();
     }
     line
-}
-
-fn no_memory(error: std::io::Error) -> Failure {
-    Failure::new(
-        Kind::Bug,
-        "WAL could not be compressed",
-        UNHARMED,
-        "There is a lack of memory, or this is a defect of Highwater; please report it.",
-    )
-    .because(error)
 }

@@ -4,42 +4,31 @@
 //! store does: when too much is on its way, only the reading stops.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
+use super::line::Line;
 use super::source::Facts;
+use super::troubles::{Trouble, no_memory, not_taken, slot_lost, trouble};
 use super::uploads::{Purpose, Settled, Stored, Uploads};
 use super::watch::Watch;
-use super::{Report, Request, UNHARMED, no_memory};
+use super::{Report, Request, UNHARMED};
 use crate::failure::{Failure, Kind};
-use crate::ops::failures::{of_postgres, of_repo};
-use crate::ops::{StopRequest, now};
+use crate::ops::StopRequest;
+use crate::ops::failures::of_repo;
 use crate::pg::{Lsn, Mark, SegmentName, Timeline, WalCarry, WalEvent};
 use crate::plan::receive::{
     Cut, CutPolicy, Merges, Progress, Start, Uncut, tail_is_cut, when_to_cut,
 };
-use crate::repo::{
-    AssemblyError, PIECE_BYTES, RepoError, Repository, SealedPiece, SegmentAssembly,
-};
-use crate::walsender::{Connection, PgError, StreamEvent, StreamStart, StreamStatus, WalStream};
+use crate::repo::{PIECE_BYTES, RepoError, Repository, SealedPiece, SegmentAssembly};
+use crate::walsender::{Connection, StreamEvent, StreamStart};
 
 /// Reading stops while more than this is held for uploads, in bytes: a unit in the making, incompressible, and a
 /// third of another on its way; or several that compress as WAL does. Must exceed what the former holds
 /// alone, or reading would never go on. The process itself takes more: pieces on their way may outlive
 /// their unit, and an allocator leaves gaps.
 const HELD_BYTES_MAX: u64 = 22 << 20;
-
-/// How many status intervals may pass without a word from the server, which is asked for one in
-/// each, before it is given up.
-const SILENT_INTERVALS: u32 = 4;
-
-/// The least patience with a silent server.
-const SILENCE_MIN: Duration = Duration::from_secs(20);
-
-/// How often it is logged how far things are.
-const LOG_INTERVAL: Duration = Duration::from_mins(10);
 
 /// How a stream ended.
 pub(super) enum End {
@@ -58,22 +47,6 @@ pub(super) enum End {
     },
 }
 
-/// How a stream ends early.
-pub(super) enum Trouble {
-    /// The server has not the WAL any more that comes next.
-    WalRemoved(Failure),
-    /// The slot protects nothing any more.
-    SlotLost(Failure),
-    /// Anything else.
-    Other(Failure),
-}
-
-impl From<Failure> for Trouble {
-    fn from(failure: Failure) -> Self {
-        Self::Other(failure)
-    }
-}
-
 /// A stream and all that is in hand of it.
 pub(super) struct Session<'a> {
     repository: &'a Repository,
@@ -82,6 +55,9 @@ pub(super) struct Session<'a> {
     report: &'a mut Report,
     start: Start,
     progress: Progress,
+    /// The end of what the repository holds of the segment at hand and was not compared yet: until then it is
+    /// somebody's WAL under that name, and nothing of it may be acknowledged.
+    unproven: Option<Lsn>,
     assembly: Option<SegmentAssembly>,
     carry: Option<WalCarry>,
     uncut: Uncut,
@@ -92,6 +68,8 @@ pub(super) struct Session<'a> {
     /// Those of them that are stored complete and not tidied yet.
     untidy: BTreeSet<SegmentName>,
     began: Instant,
+    /// Until when an ordered stop may go on storing what is in hand.
+    stop_at: Option<Instant>,
 }
 
 impl<'a> Session<'a> {
@@ -110,6 +88,7 @@ impl<'a> Session<'a> {
             report,
             start,
             progress: Progress::begin(start.lsn),
+            unproven: None,
             assembly: None,
             carry: None,
             uncut: Uncut::default(),
@@ -118,6 +97,7 @@ impl<'a> Session<'a> {
             pieced: BTreeSet::new(),
             untidy: BTreeSet::new(),
             began: Instant::now(),
+            stop_at: None,
         }
     }
 
@@ -150,8 +130,9 @@ impl<'a> Session<'a> {
         };
         self.report.stored_lsn = Some(self.stored_lsn());
         match (end, drained) {
-            (Ok(_), Err(failure)) => Err(failure.into()),
-            (end, _) => end,
+            // That something is not stored weighs more than why the stream ended.
+            (_, Err(failure)) => Err(failure.into()),
+            (end, Ok(())) => end,
         }
     }
 
@@ -238,6 +219,9 @@ impl<'a> Session<'a> {
                 .map_err(|error| not_taken(error, self.facts))?;
             at = Lsn(at.0 + now.len() as u64);
             self.progress.receive(at);
+            if let Some(end_lsn) = self.unproven.take_if(|end_lsn| *end_lsn <= at) {
+                self.progress.store(assembly.start_lsn(), end_lsn);
+            }
             if assembly.position() > assembly.cut_position() {
                 self.uncut.since.get_or_insert(self.began.elapsed());
                 self.uncut.commits |= commits;
@@ -271,10 +255,10 @@ impl<'a> Session<'a> {
         } else {
             None
         };
-        if let Some(stored) = &stored {
+        if stored.is_some() {
             self.pieced.insert(segment);
-            self.progress.store(lsn, Lsn(lsn.0 + u64::from(stored.end)));
         }
+        self.unproven = stored.map(|stored| Lsn(lsn.0 + u64::from(stored.end)));
         let codec = self.request.codec;
         let carry = self.carry.take();
         let begun =
@@ -421,15 +405,15 @@ impl<'a> Session<'a> {
     /// Stores everything that was received. An ordered stop limits how long that may take.
     async fn drain(&mut self, stop: &mut StopRequest) -> Result<(), Failure> {
         self.cut()?;
-        let mut deadline = None;
         while !self.uploads.is_settled() {
-            if stop.is_wanted() && deadline.is_none() {
-                deadline = Some(Instant::now() + self.request.stop_deadline);
+            if stop.is_wanted() && self.stop_at.is_none() {
+                self.stop_at = Some(Instant::now() + self.request.stop_deadline);
             }
+            let stop_at = self.stop_at;
             tokio::select! {
                 settled = self.uploads.next() => self.settle(settled?),
-                _ = stop.wanted(), if deadline.is_none() => {}
-                () = tokio::time::sleep_until(deadline.unwrap_or(self.began)), if deadline.is_some() => {
+                _ = stop.wanted(), if stop_at.is_none() => {}
+                () = tokio::time::sleep_until(stop_at.unwrap_or(self.began)), if stop_at.is_some() => {
                     return Err(self.not_stored_in_time());
                 }
             }
@@ -461,107 +445,6 @@ fn policy_of(request: &Request) -> CutPolicy {
     }
 }
 
-/// The connection while WAL comes in: what the server was told, and when it was heard.
-struct Line {
-    stream: WalStream,
-    timer: tokio::time::Interval,
-    interval: Duration,
-    silence_max: Duration,
-    heard: Instant,
-    listened: bool,
-    start_lsn: Lsn,
-    /// The flush position told last.
-    told: Lsn,
-    logged: Instant,
-}
-
-impl Line {
-    fn new(stream: WalStream, start_lsn: Lsn, facts: &Facts) -> Self {
-        let interval = facts.status_interval;
-        let mut timer = tokio::time::interval(interval);
-        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self {
-            stream,
-            timer,
-            interval,
-            silence_max: (interval * SILENT_INTERVALS).max(SILENCE_MIN),
-            heard: Instant::now(),
-            listened: true,
-            start_lsn,
-            told: Lsn::INVALID,
-            logged: Instant::now(),
-        }
-    }
-
-    fn heard(&mut self) {
-        self.heard = Instant::now();
-    }
-
-    /// Whoever does not listen cannot complain of silence.
-    fn listens(&mut self, listens: bool) {
-        if listens && !self.listened {
-            self.heard();
-        }
-        self.listened = listens;
-    }
-
-    /// Tells the server how far we are, if that is news or an answer is wanted.
-    async fn tell(&mut self, progress: &Progress, wanted: bool) -> Result<(), Trouble> {
-        let flush_lsn = progress.flush_lsn();
-        let is_news = flush_lsn > self.told.max(self.start_lsn);
-        if is_news || wanted { self.send(progress, false).await } else { Ok(()) }
-    }
-
-    /// Lets the server know that we live, and looks whether it does.
-    async fn keep_alive(&mut self, progress: &Progress) -> Result<(), Trouble> {
-        if self.listened && self.heard.elapsed() > self.silence_max {
-            return Err(Trouble::Other(Failure::new(
-                Kind::Postgres,
-                format!("the server has not said a word for {} s", self.heard.elapsed().as_secs()),
-                UNHARMED,
-                "Check the network between this host and the server.",
-            )));
-        }
-        self.log(progress);
-        let is_quiet = self.heard.elapsed() >= self.interval;
-        self.send(progress, is_quiet).await
-    }
-
-    /// Says now and then how far things are.
-    fn log(&mut self, progress: &Progress) {
-        if self.logged.elapsed() >= LOG_INTERVAL {
-            self.logged = Instant::now();
-            tracing::info!(
-                "stored up to {}, received up to {}",
-                progress.stored_lsn(),
-                progress.write_lsn()
-            );
-        }
-    }
-
-    async fn send(&mut self, progress: &Progress, reply_requested: bool) -> Result<(), Trouble> {
-        let write_lsn = progress.write_lsn();
-        // Nothing was received yet: 0 leaves the slot where it is.
-        let has_news = progress.flush_lsn() > self.start_lsn;
-        let flush_lsn = if has_news { progress.flush_lsn() } else { Lsn::INVALID };
-        let status = StreamStatus { write_lsn, flush_lsn, reply_requested };
-        let sent = tokio::time::timeout(self.silence_max, self.stream.send_status(&status, now()));
-        match sent.await {
-            Ok(Ok(())) => {
-                self.told = flush_lsn;
-                Ok(())
-            }
-            Ok(Err(error)) => Err(trouble(error, "lost the stream")),
-            Err(_) => Err(Trouble::Other(Failure::new(
-                Kind::Postgres,
-                "the server takes no more messages",
-                UNHARMED,
-                "Check the network between this host and the server.",
-            ))),
-        }
-    }
-}
-
 /// Returns whether a client may be waiting for this record to be stored.
 ///
 /// Source: the callers of `SyncRepWaitForLSN` in `src/backend/access/transam/xact.c` and
@@ -572,70 +455,4 @@ fn is_waited_for(mark: &Mark) -> bool {
         WalEvent::Prepared => true,
         _ => false,
     }
-}
-
-/// PostgreSQL 14 to 17 stream on with a slot that was invalidated, and keep nothing for it.
-fn slot_lost() -> Trouble {
-    Trouble::SlotLost(Failure::new(
-        Kind::Postgres,
-        "the server has invalidated the replication slot (wal_status lost)",
-        UNHARMED,
-        "The slot is made anew. Raise max_slot_wal_keep_size, or find out why the store is slow.",
-    ))
-}
-
-fn trouble(error: PgError, what: &str) -> Trouble {
-    if error.is_wal_removed() {
-        let what = "the server has removed WAL that is not stored yet";
-        return Trouble::WalRemoved(of_postgres(error, what, UNHARMED));
-    }
-    if error.is_slot_lost() {
-        let what = "the replication slot protects nothing any more";
-        return Trouble::SlotLost(of_postgres(error, what, UNHARMED));
-    }
-    if error.is_slot_in_use() {
-        return Trouble::Other(
-            Failure::new(
-                Kind::Postgres,
-                "the replication slot is in use by another receiver",
-                UNHARMED,
-                "Two receivers of one cluster do no harm: this one goes on when the other ends. If there is no other, the server has not noticed yet that an earlier connection is gone (wal_sender_timeout).",
-            )
-            .because(error),
-        );
-    }
-    Trouble::Other(of_postgres(error, what, UNHARMED))
-}
-
-/// The server's bytes cannot be what they should be.
-fn not_taken(error: AssemblyError, facts: &Facts) -> Failure {
-    let place = &facts.place;
-    let (kind, what, next) = match &error {
-        AssemblyError::Diverges { .. } => (
-            Kind::Conflict,
-            format!("{place} sends other WAL than is stored of the same timeline"),
-            "Two servers write this timeline, or this one was put back to an earlier state without recovery. Find out which is the real one; give a copy a cluster name of its own.",
-        ),
-        AssemblyError::Damage(damage) if damage.is_wrong_identity() => (
-            Kind::Conflict,
-            format!("{place} sends WAL of another cluster"),
-            "Check `--dsn` and the cluster name: each cluster needs a place of its own.",
-        ),
-        AssemblyError::Damage(_) => (
-            Kind::Integrity,
-            format!("{place} sends WAL that is not sound"),
-            "It is asked for again. If the damage stays, the server's own copy is damaged: take a base backup, look at its disks, and see `highwater archive-push --accept-damaged`.",
-        ),
-        AssemblyError::NoSuchSegment(_) => (
-            Kind::Conflict,
-            format!("{place} sends WAL at a position that cannot be"),
-            "Check `--dsn` and the cluster name.",
-        ),
-        AssemblyError::Codec(_) | AssemblyError::Ended => (
-            Kind::Bug,
-            "WAL could not be compressed".to_owned(),
-            "There is a lack of memory, or this is a defect of Highwater; please report it.",
-        ),
-    };
-    Failure::new(kind, what, UNHARMED, next).because(error)
 }

@@ -1,12 +1,13 @@
 //! Objects on their way to the store: several at a time, each tried until it is stored.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
+use super::UNHARMED;
 use super::sealer::Sealer;
-use super::{UNHARMED, no_memory};
+use super::troubles::no_memory;
 use crate::failure::{Failure, Kind};
 use crate::ops::failures::{kind_of_repo, of_repo, of_task};
 use crate::pg::{Lsn, SegmentName, SegmentSize, SystemId};
@@ -15,10 +16,12 @@ use crate::repo::{Put, RepoError, Repository, SealedPiece, Unsealed};
 
 /// The pause before an upload is tried again, at first and at last.
 const AGAIN_FIRST: Duration = Duration::from_millis(100);
-const AGAIN_LAST: Duration = Duration::from_secs(5);
+const AGAIN_LAST: Duration = Duration::from_secs(1);
 
-/// Above this pause each further attempt is told: before, it is the ordinary jitter of a store.
-const TELL_FROM: Duration = Duration::from_secs(1);
+/// When it is told first that an object is not stored yet, and how often after that: before, it is the
+/// ordinary jitter of a store.
+const TELL_FROM: Duration = Duration::from_secs(10);
+const TELL_EVERY: Duration = Duration::from_mins(1);
 
 /// What an upload is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -240,14 +243,15 @@ fn counted(bytes: u64) -> u64 {
 /// Puts an object, again and again while the store is the reason that it fails.
 async fn put_until_stored(repository: &Repository, piece: &SealedPiece) -> Result<Put, RepoError> {
     let mut pause = AGAIN_FIRST;
+    let mut tell_at = Instant::now() + TELL_FROM;
     loop {
         match repository.put_sealed(&piece.key, &piece.sealed).await {
             Err(error) if kind_of_repo(&error) == Kind::Store => {
-                if pause >= TELL_FROM {
+                if Instant::now() >= tell_at {
+                    tell_at += TELL_EVERY;
                     tracing::warn!(
-                        "`{}` is not stored yet, and is tried again in {:.0} s: {}",
+                        "`{}` is not stored yet, and is tried again and again: {}",
                         piece.key,
-                        pause.as_secs_f64(),
                         with_causes(&error)
                     );
                 }

@@ -346,7 +346,7 @@ fn other_bytes_than_those_stored_are_noticed_where_the_stored_ones_end() {
     assert_eq!(assembly.cut().unwrap().len(), 0, "what is stored is not cut again");
     let error = assembly.push(&bytes[299_999..], &mut |_| {}).unwrap_err();
     let (start_lsn, end_lsn) = (Lsn(2 << 20), Lsn((2 << 20) + 300_000));
-    let is_right = matches!(error, AssemblyError::Diverges { start_lsn: s, end_lsn: e } if (s, e) == (start_lsn, end_lsn));
+    let is_right = matches!(error, AssemblyError::Diverges { start_lsn: s, end_lsn: e, .. } if (s, e) == (start_lsn, end_lsn));
     assert!(is_right, "{error:?}");
     assert_eq!(assembly.cut().unwrap().len(), 0);
     assert!(matches!(assembly.push(&[0], &mut |_| {}), Err(AssemblyError::Ended)));

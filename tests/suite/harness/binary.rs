@@ -87,6 +87,11 @@ impl Highwater {
         PathBuf::from(self.repo.strip_prefix("file://").expect("a local-directory repository"))
     }
 
+    /// Returns the path of a file in the lab, for what a test notes beside the repository.
+    pub(super) fn scratch(&self, name: &str) -> PathBuf {
+        self.lab.path().join(name)
+    }
+
     /// Returns the value for PostgreSQL's `archive_command`.
     pub fn archive_command(&self) -> String {
         format!("{} archive-push %p", self.prefix())
@@ -151,12 +156,27 @@ impl Highwater {
 
 impl Running {
     /// Starts a prepared command.
-    pub fn start(mut command: Command, arguments: String) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    pub fn start(command: Command, arguments: String) -> Self {
+        Self::start_with(command, arguments, Stdio::piped())
+    }
+
+    /// Starts a prepared command whose talk goes to a file, to be read while it runs.
+    pub(super) fn start_logging(command: Command, arguments: String, log: &Path) -> Self {
+        let log = std::fs::File::create(log).unwrap();
+        Self::start_with(command, arguments, log.into())
+    }
+
+    fn start_with(mut command: Command, arguments: String, stderr: Stdio) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().expect("the binary starts");
         let stdout = child.stdout.take().map(drain);
         let stderr = child.stderr.take().map(drain);
         Self { arguments, child, started: Instant::now(), stdout, stderr }
+    }
+
+    /// Returns the process's number.
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// True once the process has ended.

@@ -319,6 +319,18 @@ impl Cluster {
         }
     }
 
+    /// Kills every process of the server at once, as the loss of its machine does.
+    pub fn kill9_all(&mut self) {
+        let children = self.children();
+        rustix::process::kill_process(self.pid(), rustix::process::Signal::KILL).ok();
+        for child in children {
+            let child = child.parse().ok().and_then(rustix::process::Pid::from_raw);
+            // It may have ended with its client a moment ago.
+            child.map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok());
+        }
+        self.kill9();
+    }
+
     fn pid(&self) -> rustix::process::Pid {
         let id = self.server.as_ref().expect("the server runs").id();
         rustix::process::Pid::from_raw(i32::try_from(id).unwrap()).unwrap()
@@ -492,6 +504,14 @@ impl Cluster {
         format!("host={} port={} user=postgres dbname=postgres", socket.display(), self.port)
     }
 
+    /// Returns the connection string that names several servers of the lab, those that are not
+    /// made yet by the name they will have.
+    pub fn dsn_of(lab: &Lab, names: &[&str]) -> String {
+        let socket = |name: &&str| lab.path().join(format!("{name}-socket")).display().to_string();
+        let hosts: Vec<_> = names.iter().map(socket).collect();
+        format!("host={} port=5432 user=postgres dbname=postgres", hosts.join(","))
+    }
+
     /// Returns the loopback port, after `start`.
     pub fn port(&self) -> u16 {
         self.port
@@ -545,6 +565,23 @@ impl Drop for Cluster {
             server.kill().ok();
             server.wait().ok();
         }
+    }
+}
+
+/// pgbench in the background, ended when dropped.
+pub struct Load(Child);
+
+impl Load {
+    /// Begins: four clients on the tables that `pgbench -i` made.
+    pub fn on(cluster: &Cluster) -> Self {
+        Self(cluster.pgbench_in_background(&["-n", "-c", "4", "-T", "600"]))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
     }
 }
 

@@ -4,6 +4,7 @@ use super::binary::Highwater;
 use super::cluster::ClusterBuilder;
 use super::script;
 use super::trees::give_to_server_user;
+use super::weather::Way;
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -73,16 +74,25 @@ impl Lab {
     /// The same for a prefix of its own in the bucket of an S3 server, which is started for the
     /// first test that wants it.
     pub fn highwater_on_s3(&self) -> Highwater {
+        self.highwater_on_s3_at(script::rgw().port)
+    }
+
+    /// The same repository, and a way to it whose weather can be made.
+    pub fn highwater_on_s3_by_a_way(&self) -> (Highwater, Way) {
+        let way = Way::to(script::rgw().port);
+        (self.highwater_on_s3_at(way.port), way)
+    }
+
+    fn highwater_on_s3_at(&self, port: u16) -> Highwater {
         let name = self.path().file_name().unwrap().to_string_lossy().to_lowercase();
         let settings = format!(
-            "[repo.options]\nendpoint = \"http://127.0.0.1:{}\"\nallow_http = true\n\
+            "[repo.options]\nendpoint = \"http://127.0.0.1:{port}\"\nallow_http = true\n\
              access_key_id = \"{}\"\nsecret_access_key = \"{}\"\n",
-            script::rgw().port,
             script::RGW_KEY,
             script::RGW_SECRET
         );
         // A file, because servers start commands in an environment of their own.
-        let file = self.write("s3.toml", settings.as_bytes());
+        let file = self.write(&format!("s3-{port}.toml"), settings.as_bytes());
         std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
         Highwater::new(self.clone(), &format!("s3://{}/{name}", script::BUCKET), "main")
             .with_env("HIGHWATER_CONFIG", file.to_str().unwrap())
@@ -116,6 +126,13 @@ impl Drop for Turn {
         *free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         changed.notify_one();
     }
+}
+
+/// Returns how many rounds a test takes that does something at random moments: what
+/// `make soak` says, else `usual`.
+pub fn rounds(usual: u64) -> u64 {
+    let set = std::env::var("HIGHWATER_SOAK_ROUNDS").ok();
+    set.map_or(usual, |rounds| rounds.parse().expect("HIGHWATER_SOAK_ROUNDS is a number"))
 }
 
 /// Random numbers whose seed is printed, so that a failure can be repeated

@@ -62,7 +62,7 @@ fn servers() -> PathBuf {
 
 /// The unprivileged user for servers and for the binary under test, where the
 /// tests run as root: PostgreSQL refuses root.
-fn server_user() -> Option<(u32, u32)> {
+pub(super) fn server_user() -> Option<(u32, u32)> {
     static USER: OnceLock<Option<(u32, u32)>> = OnceLock::new();
     *USER.get_or_init(|| {
         if !rustix::process::geteuid().is_root() {

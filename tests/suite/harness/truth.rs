@@ -103,9 +103,7 @@ fn event(line: &str) -> Option<Event> {
     let after = |key: &str| line.split_once(key).map(|(_, rest)| rest);
     let word = |key: &str| after(key)?.split([',', ' ']).next();
     let manager = after("rmgr: ")?.split_whitespace().next()?;
-    let (high, low) = word("lsn: ")?.split_once('/')?;
-    let part = |hex: &str| u64::from_str_radix(hex, 16).ok();
-    let lsn = part(high)? << 32 | part(low)?;
+    let lsn = parse_lsn(word("lsn: ")?);
     let description = after("desc: ")?;
     let (verb, rest) = description.split_once(' ')?;
     match (manager, verb) {
@@ -129,6 +127,25 @@ fn parse_time(text: &str) -> Option<i64> {
     let (stamp, _) = text.split_once(" UTC")?;
     let civil: jiff::civil::DateTime = stamp.parse().ok()?;
     Some(civil.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_microsecond())
+}
+
+/// Reads an LSN as PostgreSQL prints it.
+pub fn parse_lsn(text: &str) -> u64 {
+    let (high, low) = text.split_once('/').unwrap_or_else(|| panic!("{text:?} is no LSN"));
+    let part = |hex| u64::from_str_radix(hex, 16).unwrap();
+    part(high) << 32 | part(low)
+}
+
+/// Returns where a timeline left the one before it, as the server's history file says.
+pub fn switch_lsn(history: &std::path::Path) -> String {
+    let text = std::fs::read_to_string(history).unwrap();
+    let line = text.lines().rfind(|line| !line.trim().is_empty()).unwrap();
+    line.split_whitespace().nth(1).unwrap().to_owned()
+}
+
+/// Returns where an LSN lies in its segment.
+pub fn offset_in_segment(lsn: &str, segment_mib: u32) -> usize {
+    usize::try_from(parse_lsn(lsn) % (u64::from(segment_mib) << 20)).unwrap()
 }
 
 /// Writes a time with an explicit zone, to the microsecond.

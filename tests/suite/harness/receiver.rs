@@ -1,0 +1,125 @@
+//! `highwater receive` while it runs, and what the server knows of it.
+
+use super::binary::{Highwater, Run, Running};
+use super::cluster::Cluster;
+use super::wait::{passes_within, wait_for};
+use rustix::process::Signal;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// Within this a receiver has said, stored or noticed whatever a test waits for: its pauses
+/// between two attempts are at most 15 s.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// A running receiver. Killed when dropped, and its log shown if the test has failed.
+pub struct Receiver {
+    running: Option<Running>,
+    log: PathBuf,
+}
+
+impl Receiver {
+    /// Starts `receive` with these further arguments.
+    pub fn start(highwater: &Highwater, arguments: &[&str]) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("receive-{}.log", COUNT.fetch_add(1, Ordering::Relaxed));
+        let log = highwater.scratch(&name);
+        let mut all = vec!["-v", "receive"];
+        all.extend(arguments);
+        let mut command = highwater.command();
+        command.args(&all);
+        let running = Running::start_logging(command, all.join(" "), &log);
+        Self { running: Some(running), log }
+    }
+
+    /// Starts `receive` and waits until this server streams to it.
+    #[track_caller]
+    pub fn streaming(highwater: &Highwater, cluster: &Cluster, arguments: &[&str]) -> Self {
+        let receiver = Self::start(highwater, arguments);
+        receiver.wait_streaming(cluster);
+        receiver
+    }
+
+    /// Returns what it has said so far.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Waits until it has said this.
+    #[track_caller]
+    pub fn wait_says(&self, text: &str) {
+        let said = passes_within(LIMIT, || self.log().contains(text));
+        assert!(said, "{text:?} not in\n{}", self.log());
+    }
+
+    /// Waits until this server streams to it.
+    #[track_caller]
+    pub fn wait_streaming(&self, cluster: &Cluster) {
+        let query = "select count(*) > 0 from pg_stat_replication \
+                     where application_name = 'highwater' and state = 'streaming'";
+        let streams = passes_within(LIMIT, || cluster.try_sql(query).as_deref() == Ok("t"));
+        assert!(streams, "nothing is streamed:\n{}\n--- server\n{}", self.log(), cluster.log());
+    }
+
+    /// Waits until all that is flushed on this primary now is acknowledged; returns its end.
+    #[track_caller]
+    pub fn wait_acknowledged(&self, cluster: &Cluster) -> String {
+        let lsn = cluster.sql("select pg_current_wal_flush_lsn()");
+        let query = format!(
+            "select coalesce(max(flush_lsn) >= '{lsn}', false) from pg_stat_replication \
+             where application_name = 'highwater'"
+        );
+        let done = passes_within(LIMIT, || cluster.try_sql(&query).as_deref() == Ok("t"));
+        assert!(done, "{lsn} is not acknowledged:\n{}", self.log());
+        lsn
+    }
+
+    /// Returns the most memory that it has had so far, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let pid = self.running.as_ref().expect("it was started").id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
+        kib << 10
+    }
+
+    /// True while the process exists.
+    pub fn runs(&mut self) -> bool {
+        self.running.as_mut().is_some_and(|running| !running.ended())
+    }
+
+    /// Asks it to stop, and waits for that.
+    #[track_caller]
+    pub fn terminate(mut self) -> Run {
+        let running = self.running.take().expect("it was started");
+        running.signal(Signal::TERM);
+        self.with_log(running.wait())
+    }
+
+    /// Waits until it ends by itself.
+    #[track_caller]
+    pub fn wait(mut self) -> Run {
+        wait_for("the receiver ends by itself", LIMIT, || !self.runs());
+        let running = self.running.take().expect("it was started");
+        self.with_log(running.wait())
+    }
+
+    /// Kills it with SIGKILL.
+    pub fn kill9(mut self) -> Run {
+        let running = self.running.take().expect("it was started");
+        let run = running.kill_after(Duration::ZERO);
+        self.with_log(run)
+    }
+
+    fn with_log(&self, run: Run) -> Run {
+        Run { stderr: self.log(), ..run }
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        if self.running.is_some() && std::thread::panicking() {
+            eprintln!("--- log of the receiver\n{}", self.log());
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What `receive` has to do with its slot, with WAL that is gone, and with a wrong server.
+
+use crate::harness::{Archived, Cluster, Highwater, Lab, Load, NEWEST, Receiver, parse_lsn};
+
+#[test]
+fn the_slot_is_made_and_never_runs_ahead_of_what_is_stored() {
+    for major in [14, NEWEST] {
+        let place = Archived::by_hand(major, 1);
+        place.cluster.pgbench(&["-i", "-q", "-s", "1"]);
+        let slots = "select slot_name, slot_type, temporary from pg_replication_slots";
+        assert_eq!(place.cluster.sql(slots), "");
+        let receiver = Receiver::streaming(&place.highwater, &place.cluster, &[]);
+        assert_eq!(place.cluster.sql(slots), "highwater_main|physical|f");
+        receiver.wait_acknowledged(&place.cluster);
+        let load = Load::on(&place.cluster);
+        for _ in 0..15 {
+            let kept = place.cluster.sql("select restart_lsn from pg_replication_slots");
+            let info = place.highwater.info();
+            let stored = info["wal"][0]["end_lsn"].as_str().unwrap();
+            assert!(parse_lsn(&kept) <= parse_lsn(stored), "kept from {kept}, stored to {stored}");
+        }
+        drop(load);
+        receiver.terminate().done();
+        assert_eq!(place.cluster.sql(slots), "highwater_main|physical|f");
+    }
+}
+
+/// A cluster that keeps hardly any WAL.
+fn forgetful(major: u32) -> Archived {
+    let lab = Lab::open();
+    let mut builder = lab.cluster(major).segment_mib(1);
+    for line in ["wal_keep_size = 0", "max_slot_wal_keep_size = 2MB", "min_wal_size = 2MB"] {
+        builder = builder.conf(line);
+    }
+    let cluster = builder.conf("max_wal_size = 4MB").start();
+    let highwater = lab.highwater().on(&cluster);
+    highwater.run(&["init"]).done();
+    Archived { cluster, highwater, lab }
+}
+
+/// Streams, writes while nobody streams until the server has removed some of it, streams again.
+fn lose_wal(place: &Archived, arguments: &[&str]) -> Receiver {
+    place.cluster.sql("create table t (n int)");
+    let receiver = Receiver::streaming(&place.highwater, &place.cluster, arguments);
+    place.cluster.switch_wal();
+    receiver.wait_acknowledged(&place.cluster);
+    receiver.terminate().done();
+    let next = place.cluster.sql("select pg_walfile_name(pg_current_wal_insert_lsn())");
+    (0..20).for_each(|_| drop(place.cluster.switch_wal()));
+    place.cluster.sql("checkpoint");
+    let is_gone = format!("select count(*) from pg_ls_waldir() where name = '{next}'");
+    place.cluster.wait_until(&is_gone, "0");
+    Receiver::start(&place.highwater, arguments)
+}
+
+/// Fails unless the gap is said, `info` shows it, and a backup from behind it works.
+fn assert_gap_is_told_and_left_behind(place: &Archived, receiver: Receiver) {
+    receiver.wait_says("GAP: WAL from");
+    receiver.wait_streaming(&place.cluster);
+    place.cluster.switch_wal();
+    receiver.wait_acknowledged(&place.cluster);
+    let info = place.highwater.info();
+    assert_eq!(info["wal"][0]["gaps"].as_array().map(Vec::len), Some(1), "{info}");
+    place.highwater.run(&["backup", "--fast"]).done();
+    place.cluster.sql("insert into t values (1)");
+    receiver.wait_acknowledged(&place.cluster);
+    receiver.terminate().done();
+    let mut copy = place.restore("copy", &[]);
+    copy.start();
+    copy.wait_until("select pg_is_in_recovery()", "f");
+    assert_eq!(copy.sql("select n from t"), "1");
+}
+
+#[test]
+fn a_lost_slot_is_a_gap_that_is_told_and_left_behind() {
+    for major in [14, NEWEST] {
+        let place = forgetful(major);
+        let receiver = lose_wal(&place, &[]);
+        assert_gap_is_told_and_left_behind(&place, receiver);
+        let slots = "select wal_status in ('reserved', 'extended') from pg_replication_slots";
+        assert_eq!(place.cluster.sql(slots), "t", "the slot was made anew");
+    }
+}
+
+#[test]
+fn wal_removed_without_a_slot_is_a_gap_that_is_told_and_left_behind() {
+    for major in [14, NEWEST] {
+        let place = forgetful(major);
+        let receiver = lose_wal(&place, &["--slot", "none"]);
+        assert_gap_is_told_and_left_behind(&place, receiver);
+        assert_eq!(place.cluster.sql("select count(*) from pg_replication_slots"), "0");
+    }
+}
+
+/// The binary, told of a server by an address that can be turned to another one.
+fn by_the_front(lab: &Lab, highwater: &Highwater, name: &str) -> Highwater {
+    let front = lab.path().join("front");
+    std::fs::remove_file(&front).ok();
+    let socket = lab.path().join(format!("{name}-socket"));
+    std::os::unix::fs::symlink(socket, &front).unwrap();
+    let dsn = format!("host={} port=5432 user=postgres dbname=postgres", front.display());
+    highwater.with_env("HIGHWATER_DSN", &dsn)
+}
+
+#[test]
+fn a_server_of_another_cluster_behind_the_same_address_is_refused() {
+    let mut place = Archived::by_hand(NEWEST, 1);
+    let other: Cluster = place.lab.cluster(NEWEST).named("other").segment_mib(1).start();
+    let highwater = by_the_front(&place.lab, &place.highwater, "pg");
+    let receiver = Receiver::streaming(&highwater, &place.cluster, &[]);
+    receiver.wait_acknowledged(&place.cluster);
+    place.cluster.fast_stop();
+    let system_id = other.control("Database system identifier");
+    let highwater = by_the_front(&place.lab, &place.highwater, "other");
+    receiver.wait().ends_with(3).says(&system_id);
+    Receiver::start(&highwater, &[]).wait().ends_with(3).says(&system_id);
+    assert_eq!(other.sql("select count(*) from pg_replication_slots"), "0");
+    let repo = place.highwater.repo_directory();
+    let stored = crate::harness::files_below(&repo);
+    let foreign = |path: &std::path::PathBuf| path.to_string_lossy().contains(&system_id);
+    assert!(!stored.iter().any(foreign), "{stored:?}");
+}
