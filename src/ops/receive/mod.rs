@@ -13,6 +13,7 @@
 //! what is stored.
 
 mod line;
+mod sealer;
 mod session;
 mod source;
 mod troubles;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::UNHARMED;
+use super::sealer::Sealer;
 use super::troubles::no_memory;
 use crate::failure::{Failure, Kind};
 use crate::ops::failures::{kind_of_repo, of_repo, of_task};
@@ -81,6 +82,7 @@ pub(super) struct Uploads {
     system_id: SystemId,
     size: SegmentSize,
     tasks: JoinSet<Result<Done, Undone>>,
+    sealer: Sealer,
     /// Pieces on their way, by segment.
     pieces: Vec<SegmentName>,
     /// Memory of units on their way; pieces share theirs with the segment in the making, and a merge is
@@ -96,6 +98,7 @@ impl Uploads {
             system_id,
             size,
             tasks: JoinSet::new(),
+            sealer: Sealer::default(),
             pieces: Vec::new(),
             unit_bytes: 0,
             others: 0,
@@ -146,11 +149,12 @@ impl Uploads {
         self.seal(Purpose::Merge(merge), segment, pieces);
     }
 
-    /// Seals on a thread of its own: whoever streams has no time for it.
+    /// Seals aside: whoever streams has no time for it.
     fn seal(&mut self, purpose: Purpose, segment: SegmentName, unsealed: Unsealed) {
         let unsealed_bytes = counted(unsealed.held_bytes());
-        self.tasks.spawn_blocking(move || {
-            let piece = Box::new(unsealed.seal().map_err(Undone::Unsealed)?);
+        let sealed = self.sealer.seal(unsealed);
+        self.tasks.spawn(async move {
+            let piece = Box::new(sealed.await.map_err(Undone::Unsealed)?);
             Ok(Done::Sealed { purpose, segment, unsealed_bytes, piece })
         });
     }
