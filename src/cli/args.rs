@@ -174,7 +174,7 @@ pub struct ReceiveArgs {
     /// [default: highwater_ and the cluster's name]
     #[arg(long, value_name = "NAME")]
     slot: Option<String>,
-    /// Pieces of WAL on their way to the store at a time [env: HIGHWATER_UPLOADS] [default: 4]
+    /// Pieces of WAL on their way to the store at a time [env: HIGHWATER_UPLOADS] [default: 8]
     #[arg(long, value_name = "N")]
     uploads: Option<String>,
     /// Follow a standby where no primary is to be found

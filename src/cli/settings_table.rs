@@ -303,8 +303,8 @@ pub static TABLE: [Setting; 15] = [
         variable: "HIGHWATER_UPLOADS",
         flag: Some("--uploads"),
         accepts: Accepts::Count { min: 1, max: 64 },
-        default: Some("4"),
-        example: "8",
+        default: Some("8"),
+        example: "16",
         meaning: "pieces of WAL that receive has on their way to the store at a time",
     },
 ];
