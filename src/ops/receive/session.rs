@@ -58,6 +58,9 @@ pub(super) struct Session<'a> {
     /// The end of what the repository holds of the segment at hand and was not compared yet: until then it is
     /// somebody's WAL under that name, and nothing of it may be acknowledged.
     unproven: Option<Lsn>,
+    /// A segment of which something damaged is stored: readers may meet that before our pieces, so only the
+    /// complete segment counts as stored.
+    doubtful: Option<SegmentName>,
     assembly: Option<SegmentAssembly>,
     carry: Option<WalCarry>,
     uncut: Uncut,
@@ -89,6 +92,7 @@ impl<'a> Session<'a> {
             start,
             progress: Progress::begin(start.lsn),
             unproven: None,
+            doubtful: None,
             assembly: None,
             carry: None,
             uncut: Uncut::default(),
@@ -243,8 +247,9 @@ impl<'a> Session<'a> {
                 Ok(stored) => stored,
                 Err(error @ RepoError::Damaged { .. }) => {
                     tracing::error!(
-                        "what is stored of {segment} is damaged; it is stored again: {error}"
+                        "what is stored of {segment} is damaged: {error}. Nothing of it is acknowledged before it is stored complete; commits that wait for it go on at once when the damaged object is moved away and receive is started again"
                     );
+                    self.doubtful = Some(segment);
                     None
                 }
                 Err(error) => {
@@ -347,7 +352,9 @@ impl<'a> Session<'a> {
         match stored.purpose {
             Purpose::Piece => {
                 self.report.pieces += 1;
-                self.progress.store(stored.start_lsn, stored.end_lsn);
+                if self.doubtful != Some(stored.segment) {
+                    self.progress.store(stored.start_lsn, stored.end_lsn);
+                }
                 if let Some((start, end)) = self.offsets_in_unit(&stored) {
                     self.merges.store(start, end);
                 }
