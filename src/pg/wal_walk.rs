@@ -321,6 +321,9 @@ impl SegmentWalk {
         }
         check_place(page, lsn, Timeline::FIRST, expectation.timeline)?;
         let continued = page.flags.first_is_contrecord();
+        if continued && page.remaining == 0 {
+            return Err(WalDamage::BadPageFlags { lsn, found: page.flags.bits() });
+        }
         let carried = self.carry.take().filter(|carry| carry.records.version() == page.version);
         let joined = carried.is_some();
         let mut records = match carried {

@@ -353,6 +353,17 @@ fn a_broken_link_names_both_ends() {
     assert_eq!(walk(&bytes), Err(WalDamage::BadPreviousLink { lsn, expected, found }));
 }
 
+/// PostgreSQL refuses to begin a record there ("contrecord is requested", `XLogReadRecord`).
+#[test]
+fn a_first_page_that_continues_nothing_and_says_it_does_is_refused() {
+    let mut bytes = segment();
+    assert_eq!((bytes[2], &bytes[16..20]), (2, &[0; 4][..]));
+    bytes[2] |= 1;
+    let damage = WalDamage::BadPageFlags { lsn: Lsn(NUMBER << 20), found: 3 };
+    assert_eq!(walk(&bytes), Err(damage.clone()));
+    assert_eq!(walk_as(&bytes, Extent::Prefix, 4096), Err(damage));
+}
+
 /// Bytes that PostgreSQL does not check either: padding, hints, and a remainder
 /// length where nothing is continued.
 fn is_unchecked(bytes: &[u8], at: usize, bit: u8) -> bool {
