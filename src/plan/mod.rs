@@ -7,6 +7,7 @@ pub mod backup;
 #[cfg(test)]
 mod examples;
 pub mod lineage;
+pub mod pace;
 pub mod receive;
 pub mod restore;
 pub mod target;

@@ -15,11 +15,11 @@ use super::lineage::{Coverage, unbroken_end};
 use crate::pg::{Lsn, SegmentSize, Timeline, TimelineHistory};
 
 /// How many pieces are merged into one.
-pub const MERGE_COUNT: usize = 64;
+pub const MERGE_COUNT: usize = 256;
 
 /// Pieces are merged only up to this size, in bytes: a segment of 16 MiB then has at most some
 /// hundreds of them, whatever its commits, and no byte is stored more than `MERGE_LEVELS` times again.
-pub const MERGE_BYTES_MAX: u32 = 1 << 20;
+pub const MERGE_BYTES_MAX: u32 = 2 << 20;
 
 /// How often the result of a merge is merged again.
 pub const MERGE_LEVELS: usize = 2;
@@ -91,6 +91,8 @@ pub struct CutPolicy {
     pub synchronous: bool,
     /// The most pieces on their way at a time.
     pub uploads_max: usize,
+    /// Until when commits that wait are kept for others to come with them, on the caller's monotonic clock.
+    pub gathers_until: Option<Duration>,
 }
 
 /// WAL that was received and is not cut yet.
@@ -98,8 +100,8 @@ pub struct CutPolicy {
 pub struct Uncut {
     /// When its first byte came, on the caller's monotonic clock; `None`: there is none.
     pub since: Option<Duration>,
-    /// Whether a record is in it that a client may be waiting for.
-    pub commits: bool,
+    /// How many records are in it that a client may be waiting for.
+    pub commits: u32,
     /// Whether somebody waits for all of it: the server shuts down, or we do.
     pub hurry: bool,
 }
@@ -122,12 +124,11 @@ pub fn when_to_cut(policy: &CutPolicy, uncut: &Uncut, uploads: usize, now: Durat
     if uploads >= policy.uploads_max {
         return Cut::Wait;
     }
-    let due = since.saturating_add(policy.rpo);
-    if uncut.hurry || (policy.synchronous && uncut.commits) || due <= now {
-        Cut::Now
-    } else {
-        Cut::At(due)
+    let mut due = since.saturating_add(policy.rpo);
+    if policy.synchronous && uncut.commits > 0 {
+        due = policy.gathers_until.unwrap_or(now).min(due);
     }
+    if uncut.hurry || due <= now { Cut::Now } else { Cut::At(due) }
 }
 
 /// Decides whether the end of a unit that was just completed is worth a piece of its own, besides

@@ -13,7 +13,7 @@ use crate::pg::{SegmentName, SegmentSize, SystemId, WalFileName};
 use crate::store::Key;
 
 /// How many headers are read, or objects deleted, at a time.
-const IN_FLIGHT: usize = 8;
+const IN_FLIGHT: usize = 1;
 
 /// A stretch of a segment as byte offsets, the end excluded.
 type Stretch = (u32, u32);

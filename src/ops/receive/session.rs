@@ -18,6 +18,7 @@ use crate::failure::{Failure, Kind};
 use crate::ops::StopRequest;
 use crate::ops::failures::of_repo;
 use crate::pg::{Lsn, Mark, SegmentName, Timeline, WalCarry, WalEvent};
+use crate::plan::pace::Pace;
 use crate::plan::receive::{
     Cut, CutPolicy, Merges, Progress, Start, Uncut, tail_is_cut, when_to_cut,
 };
@@ -64,6 +65,7 @@ pub(super) struct Session<'a> {
     assembly: Option<SegmentAssembly>,
     carry: Option<WalCarry>,
     uncut: Uncut,
+    pace: Pace,
     merges: Merges,
     uploads: Uploads,
     /// Segments that have, or had, pieces.
@@ -96,6 +98,7 @@ impl<'a> Session<'a> {
             assembly: None,
             carry: None,
             uncut: Uncut::default(),
+            pace: Pace::new(request.uploads_max),
             merges: Merges::default(),
             uploads: Uploads::new(repository, facts.system_id, facts.segment_size),
             pieced: BTreeSet::new(),
@@ -217,9 +220,9 @@ impl<'a> Session<'a> {
             let unit = u64::from(PIECE_BYTES).min(self.facts.segment_size.bytes());
             let room = usize::try_from(unit - position % unit).unwrap_or(data.len());
             let now = data.split_to(data.len().min(room));
-            let mut commits = false;
+            let mut commits = 0;
             assembly
-                .push(&now, &mut |mark| commits |= is_waited_for(mark))
+                .push(&now, &mut |mark| commits += u32::from(is_waited_for(mark)))
                 .map_err(|error| not_taken(error, self.facts))?;
             at = Lsn(at.0 + now.len() as u64);
             self.progress.receive(at);
@@ -228,7 +231,8 @@ impl<'a> Session<'a> {
             }
             if assembly.position() > assembly.cut_position() {
                 self.uncut.since.get_or_insert(self.began.elapsed());
-                self.uncut.commits |= commits;
+                self.uncut.commits += commits;
+                self.pace.came(commits, self.began.elapsed());
             }
             if u64::from(assembly.position()).is_multiple_of(unit) {
                 self.end_unit()?;
@@ -275,12 +279,12 @@ impl<'a> Session<'a> {
 
     /// Hands out a unit that has just become complete.
     fn end_unit(&mut self) -> Result<(), Failure> {
+        let policy = self.policy();
         let Some(assembly) = &mut self.assembly else { return Ok(()) };
         let position = assembly.position();
         let unit_bytes = u64::from(PIECE_BYTES).min(self.facts.segment_size.bytes());
         let tail = u64::from(position.saturating_sub(assembly.cut_position()));
-        let policy = policy_of(self.request);
-        let tail_is_cut = tail_is_cut(&policy, tail, unit_bytes, self.uncut.commits);
+        let tail_is_cut = tail_is_cut(&policy, tail, unit_bytes, self.uncut.commits > 0);
         if tail_is_cut {
             self.cut()?;
         }
@@ -301,11 +305,20 @@ impl<'a> Session<'a> {
     }
 
     fn when_to_cut(&self) -> Cut {
-        let policy = policy_of(self.request);
-        when_to_cut(&policy, &self.uncut, self.uploads.pieces(), self.began.elapsed())
+        when_to_cut(&self.policy(), &self.uncut, self.uploads.pieces(), self.began.elapsed())
+    }
+
+    fn policy(&self) -> CutPolicy {
+        let Request { rpo, synchronous, uploads_max, .. } = *self.request;
+        let uploads_max = if synchronous { self.pace.uploads_max() } else { uploads_max };
+        let gathers_until = self.pace.gathers_until(self.uncut.commits);
+        CutPolicy { rpo, synchronous, uploads_max, gathers_until }
     }
 
     fn cut_if_due(&mut self) -> Result<(), Failure> {
+        if self.uncut.commits > 0 && self.uploads.pieces() >= self.pace.uploads_max() {
+            self.pace.was_full();
+        }
         if self.when_to_cut() == Cut::Now { self.cut() } else { Ok(()) }
     }
 
@@ -328,12 +341,13 @@ impl<'a> Session<'a> {
     }
 
     fn send(&mut self, pieces: Vec<SealedPiece>) {
-        self.uncut = Uncut::default();
+        // Where there are several, the commits are in one of them; it is only for the pace.
+        let mut commits = std::mem::take(&mut self.uncut).commits;
         let Some(assembly) = &self.assembly else { return };
         let segment = assembly.segment();
         for piece in pieces {
             self.pieced.insert(segment);
-            self.uploads.put_piece(segment, piece);
+            self.uploads.put_piece(segment, piece, std::mem::take(&mut commits));
         }
     }
 
@@ -350,8 +364,10 @@ impl<'a> Session<'a> {
         };
         self.report.stored_bytes += stored.object_bytes;
         match stored.purpose {
-            Purpose::Piece => {
+            Purpose::Piece { commits } => {
                 self.report.pieces += 1;
+                self.pace.took(stored.took);
+                self.pace.released(commits, self.uncut.commits, self.began.elapsed());
                 if self.doubtful != Some(stored.segment) {
                     self.progress.store(stored.start_lsn, stored.end_lsn);
                 }
@@ -441,14 +457,6 @@ impl<'a> Session<'a> {
             "It was never acknowledged. The server keeps it where it has a slot or archive_command.",
             "Mend the store and start `highwater receive` again: it goes on at the first byte that is not stored.",
         )
-    }
-}
-
-fn policy_of(request: &Request) -> CutPolicy {
-    CutPolicy {
-        rpo: request.rpo,
-        synchronous: request.synchronous,
-        uploads_max: request.uploads_max,
     }
 }
 

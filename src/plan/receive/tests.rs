@@ -5,7 +5,7 @@ use super::*;
 const SIZE: SegmentSize = SegmentSize::DEFAULT;
 
 fn policy(synchronous: bool) -> CutPolicy {
-    CutPolicy { rpo: Duration::from_secs(1), synchronous, uploads_max: 4 }
+    CutPolicy { rpo: Duration::from_secs(1), synchronous, uploads_max: 4, gathers_until: None }
 }
 
 fn seconds(n: u64) -> Duration {
@@ -14,13 +14,13 @@ fn seconds(n: u64) -> Duration {
 
 #[test]
 fn nothing_received_is_never_cut() {
-    let uncut = Uncut { since: None, commits: true, hurry: true };
+    let uncut = Uncut { since: None, commits: 1, hurry: true };
     assert_eq!(when_to_cut(&policy(true), &uncut, 0, seconds(9)), Cut::Wait);
 }
 
 #[test]
 fn by_default_wal_is_cut_when_it_is_as_old_as_may_be_lost() {
-    let uncut = Uncut { since: Some(seconds(5)), commits: true, hurry: false };
+    let uncut = Uncut { since: Some(seconds(5)), commits: 1, hurry: false };
     assert_eq!(when_to_cut(&policy(false), &uncut, 0, seconds(5)), Cut::At(seconds(6)));
     assert_eq!(when_to_cut(&policy(false), &uncut, 3, seconds(6)), Cut::Now);
     assert_eq!(when_to_cut(&policy(false), &uncut, 4, seconds(60)), Cut::Wait, "no upload is free");
@@ -28,16 +28,30 @@ fn by_default_wal_is_cut_when_it_is_as_old_as_may_be_lost() {
 
 #[test]
 fn a_synchronous_commit_is_cut_at_once_and_other_wal_is_not() {
-    let commit = Uncut { since: Some(seconds(5)), commits: true, hurry: false };
-    let other = Uncut { commits: false, ..commit };
+    let commit = Uncut { since: Some(seconds(5)), commits: 1, hurry: false };
+    let other = Uncut { commits: 0, ..commit };
     assert_eq!(when_to_cut(&policy(true), &commit, 3, seconds(5)), Cut::Now);
     assert_eq!(when_to_cut(&policy(true), &commit, 4, seconds(5)), Cut::Wait, "they gather");
     assert_eq!(when_to_cut(&policy(true), &other, 0, seconds(5)), Cut::At(seconds(6)));
 }
 
 #[test]
+fn commits_that_gather_are_cut_when_the_pause_ends_and_never_later_than_their_age_allows() {
+    let uncut = Uncut { since: Some(seconds(5)), commits: 1, hurry: false };
+    let gathers = |until| CutPolicy { gathers_until: Some(until), ..policy(true) };
+    let soon = seconds(5) + Duration::from_millis(2);
+    assert_eq!(when_to_cut(&gathers(soon), &uncut, 0, seconds(5)), Cut::At(soon));
+    assert_eq!(when_to_cut(&gathers(soon), &uncut, 0, soon), Cut::Now);
+    assert_eq!(when_to_cut(&gathers(seconds(60)), &uncut, 0, seconds(5)), Cut::At(seconds(6)));
+    let hurried = Uncut { hurry: true, ..uncut };
+    assert_eq!(when_to_cut(&gathers(soon), &hurried, 0, seconds(5)), Cut::Now);
+    let default = CutPolicy { synchronous: false, ..gathers(soon) };
+    assert_eq!(when_to_cut(&default, &uncut, 0, seconds(5)), Cut::At(seconds(6)));
+}
+
+#[test]
 fn whoever_shuts_down_is_not_made_to_wait() {
-    let uncut = Uncut { since: Some(seconds(5)), commits: false, hurry: true };
+    let uncut = Uncut { since: Some(seconds(5)), commits: 0, hurry: true };
     assert_eq!(when_to_cut(&policy(false), &uncut, 0, seconds(5)), Cut::Now);
 }
 
