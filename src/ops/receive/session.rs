@@ -21,7 +21,7 @@ use crate::pg::{Lsn, Mark, SegmentName, Timeline, WalCarry, WalEvent};
 use crate::plan::receive::{
     Cut, CutPolicy, Merges, Progress, Start, Uncut, tail_is_cut, when_to_cut,
 };
-use crate::repo::{PIECE_BYTES, RepoError, Repository, SealedPiece, SegmentAssembly};
+use crate::repo::{FrameMaker, PIECE_BYTES, RepoError, Repository, SealedPiece, SegmentAssembly};
 use crate::walsender::{Connection, StreamEvent, StreamStart};
 
 /// Reading stops while more than this is held for uploads, in bytes: a unit in the making, incompressible, and a
@@ -62,6 +62,7 @@ pub(super) struct Session<'a> {
     /// complete segment counts as stored.
     doubtful: Option<SegmentName>,
     assembly: Option<SegmentAssembly>,
+    frame_maker: FrameMaker,
     carry: Option<WalCarry>,
     uncut: Uncut,
     merges: Merges,
@@ -94,6 +95,7 @@ impl<'a> Session<'a> {
             unproven: None,
             doubtful: None,
             assembly: None,
+            frame_maker: FrameMaker::start(request.codec),
             carry: None,
             uncut: Uncut::default(),
             merges: Merges::default(),
@@ -268,7 +270,9 @@ impl<'a> Session<'a> {
         let carry = self.carry.take();
         let begun =
             SegmentAssembly::begin(self.repository, system_id, segment, size, codec, carry, stored);
-        self.assembly = Some(begun.map_err(|error| not_taken(error, self.facts))?);
+        let mut assembly = begun.map_err(|error| not_taken(error, self.facts))?;
+        assembly.make_frames_with(&self.frame_maker);
+        self.assembly = Some(assembly);
         self.merges = Merges::default();
         Ok(())
     }
