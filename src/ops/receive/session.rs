@@ -1,7 +1,7 @@
 //! One timeline from one server: bytes in, pieces and segments out, acknowledgements back.
 //!
-//! One task does it all but the sealing of large objects and the uploads, so statuses go out whatever the
-//! store does: when too much is on its way, only the reading stops.
+//! One task does it all but compressing full frames, sealing large objects and the uploads, so
+//! statuses go out whatever the store does: when too much is on its way, only the reading stops.
 
 use std::collections::BTreeSet;
 
