@@ -27,6 +27,8 @@ DELAYS = [int(n) for n in os.environ.get("BENCH_RECEIVE_DELAYS", "0,5,20").split
 COMMIT_SECONDS = int(os.environ.get("BENCH_RECEIVE_SECONDS", "8"))
 # WAL of the load that is taken as fast as it comes, in MiB.
 LOAD_MIB = int(os.environ.get("BENCH_RECEIVE_LOAD", "768"))
+# The same of a load that no codec makes smaller, in MiB: the S3 server holds it in memory.
+RANDOM_MIB = int(os.environ.get("BENCH_RECEIVE_RANDOM", "192"))
 # Seconds of each writer whose cost is counted.
 IDLE, LIGHT, HEAVY = (int(n) for n in os.environ.get("BENCH_RECEIVE_WRITERS", "60,40,15").split(","))
 PARTS = os.environ.get("BENCH_RECEIVE_PARTS", "commits,rate,cost").split(",")
@@ -303,14 +305,38 @@ def wal_position(lab):
     return int(lab.sql("select pg_current_wal_insert_lsn() - '0/0'::pg_lsn"))
 
 
-def bulk_load(lab):
-    """Writes WAL as fast as the server can; returns seconds, bytes, and the end with its segment."""
-    began, start = time.monotonic(), wal_position(lab)
+def write_rows(lab):
+    """Rows that compress as an application's do."""
     rows = LOAD_MIB * MIB // 150
     lab.sql(
         "create table load as select g as id, md5(g::text) as a, md5((g / 3)::text) as b, now() as t"
         f" from generate_series(1, {rows}) g"
     )
+
+
+def prepare_random(lab):
+    """Makes 8 MiB of random values, which lie further apart than any codec here looks."""
+    lab.sql("create table random (value bytea)")
+    lab.sql("alter table random alter value set storage external")
+    lab.sql(
+        "insert into random select (select string_agg(uuid_send(gen_random_uuid()), '')"
+        f" from generate_series(1, {MIB // 16}) as part where value > 0)"
+        " from generate_series(1, 8) as value"
+    )
+
+
+def write_random(lab):
+    """Values that were compressed or encrypted before they came."""
+    lab.sql("create table load (value bytea)")
+    lab.sql("alter table load alter value set storage external")
+    for _ in range(RANDOM_MIB // 8):
+        lab.sql("insert into load select value from random")
+
+
+def bulk_load(lab, write):
+    """Writes WAL as fast as the server can; returns seconds, bytes, and the end with its segment."""
+    began, start = time.monotonic(), wal_position(lab)
+    write(lab)
     end, segment = lab.sql(
         "with last as (select pg_switch_wal() as lsn) select lsn, pg_walfile_name(lsn) from last"
     ).split("|")
@@ -322,31 +348,43 @@ def bulk_load(lab):
 
 def measure_rate(lab, tables, port):
     """How fast WAL is taken: beside a load, and alone when it has to catch up."""
-    receivers = [
+    lab.sql("alter system set synchronous_commit = off")
+    lab.sql("select pg_reload_conf()")
+    measure_load(lab, tables, "a bulk load", write_rows, [
         PgReceiveWal(lab, "pg_receivewal, as it is"),
         Highwater(lab, "highwater none, a local directory", codec="none"),
         PgReceiveWal(lab, "pg_receivewal lz4", compress="lz4"),
         Highwater(lab, "highwater lz4, a local directory", codec="lz4"),
         Highwater(lab, "highwater zstd:1, a local directory"),
         Highwater(lab, "highwater zstd:1, S3", port=port),
-    ]
-    lab.sql("alter system set synchronous_commit = off")
+    ])
+    prepare_random(lab)
+    measure_load(lab, tables, "random values", write_random, [
+        Highwater(lab, "highwater none, S3", port=port, codec="none"),
+        Highwater(lab, "highwater zstd:1, S3", port=port),
+    ])
+    lab.sql("drop table random")
+    lab.sql("alter system reset synchronous_commit")
     lab.sql("select pg_reload_conf()")
-    taken, written, _, _ = bulk_load(lab)
+
+
+def measure_load(lab, tables, what, write, receivers):
+    """One load, which each receiver takes."""
+    taken, written, _, _ = bulk_load(lab, write)
     alone = written / taken / 1e6
     rows = [["no receiver", f"{alone:.0f}", "", "", "", "", ""]]
     for receiver in receivers:
-        note(receiver.name)
+        note(f"{receiver.name}, {what}")
         lab.sql("checkpoint")
         receiver.start()
-        taken, written, end, segment = bulk_load(lab)
+        taken, written, end, segment = bulk_load(lab, write)
         began = time.monotonic()
         wait_until("all is stored", 120, lambda r=receiver, e=end, s=segment: r.has(e, s))
         behind = time.monotonic() - began
         peak = receiver.peak_kib()
         # Now the server is ahead: the receiver stands still while WAL is written.
         receiver.child.send_signal(signal.SIGSTOP)
-        _, waiting, end, segment = bulk_load(lab)
+        _, waiting, end, segment = bulk_load(lab, write)
         cpu = receiver.cpu_seconds()
         began = time.monotonic()
         receiver.child.send_signal(signal.SIGCONT)
@@ -361,13 +399,11 @@ def measure_rate(lab, tables, port):
             f"{written / (taken + behind) / 1e6:.0f}", f"{waiting / catching / 1e6:.0f}",
             f"{cpu / (waiting / 1e9):.1f}", f"{peak:.0f}",
         ])
-    lab.sql("alter system reset synchronous_commit")
-    lab.sql("select pg_reload_conf()")
     columns = [
         "receiver", "server writes, MB/s", "all stored after, s", "taken beside the load, MB/s",
         "catching up, MB/s", "CPU, s per GB", "peak memory, MiB",
     ]
-    tables.table(f"WAL of a bulk load ({written / 1e6:.0f} MB)", columns, rows)
+    tables.table(f"WAL of {what} ({written / 1e6:.0f} MB)", columns, rows)
 
 
 def measure_cost(lab, tables, port):

@@ -23,6 +23,7 @@
 #   BENCH_RECEIVE_SECONDS=8                how long each pgbench of those takes
 #   BENCH_RECEIVE_DELAYS=0,5,20            milliseconds added to the way to S3 and back
 #   BENCH_RECEIVE_LOAD=768                 MiB of rows loaded at full speed
+#   BENCH_RECEIVE_RANDOM=192               MiB of a load that does not compress
 #   BENCH_RECEIVE_WRITERS=60,40,15         seconds of the idle, light and heavy writer
 #   BENCH_RECEIVE_MAJOR=18                 PostgreSQL
 #

@@ -244,6 +244,7 @@ impl FrameCompressor {
     /// Compresses `plain` into one frame, as [`Codec::frame`] does.
     pub fn frame(&mut self, plain: &[u8]) -> io::Result<Bytes> {
         match &mut self.zstd {
+            _ if self.codec == Codec::None => Ok(Bytes::copy_from_slice(plain)),
             Some(compressor) => {
                 self.room.clear();
                 self.room.reserve(zstd::zstd_safe::compress_bound(plain.len()));

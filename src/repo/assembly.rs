@@ -13,6 +13,7 @@
 //! unit       the whole segment up to 16 MiB, else each 16 MiB of it: what archive-push would store
 //! ```
 
+mod frame_maker;
 mod spans;
 mod unsealed;
 
@@ -20,7 +21,9 @@ use std::io;
 use std::ops::Range;
 
 use bytes::Bytes;
-use spans::{FRAME_BYTES, Span, held_bytes};
+use frame_maker::Frame;
+pub use frame_maker::FrameMaker;
+use spans::{FRAME_BYTES, Span};
 use unsealed::{Label, summary_of};
 pub use unsealed::{SealedPiece, Unsealed};
 
@@ -70,7 +73,7 @@ struct OpenSpan {
     summary: SummaryBuilder,
     /// Hashes the stretch; where it begins with a unit, the unit's own hasher does.
     hasher: Option<blake3::Hasher>,
-    frames: Vec<Bytes>,
+    frames: Vec<Frame>,
 }
 
 /// What the repository held before, until it is compared.
@@ -93,6 +96,7 @@ pub struct SegmentAssembly {
     start_lsn: Lsn,
     size: SegmentSize,
     compressor: FrameCompressor,
+    maker: Option<FrameMaker>,
     walk: SegmentWalk,
     stored: Option<Stored>,
     position: u32,
@@ -139,6 +143,7 @@ impl SegmentAssembly {
             start_lsn,
             size,
             compressor: FrameCompressor::new(codec)?,
+            maker: None,
             walk,
             position: 0,
             cut_position: stored.map_or(0, |prefix| prefix.end),
@@ -156,6 +161,11 @@ impl SegmentAssembly {
             full_units: Vec::new(),
             has_failed: false,
         })
+    }
+
+    /// Has full frames compressed by `maker` from here on, while the next bytes are taken.
+    pub fn make_frames_with(&mut self, maker: &FrameMaker) {
+        self.maker = Some(maker.clone());
     }
 
     /// Takes the next bytes, which must not go past the segment's end, and shows every mark in WAL
@@ -211,21 +221,22 @@ impl SegmentAssembly {
         // The compressor has as much room as the longest frame.
         self.spans_bytes
             + 2 * self.plain.capacity() as u64
-            + self.open.frames.iter().map(held_bytes).sum::<u64>()
+            + self.open.frames.iter().map(Frame::held_bytes).sum::<u64>()
     }
 
     /// Ends the current frame and returns what came since the last cut: nothing, one piece, or one for
-    /// each unit it lies in.
+    /// each unit it lies in. Waits for its frames where they are still being made.
     ///
     /// # Errors
-    /// The codec's, which means no memory; may be repeated.
+    /// Want of memory. Nothing is cut then, and never will be where a frame was lost.
     pub fn cut(&mut self) -> io::Result<Vec<SealedPiece>> {
         if self.position <= self.cut_position {
             return Ok(Vec::new());
         }
         self.end_span()?;
+        self.wait_for_frames(self.cut_position, self.position)?;
         let fresh = self.spans.iter().filter(|span| span.start >= self.cut_position);
-        let pieces = fresh.map(|span| self.sealed_piece(span)).collect();
+        let pieces = fresh.map(|span| self.sealed_piece(span)).collect::<io::Result<_>>()?;
         self.cut_position = self.position;
         Ok(pieces)
     }
@@ -244,15 +255,16 @@ impl SegmentAssembly {
             return Ok(Vec::new());
         }
         self.end_span()?;
+        self.wait_for_frames(self.cut_position, self.position)?;
         let fresh = self.cut_position..end;
         let mut pieces = Vec::new();
         for span in self.spans.iter().filter(|span| fresh.contains(&span.start)) {
             if span.end <= end {
-                pieces.push(self.sealed_piece(span));
+                pieces.push(self.sealed_piece(span)?);
             } else {
                 let end_lsn = Lsn(self.start_lsn.0 + u64::from(end));
                 let short = span.cut_short(end, end_lsn, &mut self.compressor)?;
-                pieces.push(self.sealed_piece(&short));
+                pieces.push(self.sealed_piece(&short)?);
             }
         }
         self.cut_position = end;
@@ -266,13 +278,18 @@ impl SegmentAssembly {
     /// lie in one unit that [`Self::take_units`] has not handed out.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] for other offsets.
-    pub fn to_merge(&self, start: u32, end: u32) -> io::Result<Unsealed> {
+    /// [`io::ErrorKind::InvalidInput`] for other offsets; else as [`Self::cut`].
+    pub fn to_merge(&mut self, start: u32, end: u32) -> io::Result<Unsealed> {
         let is_in_one_unit = start < end && start / PIECE_BYTES == (end - 1) / PIECE_BYTES;
         let stretch = if is_in_one_unit { self.stretch(start, end) } else { None };
-        let spans = &self.spans[stretch.ok_or_else(no_such_stretch)?];
+        let stretch = stretch.ok_or_else(no_such_stretch)?;
+        self.wait_for_frames(start, end)?;
+        let spans = &self.spans[stretch];
         let label = self.piece_label(start, end, summary_of(spans).ok_or_else(no_such_stretch)?);
-        Ok(Unsealed::new(label, spans, None))
+        let known = if let [span] = spans { Some(span.digest) } else { None };
+        let frames: Vec<Vec<Bytes>> = spans.iter().map(Span::made).collect::<io::Result<_>>()?;
+        let frames = frames.into_iter().flatten().map(Frame::Made).collect();
+        Ok(Unsealed::new(label, frames, known, None))
     }
 
     /// Holds the frames of a merged piece instead of those it was made of, which saves memory
@@ -285,7 +302,7 @@ impl SegmentAssembly {
         }
         let Some(stretch) = self.stretch(start, end) else { return };
         let Some(summary) = summary_of(&self.spans[stretch.clone()]) else { return };
-        let frames = piece.sealed.body.pieces().to_vec();
+        let frames = piece.sealed.body.pieces().iter().cloned().map(Frame::Made).collect();
         let span = Span { start, end, summary, digest: piece.digest, frames };
         self.spans_bytes += span.held_bytes();
         for replaced in self.spans.splice(stretch, [span]) {
@@ -294,7 +311,7 @@ impl SegmentAssembly {
     }
 
     /// Returns the units that have become complete, each to be sealed as the object that `archive-push` stores: same
-    /// name, same digest, same facts in the header. Cheap. Their bytes are no longer held here, and not cut any more.
+    /// name, same digest, same facts in the header. Cheap, and waits for no frame. Their bytes are no longer held here, and not cut any more.
     pub fn take_units(&mut self) -> Vec<Unsealed> {
         let mut units = Vec::new();
         for digest in std::mem::take(&mut self.full_units) {
@@ -310,7 +327,9 @@ impl SegmentAssembly {
             self.spans_bytes -= spans.iter().map(Span::held_bytes).sum::<u64>();
             self.cut_position = self.cut_position.max(last.end);
             let label = self.unit_label(first.start, last.end, summary);
-            units.push(Unsealed::new(label, &spans, Some(digest)));
+            let known = if let [span] = spans.as_slice() { Some(span.digest) } else { None };
+            let frames = spans.into_iter().flat_map(|span| span.frames).collect();
+            units.push(Unsealed::new(label, frames, known, Some(digest)));
         }
         units
     }
@@ -349,7 +368,7 @@ impl SegmentAssembly {
         if let Some(hasher) = &mut self.open.hasher {
             hasher.update(bytes);
         }
-        self.plain.extend_from_slice(bytes);
+        self.gather(bytes);
         if self.plain.len() == FRAME_BYTES {
             self.end_frame()?;
         }
@@ -378,10 +397,55 @@ impl SegmentAssembly {
         Ok(self.end_span()?)
     }
 
+    /// Adds bytes to the frame in the making, whose room grows with it and never beyond a full one.
+    fn gather(&mut self, bytes: &[u8]) {
+        let (held, room) = (self.plain.len(), self.plain.capacity());
+        if held + bytes.len() > room {
+            let wanted = (2 * room).max(held + bytes.len()).min(FRAME_BYTES);
+            self.plain.reserve_exact(wanted - held);
+        }
+        self.plain.extend_from_slice(bytes);
+    }
+
+    /// Ends the frame in the making. A full one is compressed aside if it can be, one that a cut ends
+    /// here: whoever cuts waits for it.
     fn end_frame(&mut self) -> io::Result<()> {
+        if self.plain.len() == FRAME_BYTES {
+            let plain = std::mem::take(&mut self.plain);
+            match self.made_aside(plain) {
+                Ok(frame) => {
+                    self.open.frames.push(frame);
+                    self.plain = Vec::with_capacity(FRAME_BYTES);
+                    // So that they count as what they have become.
+                    return self.open.frames.iter_mut().try_for_each(Frame::look);
+                }
+                Err(plain) => self.plain = plain,
+            }
+        }
         if !self.plain.is_empty() {
-            self.open.frames.push(self.compressor.frame(&self.plain)?);
+            self.open.frames.push(Frame::Made(self.compressor.frame(&self.plain)?));
             self.plain.clear();
+        }
+        Ok(())
+    }
+
+    /// Makes a frame without compressing it here; gives its bytes back where that cannot be.
+    fn made_aside(&self, plain: Vec<u8>) -> Result<Frame, Vec<u8>> {
+        match (self.compressor.codec(), &self.maker) {
+            (Codec::None, _) => Ok(Frame::Made(plain.into_boxed_slice().into())),
+            (codec, Some(maker)) => maker.make(codec, plain),
+            (_, None) => Err(plain),
+        }
+    }
+
+    /// Waits until the frames of the spans from `start` to `end` are made.
+    fn wait_for_frames(&mut self, start: u32, end: u32) -> io::Result<()> {
+        let first = self.spans.partition_point(|span| span.start < start);
+        for span in self.spans[first..].iter_mut().take_while(|span| span.start < end) {
+            self.spans_bytes -= span.held_bytes();
+            let waited = span.wait();
+            self.spans_bytes += span.held_bytes();
+            waited?;
         }
         Ok(())
     }
@@ -422,9 +486,9 @@ impl SegmentAssembly {
         (first <= last).then_some(first..last + 1)
     }
 
-    fn sealed_piece(&self, span: &Span) -> SealedPiece {
+    fn sealed_piece(&self, span: &Span) -> io::Result<SealedPiece> {
         let label = self.piece_label(span.start, span.end, span.summary.clone());
-        label.seal(span.digest, &span.frames)
+        Ok(label.seal(span.digest, span.made()?))
     }
 
     fn piece_label(&self, start: u32, end: u32, summary: SummaryBuilder) -> Label {

@@ -22,7 +22,7 @@ mod wal_tidy;
 
 use std::sync::Arc;
 
-pub use assembly::{AssemblyError, SealedPiece, SegmentAssembly, Unsealed};
+pub use assembly::{AssemblyError, FrameMaker, SealedPiece, SegmentAssembly, Unsealed};
 pub use backup_files::{FileMeta, FileRecorder, RecordedFiles};
 pub use backup_list::{BackupState, CommittedBackups, UnfinishedBackup, UnreadableBackup};
 pub use backup_writer::{BackupWriter, Uploads};

@@ -1,7 +1,7 @@
 //! One timeline from one server: bytes in, pieces and segments out, acknowledgements back.
 //!
-//! One task does it all but the sealing of large objects and the uploads, so statuses go out whatever the
-//! store does: when too much is on its way, only the reading stops.
+//! One task does it all but compressing full frames, sealing large objects and the uploads, so
+//! statuses go out whatever the store does: when too much is on its way, only the reading stops.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +22,7 @@ use crate::plan::pace::Pace;
 use crate::plan::receive::{
     Cut, CutPolicy, Merges, Progress, Start, Uncut, tail_is_cut, when_to_cut,
 };
-use crate::repo::{PIECE_BYTES, RepoError, Repository, SealedPiece, SegmentAssembly};
+use crate::repo::{FrameMaker, PIECE_BYTES, RepoError, Repository, SealedPiece, SegmentAssembly};
 use crate::walsender::{Connection, StreamEvent, StreamStart};
 
 /// Reading stops while more than this is held for uploads, in bytes: a unit in the making, incompressible, and a
@@ -63,6 +63,7 @@ pub(super) struct Session<'a> {
     /// complete segment counts as stored.
     doubtful: Option<SegmentName>,
     assembly: Option<SegmentAssembly>,
+    frame_maker: FrameMaker,
     carry: Option<WalCarry>,
     uncut: Uncut,
     pace: Pace,
@@ -96,6 +97,7 @@ impl<'a> Session<'a> {
             unproven: None,
             doubtful: None,
             assembly: None,
+            frame_maker: FrameMaker::start(request.codec),
             carry: None,
             uncut: Uncut::default(),
             pace: Pace::new(request.uploads_max),
@@ -272,7 +274,9 @@ impl<'a> Session<'a> {
         let carry = self.carry.take();
         let begun =
             SegmentAssembly::begin(self.repository, system_id, segment, size, codec, carry, stored);
-        self.assembly = Some(begun.map_err(|error| not_taken(error, self.facts))?);
+        let mut assembly = begun.map_err(|error| not_taken(error, self.facts))?;
+        assembly.make_frames_with(&self.frame_maker);
+        self.assembly = Some(assembly);
         self.merges = Merges::default();
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::io;
 
 use bytes::Bytes;
 
+use super::frame_maker::{Frame, lost};
 use crate::format::{Codec, CodecError, FrameCompressor, SummaryBuilder, read_frames};
 use crate::pg::Lsn;
 use crate::repo::objects::Pieces;
@@ -18,11 +19,6 @@ const SMALL_FRAME_BYTES: u64 = 64 << 10;
 /// What making frames anew needs beside them, in bytes: a frame's plain bytes, and the codec's room for it.
 pub(super) const ANEW_BYTES: u64 = 3 << 20;
 
-/// Returns about how much memory a frame takes.
-pub(super) fn held_bytes(frame: &Bytes) -> u64 {
-    (frame.len() + size_of::<Bytes>()) as u64
-}
-
 /// A stretch between two places at which a piece may begin or end.
 #[derive(Debug)]
 pub(super) struct Span {
@@ -35,19 +31,35 @@ pub(super) struct Span {
     /// BLAKE3 of its plain bytes.
     pub(super) digest: blake3::Hash,
     /// Its bytes, compressed.
-    pub(super) frames: Vec<Bytes>,
+    pub(super) frames: Vec<Frame>,
 }
 
 impl Span {
     /// Returns about how much memory it holds.
     pub(super) fn held_bytes(&self) -> u64 {
-        size_of::<Self>() as u64 + self.frames.iter().map(held_bytes).sum::<u64>()
+        size_of::<Self>() as u64 + self.frames.iter().map(Frame::held_bytes).sum::<u64>()
+    }
+
+    /// Waits until all its frames are made.
+    ///
+    /// # Errors
+    /// As [`Frame::wait`].
+    pub(super) fn wait(&mut self) -> io::Result<()> {
+        self.frames.iter_mut().try_for_each(|frame| frame.wait().map(drop))
+    }
+
+    /// Returns its frames, shared.
+    ///
+    /// # Errors
+    /// One was not waited for, or is lost.
+    pub(super) fn made(&self) -> io::Result<Vec<Bytes>> {
+        self.frames.iter().map(|frame| frame.made().cloned().ok_or_else(lost)).collect()
     }
 
     /// Makes a span of the bytes before `end`, which lies inside; the span is untouched.
     ///
     /// # Errors
-    /// As [`joined`].
+    /// As [`joined`] and [`Self::made`].
     pub(super) fn cut_short(
         &self,
         end: u32,
@@ -57,7 +69,7 @@ impl Span {
         let mut left = (end - self.start) as usize;
         let mut plain = Vec::with_capacity(left);
         let plain_bytes = u64::from(self.end - self.start);
-        each_plain(self.frames.clone(), plain_bytes, compressor.codec(), |block| {
+        each_plain(self.made()?, plain_bytes, compressor.codec(), |block| {
             let now = &block[..block.len().min(left)];
             left -= now.len();
             plain.extend_from_slice(now);
@@ -65,15 +77,16 @@ impl Span {
         })?;
         let mut summary = self.summary.clone();
         summary.cut_short(end_lsn);
-        let frames = plain.chunks(FRAME_BYTES).map(|chunk| compressor.frame(chunk));
-        let frames = frames.collect::<io::Result<Vec<Bytes>>>()?;
+        let frames =
+            plain.chunks(FRAME_BYTES).map(|chunk| compressor.frame(chunk).map(Frame::Made));
+        let frames = frames.collect::<io::Result<_>>()?;
         Ok(Self { start: self.start, end, summary, digest: blake3::hash(&plain), frames })
     }
 }
 
-/// Returns whether `frames` of `plain_bytes` in all are worth being made anew as one object.
-pub(super) fn are_small(frames: &[Bytes], plain_bytes: u64) -> bool {
-    frames.len() > 1 && plain_bytes / SMALL_FRAME_BYTES < frames.len() as u64
+/// Returns whether so many frames of `plain_bytes` in all are worth being made anew as one object.
+pub(super) fn are_small(count: usize, plain_bytes: u64) -> bool {
+    count > 1 && plain_bytes / SMALL_FRAME_BYTES < count as u64
 }
 
 /// Makes frames those of one object: small ones are made anew, others are shared. Returns
@@ -87,7 +100,7 @@ pub(super) fn joined(
     known: Option<blake3::Hash>,
     codec: Codec,
 ) -> io::Result<(blake3::Hash, Vec<Bytes>)> {
-    if are_small(&frames, plain_bytes) {
+    if are_small(frames.len(), plain_bytes) {
         return made_anew(frames, plain_bytes, &mut FrameCompressor::new(codec)?);
     }
     if let Some(digest) = known {

@@ -159,6 +159,76 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn frames_made_aside_give_the_same_objects_as_frames_made_in_place(
+        steps in proptest::collection::vec((1usize..2_500_000, 0u32..4), 1..8),
+        stored in 0usize..3 * MIB,
+        until in 0u32..4 << 20,
+        which in 0usize..3,
+    ) {
+        let (codec, bytes) = (CODECS[which], wal(4 * MIB, 1).remove(0));
+        let prefix = StoredPrefix {
+            end: u32::try_from(stored).unwrap(),
+            digest: blake3::hash(&bytes[..stored]),
+            is_complete: false,
+        };
+        let run = |maker: Option<&FrameMaker>| {
+            let mut assembly = begin(4 * MIB, codec, Some(prefix));
+            if let Some(maker) = maker {
+                assembly.make_frames_with(maker);
+            }
+            let mut made = Vec::new();
+            let mut rest = bytes.as_slice();
+            for (n, action) in &steps {
+                let (now, later) = rest.split_at(rest.len().min(*n));
+                push(&mut assembly, now);
+                rest = later;
+                if *action == 0 {
+                    made.extend(assembly.cut().unwrap());
+                }
+            }
+            let cut = (made.first().map(offsets), made.last().map(offsets));
+            if let (Some((start, _)), Some((_, end))) = cut {
+                made.push(assembly.to_merge(start, end).unwrap().seal().unwrap());
+            }
+            if stored > 0 && assembly.position() as usize >= stored {
+                made.push(assembly.to_merge(0, prefix.end).unwrap().seal().unwrap());
+            }
+            if until < assembly.position() {
+                made.extend(assembly.cut_until(until).unwrap());
+            } else {
+                push(&mut assembly, rest);
+                made.extend(units(&mut assembly));
+                assert!(assembly.held_bytes() <= 2 << 20, "{}", assembly.held_bytes());
+            }
+            made
+        };
+        let (aside, in_place) = (run(Some(&FrameMaker::start(codec))), run(None));
+        prop_assert_eq!(aside.len(), in_place.len());
+        for (ours, expected) in aside.iter().zip(&in_place) {
+            prop_assert_eq!(&ours.sealed.header, &expected.sealed.header);
+            prop_assert_eq!(plain(ours), plain(expected));
+        }
+    }
+}
+
+#[test]
+fn a_frame_that_was_lost_aside_is_in_no_object() {
+    let bytes = wal(4 * MIB, 1).remove(0);
+    let mut assembly = begin(4 * MIB, Codec::Lz4, None);
+    assembly.make_frames_with(&FrameMaker::start(Codec::Lz4));
+    push(&mut assembly, &bytes[..MIB + 10]);
+    assembly.open.frames[0] = Frame::InMaking(std::sync::mpsc::sync_channel(1).1);
+    assert!(assembly.cut().is_err());
+    assert!(assembly.cut().is_err(), "nor when it is asked again");
+    assert_eq!(assembly.cut_position(), 0);
+    push(&mut assembly, &bytes[MIB + 10..]);
+    assert!(assembly.to_merge(0, u32::try_from(MIB + 10).unwrap()).is_err());
+    assert!(assembly.take_units().remove(0).seal().is_err());
+}
+
 fn xacts(piece: &SealedPiece) -> u64 {
     piece.sealed.header.wal.as_ref().unwrap().xacts
 }
@@ -261,9 +331,9 @@ fn an_object_of_other_bytes_than_were_taken_is_not_made() {
     }
     // Memory that went bad.
     let frame = &mut assembly.spans[1].frames[0];
-    let mut bad = frame.to_vec();
+    let mut bad = frame.wait().unwrap().to_vec();
     bad[77] ^= 1;
-    *frame = bad.into();
+    *frame = Frame::Made(bad.into());
     let error = assembly.take_units().remove(0).seal().unwrap_err();
     assert!(error.to_string().contains("not the bytes that were taken"), "{error}");
 }

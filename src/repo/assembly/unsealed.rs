@@ -4,7 +4,8 @@ use std::io;
 
 use bytes::Bytes;
 
-use super::spans::{ANEW_BYTES, Span, are_small, held_bytes, joined};
+use super::frame_maker::Frame;
+use super::spans::{ANEW_BYTES, Span, are_small, joined};
 use crate::format::{Codec, Header, Kind, SummaryBuilder, WalObject, WalSummary};
 use crate::pg::{Lsn, SystemId};
 use crate::repo::SealedObject;
@@ -49,12 +50,12 @@ impl Label {
     }
 
     /// Puts the header before frames; nothing is copied.
-    pub(super) fn seal(self, digest: blake3::Hash, frames: &[Bytes]) -> SealedPiece {
+    pub(super) fn seal(self, digest: blake3::Hash, frames: Vec<Bytes>) -> SealedPiece {
         let plain_bytes = self.plain_bytes();
         let Self { object, kind, key, name, system_id, codec, start_lsn, end_lsn, wal } = self;
         let mut body = Body::default();
         for frame in frames {
-            body.push(frame.clone());
+            body.push(frame);
         }
         let mut header = Header::new(kind, name, system_id, codec.packing());
         header.plain_bytes = plain_bytes;
@@ -71,7 +72,7 @@ impl Label {
 #[derive(Debug)]
 pub struct Unsealed {
     label: Label,
-    frames: Vec<Bytes>,
+    frames: Vec<Frame>,
     /// The digest of the frames, where one stretch is all there is.
     known: Option<blake3::Hash>,
     /// What the digest must be, where it was taken from the bytes as they came.
@@ -79,9 +80,12 @@ pub struct Unsealed {
 }
 
 impl Unsealed {
-    pub(super) fn new(label: Label, spans: &[Span], expected: Option<blake3::Hash>) -> Self {
-        let known = if let [span] = spans { Some(span.digest) } else { None };
-        let frames = spans.iter().flat_map(|span| &span.frames).cloned().collect();
+    pub(super) fn new(
+        label: Label,
+        frames: Vec<Frame>,
+        known: Option<blake3::Hash>,
+        expected: Option<blake3::Hash>,
+    ) -> Self {
         Self { label, frames, known, expected }
     }
 
@@ -93,23 +97,29 @@ impl Unsealed {
     /// Returns about how much memory it holds, in bytes, with what [`Self::seal`] needs: frames made anew are
     /// not larger than those they replace, which are let go one by one.
     pub fn held_bytes(&self) -> u64 {
-        let held = self.frames.iter().map(held_bytes).sum::<u64>();
-        if are_small(&self.frames, self.label.plain_bytes()) { held + ANEW_BYTES } else { held }
+        let held = self.frames.iter().map(Frame::held_bytes).sum::<u64>();
+        if are_small(self.frames.len(), self.label.plain_bytes()) {
+            held + ANEW_BYTES
+        } else {
+            held
+        }
     }
 
     /// Makes the object: small frames are compressed again as large ones, others are shared, and
-    /// the digest is taken from what the frames hold. Uses the processor, never waits.
+    /// the digest is taken from what the frames hold. Uses the processor, and waits for nothing but frames in the making.
     ///
     /// # Errors
     /// Want of memory, or frames that do not hold the bytes that were taken, which is no
     /// matter of trying again: begin the segment anew.
     pub fn seal(self) -> io::Result<SealedPiece> {
         let Self { label, frames, known, expected } = self;
+        let wait = |mut frame: Frame| frame.wait().cloned();
+        let frames = frames.into_iter().map(wait).collect::<io::Result<_>>()?;
         let (digest, frames) = joined(frames, label.plain_bytes(), known, label.codec)?;
         if expected.is_some_and(|expected| expected != digest) {
             return Err(io::Error::other("the frames held are not the bytes that were taken"));
         }
-        Ok(label.seal(digest, &frames))
+        Ok(label.seal(digest, frames))
     }
 }
 

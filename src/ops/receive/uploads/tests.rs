@@ -78,7 +78,7 @@ async fn a_unit_counts_with_what_is_made_of_it_until_it_is_sealed_then_as_it_is_
 async fn merged_pieces_are_one_object_first_and_gone_then() {
     let memory = MemoryStore::new();
     let place = repository(&memory);
-    let (assembly, pieces) = received(&place, 700);
+    let (mut assembly, pieces) = received(&place, 700);
     let mut uploads = Uploads::new(&place, SYSTEM, size());
     let mut merges = crate::plan::receive::Merges::default();
     for (n, piece) in (0u32..).zip(&pieces[..64]) {
