@@ -18,6 +18,7 @@ pub mod init;
 pub mod progress;
 pub mod receive;
 pub mod restore;
+mod server_facts;
 mod stop;
 
 pub use progress::{Progress, Silent};

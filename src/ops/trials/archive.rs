@@ -295,13 +295,7 @@ pub(super) async fn make_backup(
         references: recorded.references,
         ..Committed::example(id.clone())
     };
-    let index = FileIndex {
-        format: FORMAT_VERSION,
-        id: id.clone(),
-        chunk_bytes: CHUNK_BYTES,
-        entries: recorded.entries,
-        frames: recorded.list_frames,
-    };
+    let index = FileIndex::new(id.clone(), recorded.entries, recorded.list_frames);
     writer.commit(&index, &committed).await
 }
 
