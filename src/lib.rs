@@ -8,7 +8,8 @@
 //! 3  ops                              one file per use case
 //! 2  plan, repo                       pure decisions; the archive as verbs
 //! 1  format, store, walsender, pgdata bytes and names; stores; servers; disks
-//! 0  pg, failure, causes, spelling    PostgreSQL's facts; what a user sees and meant
+//!    failure                          what a user sees
+//! 0  pg, causes, spelling             PostgreSQL's facts; errors as text; what a user meant
 //! ```
 
 pub mod causes;

@@ -23,7 +23,7 @@ const FLOORS: [(&str, u32); 15] = [
     ("walsender", 1),
     ("pgdata", 1),
     ("pg", 0),
-    ("failure", 0),
+    ("failure", 1),
     ("causes", 0),
     ("spelling", 0),
     ("lib", 6),
