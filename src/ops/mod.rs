@@ -3,6 +3,7 @@
 //! The only maker of [`Failure`]s besides `cli`. Never here: printing, the
 //! process environment, or one use case importing another.
 
+pub mod ahead;
 mod failures;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]

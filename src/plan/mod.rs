@@ -9,5 +9,6 @@ mod examples;
 pub mod lineage;
 pub mod receive;
 pub mod restore;
+pub mod spool;
 pub mod target;
 pub mod window;
