@@ -42,34 +42,40 @@ class Tool:
         return None
 
 
-class Copy(Tool):
+class Plain(Tool):
+    """A copy into a local directory: the floor of what archiving can cost."""
+
+    def prepare(self, store):
+        self.file = store == "file"
+        self.to = self.lab.directory("file/" + self.name.split()[0])
+
+    def push(self, segment):
+        return self.file and self.copy_in(segment)
+
+    def get(self, segment, target):
+        return self.file and self.copy_out(segment, target)
+
+
+class Copy(Plain):
     name = "cp + fsync"
 
-    def prepare(self, store):
-        self.file = store == "file"
-        self.to = self.lab.directory("file/copy")
-
-    def push(self, segment):
+    def copy_in(self, segment):
         out = f"of={self.to}/{segment.name}"
-        return self.file and ["dd", f"if={segment}", out, "bs=1M", "conv=fsync", "status=none"]
+        return ["dd", f"if={segment}", out, "bs=1M", "conv=fsync", "status=none"]
 
-    def get(self, segment, target):
-        return self.file and ["cp", f"{self.to}/{segment.name}", target]
+    def copy_out(self, segment, target):
+        return ["cp", f"{self.to}/{segment.name}", target]
 
 
-class Zstd(Tool):
+class Zstd(Plain):
     name = "zstd -1 + fsync"
 
-    def prepare(self, store):
-        self.file = store == "file"
-        self.to = self.lab.directory("file/zstd")
-
-    def push(self, segment):
+    def copy_in(self, segment):
         out = f"{self.to}/{segment.name}.zst"
-        return self.file and ["sh", "-c", f"zstd -q -1 {segment} -o {out} && sync {out}"]
+        return ["sh", "-c", f"zstd -q -1 {segment} -o {out} && sync {out}"]
 
-    def get(self, segment, target):
-        return self.file and ["zstd", "-q", "-d", f"{self.to}/{segment.name}.zst", "-o", target]
+    def copy_out(self, segment, target):
+        return ["zstd", "-q", "-d", f"{self.to}/{segment.name}.zst", "-o", target]
 
 
 class Highwater(Tool):

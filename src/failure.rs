@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use crate::causes;
+
 /// A signal that asked a command to end early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StopSignal {
@@ -137,18 +139,7 @@ impl Failure {
 
     /// Returns the cause and its causes, outermost first, without repeats.
     pub fn causes(&self) -> Vec<String> {
-        let mut lines: Vec<String> = Vec::new();
-        let mut next: Option<&(dyn std::error::Error + 'static)> =
-            self.cause.as_ref().map(|c| c.as_ref() as _);
-        while let Some(error) = next {
-            let text = error.to_string();
-            // Many wrappers repeat their source in their own text.
-            if !lines.iter().any(|line| line.contains(&text)) {
-                lines.push(text);
-            }
-            next = error.source();
-        }
-        lines
+        self.cause.as_ref().map(|cause| causes::told(cause.as_ref())).unwrap_or_default()
     }
 }
 

@@ -8,9 +8,11 @@
 //! 3  ops                              one file per use case
 //! 2  plan, repo                       pure decisions; the archive as verbs
 //! 1  format, store, walsender, pgdata bytes and names; stores; servers; disks
-//! 0  pg, failure, spelling            PostgreSQL's facts; what a user sees and meant
+//!    failure                          what a user sees
+//! 0  pg, causes, spelling             PostgreSQL's facts; errors as text; what a user meant
 //! ```
 
+pub mod causes;
 pub mod cli;
 pub mod failure;
 pub mod format;

@@ -86,6 +86,9 @@ pub enum Command {
     /// Bring one WAL file back: PostgreSQL's restore_command
     #[command(after_help = help::ARCHIVE_GET)]
     ArchiveGet(ArchiveGetArgs),
+    /// Fetch ahead of recovery, in its data directory; archive-get starts it
+    #[command(hide = true)]
+    FetchAhead,
     /// Stream WAL into the repository as it is written: a service
     #[command(after_help = help::RECEIVE)]
     Receive(ReceiveArgs),
@@ -332,6 +335,7 @@ impl CommandLine {
             Command::ArchiveGet(ArchiveGetArgs { name, path }) => {
                 Request::ArchiveGet(ArchiveGetRequest { name, path })
             }
+            Command::FetchAhead => Request::FetchAhead,
             Command::Receive(args) => {
                 flags.set(Id::Rpo, args.rpo);
                 flags.set(Id::Synchronous, args.synchronous.then_some("on"));

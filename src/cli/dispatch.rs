@@ -2,9 +2,10 @@
 //!
 //! Owns the one `match` over commands. Never here: parsing, settings, rules.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::ahead::{ahead, leave_behind, leave_session};
 use super::config_report::ConfigReport;
 use super::drivers::{
     host_name, needed_variables, open_repository, open_repository_retrying, program,
@@ -22,6 +23,9 @@ use crate::failure::{Failure, Kind};
 use crate::ops;
 use crate::walsender::{self, SlotName};
 
+/// Threads of `fetch-ahead`.
+const FETCH_AHEAD_THREADS: usize = 2;
+
 /// Threads of `receive`: one streams, the others upload.
 const RECEIVE_THREADS: usize = 2;
 
@@ -32,6 +36,11 @@ const RECEIVE_RETRY_DEADLINE: Duration = Duration::from_secs(3);
 /// How long `receive` tries to store what it holds once it was asked to stop; service
 /// managers commonly kill after 90 s.
 const STOP_DEADLINE: Duration = Duration::from_mins(1);
+
+/// PostgreSQL runs its commands in the data directory, and names what recovery wants like this
+/// (`src/backend/access/transam/xlogrecovery.c`).
+const DATA_DIRECTORY: &str = ".";
+const WAL_ASKED_FOR: &str = "pg_wal/RECOVERYXLOG";
 
 /// Everything that a command gets besides its request.
 pub struct Surroundings<'a> {
@@ -72,6 +81,7 @@ pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(),
         Request::Check(request) => return check(&request, surroundings),
         Request::ArchivePush(request) => archive_push(request, surroundings)?,
         Request::ArchiveGet(request) => return archive_get(request, surroundings),
+        Request::FetchAhead => fetch_ahead(surroundings)?,
         Request::Receive(request) => receive(request, surroundings)?,
         Request::Backup(request) => backup(request, surroundings)?,
         Request::Restore(request) => restore(*request, surroundings)?,
@@ -119,29 +129,47 @@ fn archive_push(
     request: ArchivePushRequest,
     surroundings: &Surroundings<'_>,
 ) -> Result<(), Failure> {
-    let opened = open_repository(surroundings)?;
+    // A damaged segment is looked at by itself.
+    let ahead = if request.accept_damaged { None } else { ahead(&request.path, surroundings) };
     let request = ops::archive_push::Request {
         path: request.path,
         codec: surroundings.settings.compression.value,
         deadline: surroundings.settings.archive_push_deadline.value,
         accept_damaged: request.accept_damaged,
+        ahead,
     };
-    let report = run_light(ops::archive_push::run(&opened.repository, &request))?;
+    let report = match ops::archive_push::pushed_before(&request) {
+        Some(report) => report,
+        None => {
+            let opened = open_repository(surroundings)?;
+            run_light(ops::archive_push::run(&opened.repository, &request))?
+        }
+    };
     tracing::info!("{}", reports::archive_push(&report));
     Ok(())
 }
 
 fn archive_get(request: ArchiveGetRequest, surroundings: &Surroundings<'_>) -> Result<(), Ended> {
-    let opened = open_repository(surroundings)?;
     let request = ops::archive_get::Request {
         name: request.name,
+        ahead: ahead(&request.path, surroundings),
         target: request.path,
-        data_directory: PathBuf::from("."),
+        data_directory: PathBuf::from(DATA_DIRECTORY),
         deadline: surroundings.settings.archive_get_deadline.value,
     };
-    match run_light(ops::archive_get::run(&opened.repository, &request)) {
+    let got = match ops::archive_get::take_fetched(&request) {
+        Some(report) => Ok(report),
+        None => {
+            let opened = open_repository(surroundings)?;
+            run_light(ops::archive_get::run(&opened.repository, &request))
+        }
+    };
+    match got {
         Ok(report) => {
             tracing::info!("{}", reports::archive_get(&report));
+            if ops::archive_get::wants_fetching(&request, &report) {
+                leave_behind(surroundings);
+            }
             Ok(())
         }
         // PostgreSQL asks for files that are not there all the time; its log is no place for that.
@@ -169,6 +197,18 @@ fn may_be_asked_again(
     surroundings.settings.standby_fallback.value
         && failure.kind == Kind::Store
         && request.data_directory.join("standby.signal").exists()
+}
+
+/// Fetches ahead of recovery in this data directory.
+fn fetch_ahead(surroundings: &Surroundings<'_>) -> Result<(), Failure> {
+    leave_session();
+    let Some(ahead) = ahead(Path::new(WAL_ASKED_FOR), surroundings) else { return Ok(()) };
+    let opened = open_repository(surroundings)?;
+    let directory = PathBuf::from(DATA_DIRECTORY);
+    let work = ops::archive_get::fetch_ahead(&opened.repository, ahead, directory);
+    let fetched = run_parallel(FETCH_AHEAD_THREADS, work)?;
+    tracing::info!("fetched {fetched} segments ahead");
+    Ok(())
 }
 
 /// Returns the replication slot of `receive`.

@@ -21,6 +21,8 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 
+use crate::causes::in_one_line;
+
 /// Sends events to stderr from here on. A second call in one process changes nothing.
 pub fn start(verbose: u8, quiet: bool) {
     let layer = tracing_subscriber::fmt::layer()
@@ -96,17 +98,7 @@ impl Visit for Line {
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
-        let mut text = value.to_string();
-        let mut source = value.source();
-        while let Some(cause) = source {
-            let cause_text = cause.to_string();
-            if !text.contains(&cause_text) {
-                text.push_str(": ");
-                text.push_str(&cause_text);
-            }
-            source = cause.source();
-        }
-        self.put(field, &text);
+        self.put(field, &in_one_line(value));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {

@@ -29,6 +29,8 @@ pub enum Request {
     ArchivePush(ArchivePushRequest),
     /// `archive-get`
     ArchiveGet(ArchiveGetRequest),
+    /// `fetch-ahead`, which `archive-get` starts.
+    FetchAhead,
     /// `receive`
     Receive(ReceiveRequest),
     /// `backup`

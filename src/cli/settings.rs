@@ -202,6 +202,17 @@ pub struct OptionValue {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotChoice(pub Option<SlotName>);
 
+/// Where work ahead of PostgreSQL is noted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SpoolChoice {
+    /// In a directory beside the WAL.
+    BesideWal,
+    /// In this directory; absolute.
+    Directory(PathBuf),
+    /// Nothing is done ahead.
+    None,
+}
+
 /// Checked settings. May hold secrets (`repo`, `dsn`, options): deliberately without `Debug`.
 #[derive(Clone)]
 pub struct Settings {
@@ -237,6 +248,10 @@ pub struct Settings {
     pub slot: Option<Sourced<SlotChoice>>,
     /// Pieces that `receive` has on their way at a time; at least 1.
     pub uploads: Sourced<usize>,
+    /// Where work ahead of PostgreSQL is noted.
+    pub spool: Sourced<SpoolChoice>,
+    /// The most WAL that is kept fetched ahead, in bytes.
+    pub spool_max_bytes: Sourced<u64>,
     /// Store options by name.
     pub repo_options: BTreeMap<String, OptionValue>,
 }
@@ -263,7 +278,8 @@ impl Settings {
                 value: processors.min(DEFAULT_JOBS_MAX),
                 origin: Origin::Default,
             }),
-            memory_max_bytes: check.or_default(Id::MemoryMax, within_size)?,
+            memory_max_bytes: check
+                .or_default(Id::MemoryMax, |text| within_size(Id::MemoryMax, text))?,
             archive_push_deadline: check.duration(Id::ArchivePushDeadline)?,
             archive_get_deadline: check.duration(Id::ArchiveGetDeadline)?,
             standby_fallback: check.or_default(Id::StandbyFallback, parse_switch)?,
@@ -272,6 +288,9 @@ impl Settings {
             synchronous: check.or_default(Id::Synchronous, parse_switch)?,
             slot: check.one(Id::Slot, parse_slot)?,
             uploads: check.or_default(Id::Uploads, |text| within_count(Id::Uploads, text))?,
+            spool: check.or_default(Id::Spool, parse_spool)?,
+            spool_max_bytes: check
+                .or_default(Id::SpoolMax, |text| within_size(Id::SpoolMax, text))?,
             repo_options: raw
                 .repo_options
                 .into_iter()
@@ -343,6 +362,12 @@ impl Settings {
                 text(value, |slot| slot.0.as_ref().map_or("none".to_owned(), ToString::to_string))
             }),
             Id::Uploads => Some(text(&self.uploads, ToString::to_string)),
+            Id::Spool => Some(text(&self.spool, |choice| match choice {
+                SpoolChoice::BesideWal => "pg_wal".to_owned(),
+                SpoolChoice::Directory(path) => path.display().to_string(),
+                SpoolChoice::None => "none".to_owned(),
+            })),
+            Id::SpoolMax => Some(text(&self.spool_max_bytes, |bytes| setting_size(*bytes))),
         };
         shown.unwrap_or((None, false, Origin::Default))
     }
@@ -481,6 +506,14 @@ fn parse_slot(text: &str) -> Option<SlotChoice> {
     text.parse().ok().map(|slot| SlotChoice(Some(slot)))
 }
 
+fn parse_spool(text: &str) -> Option<SpoolChoice> {
+    match text {
+        "none" => Some(SpoolChoice::None),
+        "pg_wal" => Some(SpoolChoice::BesideWal),
+        _ => absolute(text).map(SpoolChoice::Directory),
+    }
+}
+
 fn parse_switch(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "on" | "true" | "yes" | "1" => Some(true),
@@ -495,8 +528,8 @@ fn within_count(id: Id, text: &str) -> Option<usize> {
     usize::try_from(number).ok()
 }
 
-fn within_size(text: &str) -> Option<u64> {
-    let Accepts::Size { min, max } = setting(Id::MemoryMax).accepts else { return None };
+fn within_size(id: Id, text: &str) -> Option<u64> {
+    let Accepts::Size { min, max } = setting(id).accepts else { return None };
     parse_size(text).filter(|bytes| (min..=max).contains(bytes))
 }
 

@@ -45,6 +45,10 @@ pub enum Id {
     Slot,
     /// How many pieces `receive` has on their way.
     Uploads,
+    /// Where work ahead of PostgreSQL is noted.
+    Spool,
+    /// The most WAL in the spool.
+    SpoolMax,
 }
 
 /// What a setting takes. Bounds are included.
@@ -85,6 +89,8 @@ pub enum Accepts {
     Switch,
     /// The name of a replication slot, or `none`.
     Slot,
+    /// A directory, `pg_wal` or `none`.
+    Spool,
 }
 
 impl Accepts {
@@ -116,6 +122,9 @@ impl Accepts {
             Self::Switch => "on or off (in the file: true or false)".into(),
             Self::Slot => {
                 "1 to 63 small letters, digits and underscores, or `none` for no slot".into()
+            }
+            Self::Spool => {
+                "the absolute path of a directory, `pg_wal` for one beside the WAL itself, or `none`".into()
             }
         }
     }
@@ -156,7 +165,7 @@ const MIB: u64 = 1 << 20;
 const HOUR: u64 = 3_600;
 
 /// All settings, in the order in which they are shown.
-pub static TABLE: [Setting; 15] = [
+pub static TABLE: [Setting; 17] = [
     Setting {
         id: Id::Repo,
         key: "repo.url",
@@ -306,6 +315,26 @@ pub static TABLE: [Setting; 15] = [
         default: Some("8"),
         example: "16",
         meaning: "pieces of WAL that receive has on their way to the store at a time",
+    },
+    Setting {
+        id: Id::Spool,
+        key: "spool",
+        variable: "HIGHWATER_SPOOL",
+        flag: None,
+        accepts: Accepts::Spool,
+        default: Some("pg_wal"),
+        example: "/var/spool/highwater",
+        meaning: "where archive-push and archive-get keep what they did ahead; none: nothing is done ahead",
+    },
+    Setting {
+        id: Id::SpoolMax,
+        key: "spool_max",
+        variable: "HIGHWATER_SPOOL_MAX",
+        flag: None,
+        accepts: Accepts::Size { min: MIB, max: 64 << 30 },
+        default: Some("128MiB"),
+        example: "256MiB",
+        meaning: "the most WAL that archive-get keeps fetched ahead",
     },
 ];
 

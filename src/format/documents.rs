@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{BackupId, ClusterName, FrameRef};
+use super::{BackupId, CHUNK_BYTES, ClusterName, FrameRef};
 use crate::pg::{Lsn, PgTimestamp, SegmentSize, SystemId, Timeline, crc32c};
 
 /// The version of everything this room defines.
@@ -308,6 +308,13 @@ pub struct FileIndex {
     pub entries: u64,
     /// The frames that hold the list's lines, in order; no line crosses from one to the next.
     pub frames: Vec<FrameRef>,
+}
+
+impl FileIndex {
+    /// Makes the index of a list of so many entries, in today's format.
+    pub fn new(id: BackupId, entries: u64, frames: Vec<FrameRef>) -> Self {
+        Self { format: FORMAT_VERSION, id, chunk_bytes: CHUNK_BYTES, entries, frames }
+    }
 }
 
 impl Document for FileIndex {

@@ -4,9 +4,13 @@
 //! identity was seen; everything else is another exit code, because PostgreSQL takes
 //! "absent" for the end of the archive and may end recovery there.
 
+mod ahead;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use self::ahead::{fetch_ahead, take_fetched, wants_fetching};
+use super::ahead::Ahead;
 use super::failures::{of_disk, of_repo};
 use super::{control_of, current_identity};
 use crate::failure::{Failure, Kind};
@@ -30,6 +34,8 @@ pub struct Request {
     pub data_directory: PathBuf,
     /// How long all of it may take.
     pub deadline: Duration,
+    /// Whether segments may be taken from those that were fetched ahead.
+    pub ahead: Option<Ahead>,
 }
 
 /// What was done.

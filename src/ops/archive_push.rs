@@ -8,7 +8,9 @@
 //! false alarm stops archiving. Success is returned only when the store has
 //! confirmed the object, or holds the same content already.
 
+mod ahead;
 mod damaged;
+mod large;
 
 use std::fs::File;
 use std::io::Read;
@@ -16,16 +18,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use damaged::{advice, settle};
+use futures_util::future::{Either, select};
+use tokio::sync::OnceCell;
 
-use super::failures::of_repo;
+pub use self::ahead::pushed_before;
+use super::ahead::Ahead;
+use super::failures::{of_repo, of_task};
 use super::identity_of;
 use crate::failure::{Failure, Kind};
 use crate::format::{Codec, Header, Identity, Kind as ObjectKind, SummaryBuilder, WalObject};
 use crate::pg::{
-    BackupHistory, Extent, LONG_PAGE_HEADER_BYTES, Lsn, PageHeader, SegmentExpectation,
-    SegmentName, SegmentWalk, Timeline, TimelineHistory, WalDamage, WalFileName,
+    BackupHistory, Extent, LONG_PAGE_HEADER_BYTES, PageHeader, SegmentExpectation, SegmentName,
+    SegmentWalk, TimelineHistory, WalDamage, WalFileName,
 };
-use crate::repo::{PIECE_BYTES, Put, Repository, SealedObject, WHOLE_SEGMENT_BYTES_MAX, WalSealer};
+use crate::repo::{Put, Repository, SealedObject, WHOLE_SEGMENT_BYTES_MAX, WalSealer};
 
 /// How often a file that does not look whole is read before it is refused.
 const READINGS: u32 = 3;
@@ -52,6 +58,8 @@ pub struct Request {
     pub deadline: Duration,
     /// Store a damaged segment as damaged instead of refusing it.
     pub accept_damaged: bool,
+    /// Whether segments that wait behind it may be stored as well.
+    pub ahead: Option<Ahead>,
 }
 
 /// What was done.
@@ -65,11 +73,49 @@ pub struct Report {
     pub plain_bytes: u64,
     /// Its length as stored.
     pub stored_bytes: u64,
+    /// BLAKE3 of a segment that is stored as sound, in hex.
+    pub blake3: Option<String>,
 }
 
-/// Stores one WAL file.
+/// One push on its way.
+#[derive(Clone, Copy)]
+struct Push<'a> {
+    repository: &'a Repository,
+    request: &'a Request,
+    /// Whether others are on their way too: then none may hold up the rest while it reads.
+    beside_others: bool,
+    /// The identity that was read first; nearly always that of all others.
+    identity: &'a OnceCell<Identity>,
+}
+
+/// Stores one WAL file and, where that is allowed, segments that wait behind it.
+///
+/// # Errors
+/// Speak of the one file alone. Whatever becomes of the others, it was stored when this returns `Ok`.
 pub async fn run(repository: &Repository, request: &Request) -> Result<Report, Failure> {
-    let pushed = tokio::time::timeout(request.deadline, push(repository, request)).await;
+    let following = ahead::following(request);
+    let identity = OnceCell::new();
+    let beside_others = following.is_some();
+    let push = Push { repository, request, beside_others, identity: &identity };
+    let own = push_in_time(push);
+    let Some(following) = following else { return own.await };
+    let own = std::pin::pin!(own);
+    let others = std::pin::pin!(ahead::push_following(push, &following));
+    match select(own, others).await {
+        Either::Left((pushed, others)) => {
+            let report = pushed?;
+            if tokio::time::timeout(ahead::OTHERS_MAX, others).await.is_err() {
+                tracing::info!("the store is slow; segments behind this one wait for their turn");
+            }
+            Ok(report)
+        }
+        Either::Right(((), own)) => own.await,
+    }
+}
+
+async fn push_in_time(push: Push<'_>) -> Result<Report, Failure> {
+    let request = push.request;
+    let pushed = tokio::time::timeout(request.deadline, push_file(push)).await;
     pushed.unwrap_or_else(|_| {
         Err(Failure::new(
             Kind::Store,
@@ -84,7 +130,8 @@ pub async fn run(repository: &Repository, request: &Request) -> Result<Report, F
     })
 }
 
-async fn push(repository: &Repository, request: &Request) -> Result<Report, Failure> {
+async fn push_file(push: Push<'_>) -> Result<Report, Failure> {
+    let request = push.request;
     let text = request.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let name = WalFileName::parse(text).map_err(|error| {
         Failure::new(
@@ -96,56 +143,58 @@ async fn push(repository: &Repository, request: &Request) -> Result<Report, Fail
         .because(error)
     })?;
     match name {
-        WalFileName::Segment(segment) => push_segment(repository, request, segment).await,
-        WalFileName::Partial(segment) => push_partial(repository, request, segment).await,
-        WalFileName::Backup(..) | WalFileName::History(_) => {
-            push_small(repository, request, name).await
-        }
+        WalFileName::Segment(segment) => push_segment(push, segment).await,
+        WalFileName::Partial(segment) => push_partial(push, segment).await,
+        WalFileName::Backup(..) | WalFileName::History(_) => push_small(push, name).await,
     }
 }
 
 /// A file as it was read and sealed.
-struct Sealed {
-    objects: Vec<(WalObject, SealedObject)>,
+struct ReadFile {
+    object: WalObject,
+    sealed: SealedObject,
     plain_bytes: u64,
 }
 
-async fn push_segment(
-    repository: &Repository,
-    request: &Request,
-    segment: SegmentName,
-) -> Result<Report, Failure> {
-    let identity = identity_of_segment(repository, request).await?;
+async fn push_segment(push: Push<'_>, segment: SegmentName) -> Result<Report, Failure> {
+    let Push { repository, request, .. } = push;
+    let identity = identity_of_segment(push).await?;
     let expectation = expectation(request, segment, &identity, Extent::Whole)?;
     let name = WalFileName::Segment(segment);
-    if identity.segment_size.bytes() <= WHOLE_SEGMENT_BYTES_MAX {
-        let read = read_until_whole(request, || {
-            read_whole(request, repository, segment, &identity, expectation)
-        });
-        return match read.await? {
-            Ok(read) => store(repository, name, read).await,
-            Err(damage) => settle(repository, request, segment, &identity, damage).await,
-        };
+    if identity.segment_size.bytes() > WHOLE_SEGMENT_BYTES_MAX {
+        return large::push_segment(push, segment, &identity, expectation).await;
     }
-    match read_until_whole(request, || walk_pieces(request, expectation)).await? {
-        Ok(digests) => push_pieces(repository, request, segment, &identity, digests).await,
+    let read = {
+        let (repository, request, identity) =
+            (repository.clone(), request.clone(), identity.clone());
+        move || read_whole(&request, &repository, segment, &identity, expectation)
+    };
+    match read_until_whole(push, read).await? {
+        Ok(read) => store(repository, name, read).await,
         Err(damage) => settle(repository, request, segment, &identity, damage).await,
     }
 }
 
 /// Repeats a reading that found damage, and returns the damage that stays.
-async fn read_until_whole<T>(
-    request: &Request,
-    mut read: impl FnMut() -> Result<T, ReadError>,
+async fn read_until_whole<T: Send + 'static>(
+    push: Push<'_>,
+    read: impl Fn() -> Result<T, ReadError> + Clone + Send + 'static,
 ) -> Result<Result<T, WalDamage>, Failure> {
     for reading in 1.. {
-        match read() {
+        let found = if push.beside_others {
+            let read = read.clone();
+            tokio::task::spawn_blocking(read).await.map_err(|error| of_task(error, UNHARMED))?
+        } else {
+            // A thread more would cost memory and nothing would gain.
+            read()
+        };
+        match found {
             Ok(value) => return Ok(Ok(value)),
             Err(ReadError::Damage(_)) if reading < READINGS => {
                 tokio::time::sleep(REREAD_PAUSE).await;
             }
             Err(ReadError::Damage(damage)) => return Ok(Err(damage)),
-            Err(ReadError::Io(error)) => return Err(unreadable(&request.path, error)),
+            Err(ReadError::Io(error)) => return Err(unreadable(&push.request.path, error)),
         }
     }
     unreachable!("the loop ends by returning")
@@ -195,7 +244,7 @@ fn read_whole(
     segment: SegmentName,
     identity: &Identity,
     expectation: SegmentExpectation,
-) -> Result<Sealed, ReadError> {
+) -> Result<ReadFile, ReadError> {
     let size = identity.segment_size.bytes();
     let mut walk = SegmentWalk::new(expectation);
     let mut summary = SummaryBuilder::new(segment.timeline, expectation.start_lsn);
@@ -218,145 +267,52 @@ fn read_whole(
     );
     header.wal = Some(summary.finish(&facts));
     let sealed = sealer.finish(header)?;
-    Ok(Sealed { objects: vec![(object, sealed)], plain_bytes: size })
+    Ok(ReadFile { object, sealed, plain_bytes: size })
 }
 
-/// Walks a large segment and returns the digest of each of its pieces.
-fn walk_pieces(
-    request: &Request,
-    expectation: SegmentExpectation,
-) -> Result<Vec<blake3::Hash>, ReadError> {
-    let mut walk = SegmentWalk::new(expectation);
-    let mut digests = Vec::new();
-    let mut hasher = blake3::Hasher::new();
-    let mut in_piece = 0;
-    each_block(&request.path, expectation.segment_size.bytes(), |mut block| {
-        walk.feed(block)?;
-        while !block.is_empty() {
-            let (now, later) = block.split_at(block.len().min(PIECE_BYTES as usize - in_piece));
-            hasher.update(now);
-            in_piece += now.len();
-            block = later;
-            if in_piece == PIECE_BYTES as usize {
-                digests.push(std::mem::take(&mut hasher).finalize());
-                in_piece = 0;
-            }
-        }
-        Ok(())
-    })?;
-    walk.finish()?;
-    Ok(digests)
-}
-
-/// Stores a large segment piece by piece; each must be what the walk has seen.
-async fn push_pieces(
-    repository: &Repository,
-    request: &Request,
-    segment: SegmentName,
-    identity: &Identity,
-    digests: Vec<blake3::Hash>,
-) -> Result<Report, Failure> {
-    let expectation = expectation(request, segment, identity, Extent::Whole)?;
-    let mut walk = SegmentWalk::new(expectation);
-    let mut report = Report {
-        name: WalFileName::Segment(segment),
-        outcome: Put::AlreadyThere,
-        plain_bytes: identity.segment_size.bytes(),
-        stored_bytes: 0,
-    };
-    let mut file = File::open(&request.path).map_err(|error| unreadable(&request.path, error))?;
-    for (number, digest) in (0u32..).zip(digests) {
-        let start = number * PIECE_BYTES;
-        let piece = WalObject::Piece { segment, start, end: start + PIECE_BYTES };
-        let key = repository.wal_key(identity.system_identifier, piece);
-        let mut header = Header::new(
-            ObjectKind::Piece,
-            repository.below(&key),
-            identity.system_identifier,
-            request.codec.packing(),
-        );
-        let piece_lsn = Lsn(expectation.start_lsn.0 + u64::from(start));
-        let sealed = seal_piece(&mut file, &mut walk, &mut header, request.codec, piece_lsn)
-            .map_err(|error| match error {
-                ReadError::Damage(damage) => refusal(&request.path, damage),
-                ReadError::Io(error) => unreadable(&request.path, error),
-            })?;
-        if sealed.header.blake3.as_deref() != Some(digest.to_hex().as_str()) {
-            return Err(changed_while_read(&request.path));
-        }
-        report.stored_bytes += sealed.header.stored_bytes;
-        let what = format!("could not store a piece of `{segment}`");
-        match repository.put_sealed(&key, &sealed).await {
-            Ok(Put::Stored) => report.outcome = Put::Stored,
-            Ok(Put::AlreadyThere) => {}
-            Err(error) => return Err(of_repo(error, what, UNHARMED)),
-        }
-    }
-    Ok(report)
-}
-
-fn seal_piece(
-    file: &mut File,
-    walk: &mut SegmentWalk,
-    header: &mut Header,
-    codec: Codec,
-    start_lsn: Lsn,
-) -> Result<SealedObject, ReadError> {
-    let mut sealer = WalSealer::new(codec, Some(u64::from(PIECE_BYTES)))?;
-    let mut summary = SummaryBuilder::new(Timeline::FIRST, start_lsn);
-    let mut block = vec![0; READ_BYTES];
-    let mut left = PIECE_BYTES as usize;
-    while left > 0 {
-        let n = file.read(&mut block[..left.min(READ_BYTES)])?;
-        if n == 0 {
-            return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
-        }
-        walk.feed_with(&block[..n], &mut |mark| summary.add(mark))?;
-        sealer.push(&block[..n])?;
-        left -= n;
-    }
-    summary.reach(walk, Lsn(start_lsn.0 + u64::from(PIECE_BYTES)));
-    header.wal = Some(summary.finish_piece());
-    Ok(sealer.finish(header.clone())?)
-}
-
-async fn push_partial(
-    repository: &Repository,
-    request: &Request,
-    segment: SegmentName,
-) -> Result<Report, Failure> {
-    let identity = identity_of_segment(repository, request).await?;
+async fn push_partial(push: Push<'_>, segment: SegmentName) -> Result<Report, Failure> {
+    let Push { repository, request, .. } = push;
+    let identity = identity_of_segment(push).await?;
     let expectation = expectation(request, segment, &identity, Extent::Prefix)?;
-    let object = WalObject::File(WalFileName::Partial(segment));
-    let key = repository.wal_key(identity.system_identifier, object);
-    let read = read_until_whole(request, || {
-        let mut walk = SegmentWalk::new(expectation);
-        let mut summary = SummaryBuilder::new(segment.timeline, expectation.start_lsn);
-        let mut sealer = WalSealer::new(request.codec, None)?;
-        let plain_bytes = each_block(&request.path, identity.segment_size.bytes(), |block| {
-            walk.feed_with(block, &mut |mark| summary.add(mark))?;
-            Ok(sealer.push(block)?)
-        })?;
-        let facts = walk.finish()?;
-        let mut header = Header::new(
-            ObjectKind::Partial,
-            repository.below(&key),
-            identity.system_identifier,
-            request.codec.packing(),
-        );
-        header.wal = Some(summary.finish(&facts));
-        Ok(Sealed { objects: vec![(object, sealer.finish(header)?)], plain_bytes })
-    })
-    .await?
-    .map_err(|damage| refusal(&request.path, damage))?;
+    let read = {
+        let (repository, request) = (repository.clone(), request.clone());
+        move || read_partial(&request, &repository, segment, &identity, expectation)
+    };
+    let read = read_until_whole(push, read).await?;
+    let read = read.map_err(|damage| refusal(&request.path, damage))?;
     store(repository, WalFileName::Partial(segment), read).await
 }
 
-async fn push_small(
-    repository: &Repository,
+/// As [`read_whole`], for a file whose records may end anywhere.
+fn read_partial(
     request: &Request,
-    name: WalFileName,
-) -> Result<Report, Failure> {
+    repository: &Repository,
+    segment: SegmentName,
+    identity: &Identity,
+    expectation: SegmentExpectation,
+) -> Result<ReadFile, ReadError> {
+    let object = WalObject::File(WalFileName::Partial(segment));
+    let key = repository.wal_key(identity.system_identifier, object);
+    let mut walk = SegmentWalk::new(expectation);
+    let mut summary = SummaryBuilder::new(segment.timeline, expectation.start_lsn);
+    let mut sealer = WalSealer::new(request.codec, None)?;
+    let plain_bytes = each_block(&request.path, identity.segment_size.bytes(), |block| {
+        walk.feed_with(block, &mut |mark| summary.add(mark))?;
+        Ok(sealer.push(block)?)
+    })?;
+    let facts = walk.finish()?;
+    let mut header = Header::new(
+        ObjectKind::Partial,
+        repository.below(&key),
+        identity.system_identifier,
+        request.codec.packing(),
+    );
+    header.wal = Some(summary.finish(&facts));
+    Ok(ReadFile { object, sealed: sealer.finish(header)?, plain_bytes })
+}
+
+async fn push_small(push: Push<'_>, name: WalFileName) -> Result<Report, Failure> {
+    let Push { repository, request, .. } = push;
     let mut bytes = Vec::new();
     let read = each_block(&request.path, SMALL_FILE_BYTES_MAX, |block| {
         bytes.extend_from_slice(block);
@@ -389,46 +345,46 @@ async fn push_small(
         of_repo(error, what, UNHARMED)
     })?;
     let stored_bytes = sealed.header.stored_bytes;
-    Ok(Report { name, outcome, plain_bytes: bytes.len() as u64, stored_bytes })
+    Ok(Report { name, outcome, plain_bytes: bytes.len() as u64, stored_bytes, blake3: None })
 }
 
 async fn store(
     repository: &Repository,
     name: WalFileName,
-    read: Sealed,
+    read: ReadFile,
 ) -> Result<Report, Failure> {
-    let plain_bytes = read.plain_bytes;
-    let mut report = Report { name, outcome: Put::AlreadyThere, plain_bytes, stored_bytes: 0 };
-    for (object, sealed) in read.objects {
-        let key = repository.wal_key(sealed.header.system_identifier, object);
-        report.stored_bytes += sealed.header.stored_bytes;
-        match repository.put_sealed(&key, &sealed).await {
-            Ok(outcome) => report.outcome = outcome,
-            Err(error) => {
-                let what = format!("could not store `{name}` in {}", repository.describe());
-                return Err(of_repo(error, what, UNHARMED));
-            }
-        }
-    }
-    Ok(report)
+    let ReadFile { object, sealed, plain_bytes } = read;
+    let key = repository.wal_key(sealed.header.system_identifier, object);
+    let outcome = repository.put_sealed(&key, &sealed).await.map_err(|error| {
+        let what = format!("could not store `{name}` in {}", repository.describe());
+        of_repo(error, what, UNHARMED)
+    })?;
+    let Header { stored_bytes, blake3, .. } = sealed.header;
+    Ok(Report { name, outcome, plain_bytes, stored_bytes, blake3 })
 }
 
 /// Reads whose segment it is from its first page, and looks whether that cluster lives here.
-async fn identity_of_segment(
-    repository: &Repository,
-    request: &Request,
-) -> Result<Identity, Failure> {
+async fn identity_of_segment(push: Push<'_>) -> Result<Identity, Failure> {
+    let Push { repository, request, .. } = push;
     let mut head = Vec::with_capacity(LONG_PAGE_HEADER_BYTES);
     File::open(&request.path)
         .and_then(|file| file.take(LONG_PAGE_HEADER_BYTES as u64).read_to_end(&mut head))
         .map_err(|error| unreadable(&request.path, error))?;
     let page = PageHeader::parse(&head).ok();
     let owner = page.and_then(|page| page.cluster).map(|cluster| cluster.system_id);
-    let identity = match owner {
+    let read = async || match owner {
         Some(owner) => super::claimed_identity(repository, owner, UNHARMED).await,
         // Not a first page, or not even that long. Walk it all the same, as this place's own
         // cluster's, for the exact finding.
         None => identity_of(repository, &data_directory_of(&request.path), UNHARMED).await,
+    };
+    let known = push.identity.get_or_try_init(&read).await;
+    let identity = match known {
+        Ok(known) if owner.is_none_or(|owner| owner == known.system_identifier) => {
+            Ok(known.clone())
+        }
+        Ok(_) => read().await,
+        Err(failure) => Err(failure),
     };
     identity.map_err(|failure| failure.so(not_stored(request)))
 }
@@ -486,13 +442,4 @@ fn refusal(path: &Path, damage: WalDamage) -> Failure {
     }
     let what = format!("`{file}` is not the complete WAL segment that its name says");
     Failure::new(Kind::Integrity, what, UNHARMED, advice(path)).because(damage)
-}
-
-fn changed_while_read(path: &Path) -> Failure {
-    Failure::new(
-        Kind::Integrity,
-        format!("`{}` changed while it was read", path.display()),
-        UNHARMED,
-        "PostgreSQL tries again by itself. If this goes on, something else writes into pg_wal.",
-    )
 }

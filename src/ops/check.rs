@@ -14,6 +14,7 @@ use serde::Serialize;
 pub use self::receiving::Expected;
 use self::server::Server;
 use super::failures::{kind_of_repo, next_of_repo};
+use crate::causes::in_one_line;
 use crate::failure::Kind;
 use crate::format::{Identity, WalObject};
 use crate::pg::{Lsn, SegmentName, SegmentSize, Timeline, WalFileName};
@@ -26,9 +27,6 @@ const LOOK_PAUSE: Duration = Duration::from_millis(200);
 
 /// Clocks that differ by more than this make times in reports confusing.
 const CLOCK_TOLERANCE_MS: i64 = 5_000;
-
-/// The oldest major version that is supported.
-const MAJOR_MIN: u32 = 14;
 
 const ARCHIVE_COMMAND: &str = "archive_command";
 const ARCHIVE_MODE: &str = "archive_mode";
@@ -167,12 +165,7 @@ async fn look_at_store(repository: &Repository, report: &mut Report) {
     for (step, result) in found.steps {
         let Err(error) = result else { continue };
         sound = false;
-        let mut text = format!("cannot {}: {error}", step.title());
-        let mut cause = std::error::Error::source(&error);
-        while let Some(deeper) = cause {
-            text = format!("{text}: {deeper}");
-            cause = deeper.source();
-        }
+        let text = format!("cannot {}: {}", step.title(), in_one_line(&error));
         let remedy = if found.conditional_put == Some(false) {
             "If only one host ever writes here, set the store option `conditional_put = \"off\"`; otherwise use a store that honours conditional puts."
         } else {

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::current_identity;
 use super::failures::of_repo;
-use super::wal_times::{histories_of, reach};
+use super::wal_times::{StoredWay, histories_of, reach};
 use crate::failure::Failure;
 use crate::format::{BackupId, Committed, Identity};
 use crate::pg::{Lsn, PgTimestamp, SystemId, Timeline, TimelineHistory};
@@ -164,7 +164,8 @@ async fn gather(repository: &Repository, identity: &Identity) -> Result<Report, 
         None => None,
         Some(window) => {
             let (lsn, from) = (window.latest_lsn(), window.oldest.backup.start_lsn);
-            let end = reach(repository, system_id, &window.way, size, from, lsn).await?;
+            let stored = StoredWay { repository, system_id, way: &window.way, size };
+            let end = reach(stored, from, lsn).await?;
             Some(WindowInfo {
                 earliest_time: window.earliest_time(),
                 latest_time: end.last_commit_time,

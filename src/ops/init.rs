@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::failures::{of_postgres, of_repo};
+use super::server_facts::{check_segment_size, check_version};
 use super::{TOOL, control_of, now};
 use crate::failure::{Failure, Kind};
 use crate::format::{FORMAT_VERSION, Identity};
@@ -23,9 +24,6 @@ const UNHARMED: &str = "The place was not claimed, and nothing in the repository
 
 /// Said once a claim was tried: its create may have taken effect though the answer was lost.
 const UNSETTLED: &str = "No other cluster's data was touched. Whether the place is claimed now is not known; `init` may be repeated and settles it.";
-
-/// The oldest major version that is supported.
-const MAJOR_MIN: u32 = 14;
 
 /// What is asked.
 #[derive(Debug, Clone)]
@@ -70,24 +68,14 @@ pub async fn run(repository: &Repository, request: &Request) -> Result<Report, F
         Some(pgdata) => who_is_in(pgdata)?,
         None => who_is_at(&request.server).await?,
     };
-    if who.major < MAJOR_MIN {
-        return Err(Failure::new(
-            Kind::Postgres,
-            format!(
-                "the cluster is PostgreSQL {}, and {MAJOR_MIN} is the oldest supported",
-                who.major
-            ),
-            UNHARMED,
-            "Upgrade the server; its own community has ended support for it too.",
-        ));
-    }
+    check_version("cluster", who.major, UNHARMED)?;
     let not_read = |error| {
         let what = format!("could not read who owns `{}`", repository.cluster());
         of_repo(error, what, UNHARMED)
     };
     let standing = repository.identities().await.map_err(not_read)?;
     if let Some(ours) = standing.iter().find(|known| known.system_identifier == who.system_id) {
-        check_same(ours, &who)?;
+        check_segment_size("cluster", who.segment_size, ours, UNHARMED)?;
         return settle(repository, &standing, ours, false).await;
     }
     let owner = claim_of(&standing);
@@ -176,21 +164,6 @@ async fn who_is_at(server: &ConnInfo) -> Result<Who, Failure> {
             "Check that the address is PostgreSQL's own and not a pooler's.",
         )),
     }
-}
-
-fn check_same(ours: &Identity, who: &Who) -> Result<(), Failure> {
-    if ours.segment_size == who.segment_size {
-        return Ok(());
-    }
-    Err(Failure::new(
-        Kind::Conflict,
-        format!(
-            "this place was set up for WAL segments of {}, and the cluster has {}",
-            ours.segment_size, who.segment_size
-        ),
-        UNHARMED,
-        "pg_resetwal has changed the segment size. Set up a new place under another cluster name.",
-    ))
 }
 
 /// Returns the identity to claim the place with, or why it may not be claimed.

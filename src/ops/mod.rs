@@ -3,6 +3,7 @@
 //! The only maker of [`Failure`]s besides `cli`. Never here: printing, the
 //! process environment, or one use case importing another.
 
+pub mod ahead;
 mod failures;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -18,6 +19,7 @@ pub mod init;
 pub mod progress;
 pub mod receive;
 pub mod restore;
+mod server_facts;
 mod stop;
 
 pub use progress::{Progress, Silent};

@@ -101,16 +101,23 @@ pub(super) async fn each_mark(
     Ok(Some(carry))
 }
 
+/// Stored WAL along a way.
+#[derive(Clone, Copy)]
+pub(super) struct StoredWay<'a> {
+    pub(super) repository: &'a Repository,
+    pub(super) system_id: SystemId,
+    pub(super) way: &'a TimelineHistory,
+    pub(super) size: SegmentSize,
+}
+
 /// Returns the latest time of a commit or abort record that begins before `before_lsn`, in the
 /// segment of that position and the one before it (not below `first`).
 pub(super) async fn xact_time_at_end(
-    repository: &Repository,
-    system_id: SystemId,
-    way: &TimelineHistory,
-    size: SegmentSize,
+    stored: StoredWay<'_>,
     first: u64,
     before_lsn: Lsn,
 ) -> Result<Option<PgTimestamp>, RepoError> {
+    let StoredWay { repository, system_id, way, size } = stored;
     let last = size.segment_before(before_lsn);
     let mut latest: Option<PgTimestamp> = None;
     let mut carry = None;
@@ -130,16 +137,14 @@ pub(super) async fn xact_time_at_end(
 
 /// What the WAL at the end of a way tells.
 pub(super) async fn reach(
-    repository: &Repository,
-    system_id: SystemId,
-    way: &TimelineHistory,
-    size: SegmentSize,
+    stored: StoredWay<'_>,
     from_lsn: Lsn,
     end_lsn: Lsn,
 ) -> Result<EndOfWal, RepoError> {
+    let StoredWay { repository, system_id, way, size } = stored;
     let mut found = EndOfWal::default();
     let (first, last) = (size.segment_of(from_lsn), size.segment_before(end_lsn));
-    let walk = Walk { repository, system_id, size, end_lsn };
+    let walk = (stored, end_lsn);
     for number in (first..=last).rev() {
         let segment = segment_on(way, number, size, end_lsn);
         let is_cut = end_lsn < size.start_of(number + 1);
@@ -176,15 +181,6 @@ pub(super) async fn reach(
     Ok(found)
 }
 
-/// Where a walk looks.
-#[derive(Clone, Copy)]
-struct Walk<'a> {
-    repository: &'a Repository,
-    system_id: SystemId,
-    size: SegmentSize,
-    end_lsn: Lsn,
-}
-
 /// The last things in stored WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[allow(clippy::struct_field_names)] // what they have in common is the point
@@ -206,11 +202,11 @@ impl EndOfWal {
 
     async fn add_walked(
         &mut self,
-        walk: Walk<'_>,
+        (stored, end_lsn): (StoredWay<'_>, Lsn),
         segment: SegmentName,
         carry: Option<WalCarry>,
     ) -> Result<Option<WalCarry>, RepoError> {
-        let Walk { repository, system_id, size, end_lsn } = walk;
+        let StoredWay { repository, system_id, size, .. } = stored;
         let walked = each_mark(repository, system_id, segment, size, carry, |mark| {
             if mark.end_lsn > end_lsn {
                 return;
@@ -230,14 +226,12 @@ impl EndOfWal {
 /// Walks the WAL along `way` from `from_lsn` to `end_lsn` until `wanted` names a mark;
 /// returns that mark's start and end.
 pub(super) async fn find_mark(
-    repository: &Repository,
-    system_id: SystemId,
-    way: &TimelineHistory,
-    size: SegmentSize,
+    stored: StoredWay<'_>,
     from_lsn: Lsn,
     end_lsn: Lsn,
     wanted: impl Fn(&WalEvent) -> bool,
 ) -> Result<Option<(Lsn, Lsn)>, RepoError> {
+    let StoredWay { repository, system_id, way, size } = stored;
     let mut carry = None;
     for number in size.segment_of(from_lsn)..=size.segment_before(end_lsn) {
         let segment = segment_on(way, number, size, end_lsn);

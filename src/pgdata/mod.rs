@@ -15,6 +15,7 @@
 //! | [`TreePlan`], [`NewTree`] | a restore: refuse, build, publish the control file last |
 //! | [`Finisher`] | fsyncs beside the writing |
 //! | [`RecoverySettings`] | `postgresql.auto.conf` and the signal file |
+//! | [`Spool`] | what was pushed and fetched ahead |
 //! | [`server_state`] and its neighbours | what is there already |
 
 mod disk;
@@ -23,6 +24,7 @@ mod recovery_settings;
 mod restore_marker;
 mod running;
 mod safe_path;
+mod spool;
 mod staged;
 mod tar_stream;
 mod tree;
@@ -42,6 +44,7 @@ pub use running::{
     server_state, signal_files,
 };
 pub use safe_path::{PATH_BYTES_MAX, UnsafePath, safe_path};
+pub use spool::{FileFacts, Moment, Spool, SpoolError, SpoolLock};
 pub use staged::{Durability, Existing, StagedFile, sweep};
 pub use tar_stream::{TarEnd, TarEntry, TarError, TarEvent, TarKind, TarSplitter};
 pub use tree::{FileAttributes, NewFile, NewTree, SyncedTree};

@@ -186,6 +186,23 @@ fn writer_is_gone(pid: u32, number: u64) -> bool {
     !process_is_alive(pid)
 }
 
+/// Returns whether a file of this name is one that is being written, or was left by a writer that died.
+pub(super) fn is_temporary(name: &str) -> bool {
+    split_temporary_name(name).is_some()
+}
+
+/// Returns whether a file of this name was left by a writer that died; see [`sweep`].
+pub(super) fn is_abandoned(name: &str) -> bool {
+    split_temporary_name(name).is_some_and(|(pid, number)| writer_is_gone(pid, number))
+}
+
+/// Reads writer and number from the temporary name of any target.
+fn split_temporary_name(name: &str) -> Option<(u32, u64)> {
+    let mark = std::str::from_utf8(MARK).ok()?;
+    let (target, _) = name.rsplit_once(mark)?;
+    parse_temporary_name(OsStr::new(target), OsStr::new(name))
+}
+
 fn temporary_name(target: &OsStr, pid: u32, number: u64) -> OsString {
     let mut name = target.as_bytes().to_vec();
     name.extend_from_slice(MARK);

@@ -10,5 +10,6 @@ pub mod lineage;
 pub mod pace;
 pub mod receive;
 pub mod restore;
+pub mod spool;
 pub mod target;
 pub mod window;

@@ -258,6 +258,20 @@ pub fn start_after_gap(situation: &Situation<'_>, number: u64) -> Start {
     Start { timeline: history.owner_of(lsn), lsn, first_missing }
 }
 
+/// Returns where to begin on a timeline that the server has just switched to at `switch_lsn`: its first segment
+/// repeats the old timeline's up to there, and is asked for whole.
+pub fn start_at_switch(
+    coverage: &Coverage,
+    timeline: Timeline,
+    switch_lsn: Lsn,
+    size: SegmentSize,
+) -> Start {
+    let lsn = size.start_of(size.segment_of(switch_lsn));
+    let ranges = coverage.get(&timeline).map(Vec::as_slice).unwrap_or_default();
+    let stored = ranges.iter().find(|(start, end)| *start <= lsn && lsn < *end);
+    Start { timeline, lsn, first_missing: stored.map_or(lsn, |(_, end)| *end) }
+}
+
 /// Returns the end of the highest stored stretch that lies on the way.
 fn highest_on(history: &TimelineHistory, coverage: &Coverage) -> Option<Lsn> {
     let stretches = history.path();

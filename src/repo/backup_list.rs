@@ -4,6 +4,7 @@ use futures_util::{StreamExt, TryStreamExt};
 
 use super::frames::FrameFetcher;
 use super::{RepoError, Repository};
+use crate::causes::in_one_line;
 use crate::format::{
     BackupId, Begun, Committed, Document, FileEntry, FileIndex, FrameRef, parse_line,
 };
@@ -61,7 +62,7 @@ impl UnreadableBackup {
     fn of(id: &BackupId, error: RepoError) -> Result<Self, RepoError> {
         let is_newer = matches!(error, RepoError::NotReadable { .. });
         if is_newer || matches!(error, RepoError::Damaged { .. }) {
-            return Ok(Self { id: id.clone(), why: error.chain(), is_newer });
+            return Ok(Self { id: id.clone(), why: in_one_line(&error), is_newer });
         }
         Err(error)
     }

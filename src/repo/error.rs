@@ -1,5 +1,6 @@
 //! Why an archive verb did not do what was asked.
 
+use crate::causes::in_one_line;
 use crate::format::{ChunkMapError, CodecError, DocumentError, ListError, SealError};
 use crate::pg::SystemId;
 use crate::store::{Key, StoreError};
@@ -99,7 +100,7 @@ impl RepoError {
     }
 
     pub(super) fn of_codec(key: &Key, error: &CodecError) -> Self {
-        Self::damaged(key, Chain(error))
+        Self::damaged(key, in_one_line(error))
     }
 
     pub(super) fn of_map(key: &Key, error: ChunkMapError) -> Self {
@@ -107,30 +108,10 @@ impl RepoError {
     }
 
     pub(super) fn of_list(key: &Key, error: &ListError) -> Self {
-        Self::damaged(key, Chain(error))
+        Self::damaged(key, in_one_line(error))
     }
 
     pub(super) fn task(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Task(error.into())
-    }
-
-    /// Returns this error and all below it in one line.
-    pub(super) fn chain(&self) -> String {
-        Chain(self).to_string()
-    }
-}
-
-/// Shows an error and what is below it in one line.
-struct Chain<'a>(&'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(error) = source {
-            write!(f, ": {error}")?;
-            source = error.source();
-        }
-        Ok(())
     }
 }

@@ -86,7 +86,9 @@ impl Repository {
             log.is_some_and(|log| logs.contains(&log))
         });
         let mut groups = futures_util::stream::iter(wanted)
-            .map(|group| async move { self.list_group(system_id, &group, root, size).await })
+            .map(|name| async move {
+                self.list_group(Group { system_id, name: &name, root, size }).await
+            })
             .buffered(IN_FLIGHT);
         while let Some(found) = groups.try_next().await? {
             inventory.add(found);
@@ -108,31 +110,20 @@ impl Repository {
 
     /// Lists a group; again if the first listing shows that pieces come and go, or a hole. A listing of
     /// several pages can miss both a piece and what replaced it, but what either listing shows was stored.
-    async fn list_group(
-        &self,
-        system_id: SystemId,
-        group: &str,
-        root: &str,
-        size: SegmentSize,
-    ) -> Result<Found, RepoError> {
-        let mut found = self.list_group_once(system_id, group, root, size).await?;
+    async fn list_group(&self, group: Group<'_>) -> Result<Found, RepoError> {
+        let mut found = self.list_group_once(group).await?;
         if found.has_loose_pieces || found.has_hole() {
             let before = std::mem::take(&mut found.stretches);
-            found = self.list_group_once(system_id, group, root, size).await?;
+            found = self.list_group_once(group).await?;
             found.stretches.extend(before);
         }
         Ok(found)
     }
 
-    async fn list_group_once(
-        &self,
-        system_id: SystemId,
-        group: &str,
-        root: &str,
-        size: SegmentSize,
-    ) -> Result<Found, RepoError> {
+    async fn list_group_once(&self, group: Group<'_>) -> Result<Found, RepoError> {
+        let Group { system_id, name, root, size } = group;
         let mut found = Found::default();
-        let prefix = Key::new(self.place().wal_group_dir(system_id, group));
+        let prefix = Key::new(self.place().wal_group_dir(system_id, name));
         let mut listing = self.store().list(&prefix);
         while let Some(object) = listing.try_next().await? {
             let tail = object.key.as_str().strip_prefix(root).and_then(|t| t.strip_prefix('/'));
@@ -145,6 +136,16 @@ impl Repository {
         found.settle_pieces(size);
         Ok(found)
     }
+}
+
+/// A group of segments that is listed.
+#[derive(Clone, Copy)]
+struct Group<'a> {
+    system_id: SystemId,
+    name: &'a str,
+    /// The directory of all groups.
+    root: &'a str,
+    size: SegmentSize,
 }
 
 fn histories_among(objects: &[Listed]) -> BTreeSet<Timeline> {

@@ -12,7 +12,6 @@
 //! files (`AWS_CONFIG_FILE`, `AWS_SHARED_CREDENTIALS_FILE`), they are passed on.
 
 use std::collections::BTreeMap;
-use std::error::Error as StdError;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -27,6 +26,8 @@ use aws_credential_types::provider::error::CredentialsError;
 use object_store::CredentialProvider;
 use object_store::aws::AwsCredential;
 use tokio::sync::{Mutex, OnceCell};
+
+use crate::causes::in_one_line;
 
 /// Credentials are fetched anew this long before they end, so that none ends
 /// during a request.
@@ -50,7 +51,7 @@ impl IdentityError {
     }
 
     fn of(error: &CredentialsError) -> Self {
-        let text = chain(error);
+        let text = in_one_line(error);
         // A provider that fails does not say whether for good; a connection
         // that failed is what may pass.
         let on_the_way = ["dispatch failure", "timed out", "timeout"];
@@ -216,20 +217,6 @@ impl CredentialProvider for AwsIdentity {
             }
         }
     }
-}
-
-fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let next = cause.to_string();
-        if !text.ends_with(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -8,21 +8,7 @@
 //! /srv/highwater/main/wal/…/000000010000000000000001   an object: whole, fsynced, never changed
 //! ```
 //!
-//! Create: write a staging file → fsync it → link(2) it to its name → fsync the
-//! directory. link(2) fails when the name exists, so an object is never
-//! replaced, and the name appears only when the bytes are durable. Where the
-//! file system has no hard links, renameat2(2) with `RENAME_NOREPLACE` gives
-//! the same promise; where it has neither, `create` refuses, for a plain rename
-//! would replace.
-//!
-//! An object is durable only if the names of all directories above it are. Whoever creates one
-//! makes that sure *before* the link, so an object that can be seen in a directory proves it
-//! for that directory and for all above: by a writer that was killed just behind its link as
-//! well as after a power cut, when only what was durable is there to be seen. A directory
-//! without an object proves nothing; there every directory above is fsynced, once in each process.
-//! So all but the first object of a directory cost two fsyncs: the bytes and the name. What
-//! makes the argument hold: nothing but this file puts objects there (after a repository was copied or
-//! moved by other means, `sync` first), and no directory that holds an object is ever removed.
+//! How an object gets its name so that a crash never shows half of it: `file_publish`.
 //!
 //! This is not `object_store::LocalFileSystem` because that one creates a
 //! missing root (and so fills the disk under an unmounted volume), stages beside
@@ -34,47 +20,25 @@
 //! an archive that ends. `prepare` makes the root, and with it `.staging`, so
 //! that a prepared repository is never empty.
 
-use std::collections::BTreeSet;
-use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
 
-use super::contract::{check_key, check_prefix, clip, is_key_part, time_limit};
+use super::contract::{check_key, check_prefix, clip, time_limit};
+use super::file_errors::{failed, is_no_such_file};
+use super::file_publish::{Publisher, sync_directory};
 use super::file_walk::Walk;
 use super::open::PROBE_DIRECTORY;
-use super::random::random_u64;
 use super::{Body, Cause, Key, Level, Listed, Reading, Store, StoreError};
-
-/// Where files are written before they get their name. No key can name it,
-/// because no part of a key begins with a dot.
-const STAGING: &str = ".staging";
-
-/// Mode of objects, less what the umask takes: a repository holds a whole
-/// database, so others have no business in it; the group may read.
-const FILE_MODE: u32 = 0o640;
-
-/// Mode of directories, less what the umask takes.
-const DIRECTORY_MODE: u32 = 0o750;
-
-/// How many directories are remembered as durable before all are forgotten.
-const DURABLE_DIRECTORIES_MAX: usize = 1024;
-
-/// How many entries of a directory are looked at for an object. Where hundreds of directories come
-/// before it, fsync is no slower than looking on.
-const PROOF_ENTRIES_MAX: usize = 64;
 
 /// How many bytes one piece of a reading has at most.
 const PIECE_BYTES: u64 = 1024 * 1024;
@@ -92,8 +56,7 @@ pub struct FileStore {
 struct Inner {
     root: PathBuf,
     stall_timeout: Duration,
-    /// Directories whose own names this process knows to be durable.
-    durable: Mutex<BTreeSet<PathBuf>>,
+    publisher: Publisher,
 }
 
 impl FileStore {
@@ -102,8 +65,9 @@ impl FileStore {
     /// `stall_timeout` bounds every call (a `create` has the time of its size
     /// at 128 KiB/s besides), because a network file system may hang for ever.
     pub fn new(root: impl Into<PathBuf>, stall_timeout: Duration) -> Self {
-        let durable = Mutex::default();
-        Self { inner: Arc::new(Inner { root: root.into(), stall_timeout, durable }) }
+        let root = root.into();
+        let publisher = Publisher::new(root.clone());
+        Self { inner: Arc::new(Inner { root, stall_timeout, publisher }) }
     }
 
     /// Creates the root directory and what it needs, durably. Does nothing if it is there already.
@@ -116,8 +80,7 @@ impl FileStore {
     pub async fn prepare(&self) -> Result<(), StoreError> {
         let inner = Arc::clone(&self.inner);
         self.run(Key::new(""), 0, move || {
-            let root = Key::new("");
-            make_directories(&inner.root.join(STAGING), None).map_err(|e| failed(&root, e))
+            inner.publisher.prepare().map_err(|e| failed(&Key::new(""), e))
         })
         .await
     }
@@ -134,7 +97,7 @@ impl FileStore {
         self.run(Key::new(""), 0, move || {
             let root = Key::new("");
             inner.require_root(&root)?;
-            sweep(&inner.root.join(STAGING), older_than).map_err(|e| failed(&root, e))
+            inner.publisher.sweep(older_than).map_err(|e| failed(&root, e))
         })
         .await
     }
@@ -199,87 +162,7 @@ impl Inner {
     fn create(&self, key: &Key, body: &Body) -> Result<(), StoreError> {
         let path = self.path(key)?;
         self.require_root(key)?;
-        let staged = self.stage(body).map_err(|e| failed(key, e))?;
-        let result = self.publish(key, &staged, &path);
-        // After a link the staging name is a second name; after an error it is
-        // rubbish. Either way a failure to remove it harms nothing: it is swept.
-        let _ = fs::remove_file(&staged);
-        result
-    }
-
-    /// Writes a staging file, durable but for its name.
-    fn stage(&self, body: &Body) -> io::Result<PathBuf> {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let directory = self.root.join(STAGING);
-        make_directories(&directory, Some(&self.root))?;
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = directory.join(format!("{}-{number}-{:016x}", std::process::id(), random_u64()));
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&path)?;
-        let written = body
-            .pieces()
-            .iter()
-            .try_for_each(|piece| file.write_all(piece))
-            .and_then(|()| file.sync_all());
-        if let Err(error) = written {
-            let _ = fs::remove_file(&path);
-            return Err(error);
-        }
-        Ok(path)
-    }
-
-    /// Gives the staged file its name, unless the name is taken.
-    fn publish(&self, key: &Key, staged: &Path, path: &Path) -> Result<(), StoreError> {
-        let parent = path.parent().unwrap_or(&self.root);
-        make_directories(parent, Some(&self.root))
-            .and_then(|()| self.settle(parent))
-            .map_err(|e| failed(key, e))?;
-        match link_or_rename(staged, path) {
-            Ok(()) => sync_directory(parent).map_err(|e| failed(key, e)),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                // Whoever created it may have died before this fsync, and our
-                // caller will trust the object that it now finds.
-                sync_directory(parent).map_err(|e| failed(key, e))?;
-                Err(StoreError::Exists { key: key.clone() })
-            }
-            Err(error) if error.kind() == ErrorKind::Unsupported => {
-                let cause = format!(
-                    "the file system of `{}` has neither hard links nor rename without replacing, so a write could replace an object; use another file system",
-                    self.root.display()
-                );
-                Err(StoreError::Refused { key: key.clone(), cause: cause.into() })
-            }
-            Err(error) if error.kind() == ErrorKind::CrossesDevices => {
-                let cause = format!(
-                    "`{}` is on another file system than `{}`; a repository must be on one",
-                    parent.display(),
-                    self.root.display()
-                );
-                Err(StoreError::Refused { key: key.clone(), cause: cause.into() })
-            }
-            Err(error) => Err(failed(key, error)),
-        }
-    }
-
-    /// Makes sure that `directory` will still be there after a crash. Another process may
-    /// have made it a moment ago and not have synced its parent yet; see the module's page.
-    fn settle(&self, directory: &Path) -> io::Result<()> {
-        let known = || self.durable.lock().unwrap_or_else(PoisonError::into_inner);
-        if known().contains(directory) || holds_an_object(directory)? {
-            return Ok(());
-        }
-        for above in directory.ancestors().skip(1) {
-            if !above.starts_with(&self.root) {
-                break;
-            }
-            sync_directory(above)?;
-        }
-        let mut known = known();
-        if known.len() >= DURABLE_DIRECTORIES_MAX {
-            known.clear();
-        }
-        known.insert(directory.to_owned());
-        Ok(())
+        self.publisher.publish(key, body, &path)
     }
 
     fn open(&self, key: &Key) -> Result<(File, u64), StoreError> {
@@ -435,126 +318,13 @@ fn read_piece(file: &File, range: &Range<u64>) -> io::Result<Bytes> {
     Ok(buffer.into())
 }
 
-/// link(2), or renameat2(2) without replacing where there are no hard links.
-/// `Unsupported` means that the file system has neither.
-fn link_or_rename(staged: &Path, path: &Path) -> io::Result<()> {
-    let Err(error) = fs::hard_link(staged, path) else { return Ok(()) };
-    // EPERM is what Linux says of a file system without hard links (link(2)).
-    let no_links = [Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS, Errno::MLINK];
-    if !Errno::from_io_error(&error).is_some_and(|errno| no_links.contains(&errno)) {
-        return Err(error);
-    }
-    match renameat_with(CWD, staged, CWD, path, RenameFlags::NOREPLACE) {
-        Ok(()) => Ok(()),
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            Err(io::Error::from(ErrorKind::Unsupported))
-        }
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// Creates `path` and its missing parents, each durable, with our mode.
-/// Never creates `below` or anything above it.
-fn make_directories(path: &Path, below: Option<&Path>) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    let Some(parent) = path.parent() else { return Ok(()) };
-    if below == Some(path) {
-        return Err(io::Error::new(
-            ErrorKind::NotFound,
-            format!("the directory `{}` does not exist; is its disk mounted?", path.display()),
-        ));
-    }
-    make_directories(parent, below)?;
-    match DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
-        Ok(()) => {}
-        // Another process made it just now; ours must not go on before it is durable.
-        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => {}
-        Err(error) => return Err(error),
-    }
-    sync_directory(parent)
-}
-
-/// Returns whether an object is among the first entries of a directory.
-fn holds_an_object(directory: &Path) -> io::Result<bool> {
-    for entry in fs::read_dir(directory)?.take(PROOF_ENTRIES_MAX) {
-        let entry = entry?;
-        if entry.file_type()?.is_file() && entry.file_name().to_str().is_some_and(is_key_part) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
-fn sweep(staging: &Path, older_than: Duration) -> io::Result<u64> {
-    let entries = match fs::read_dir(staging) {
-        Ok(entries) => entries,
-        Err(error) if is_no_such_file(&error) => return Ok(0),
-        Err(error) => return Err(error),
-    };
-    let now = SystemTime::now();
-    let mut removed = 0;
-    for entry in entries {
-        let entry = entry?;
-        let metadata = match entry.metadata() {
-            Ok(metadata) => metadata,
-            Err(error) if is_no_such_file(&error) => continue,
-            Err(error) => return Err(error),
-        };
-        let is_old = now.duration_since(metadata.modified()?).is_ok_and(|age| age >= older_than);
-        if metadata.is_file() && is_old && is_staging_name(&entry.file_name()) {
-            match fs::remove_file(entry.path()) {
-                Ok(()) => removed += 1,
-                Err(error) if is_no_such_file(&error) => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    Ok(removed)
-}
-
-/// Only what [`Inner::stage`] names is swept: pid, number and 16 hexadecimal digits.
-fn is_staging_name(name: &OsStr) -> bool {
-    let Some(name) = name.to_str() else { return false };
-    let parts: Vec<&str> = name.split('-').collect();
-    parts.len() == 3
-        && parts[..2].iter().all(|part| part.bytes().all(|b| b.is_ascii_digit()))
-        && parts[2].len() == 16
-}
-
-/// No such name, or a part of the path is a file: in both cases no object of that key.
-pub(super) fn is_no_such_file(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
-}
-
-/// Sorts a system's error by what a caller can do about it. `NotFound` never
-/// becomes `Absent` here: that is said only where the root was looked at.
-fn failed(key: &Key, error: io::Error) -> StoreError {
-    let (key, errno) = (key.clone(), Errno::from_io_error(&error));
-    let cause = Box::new(error);
-    match errno {
-        Some(Errno::NOSPC | Errno::DQUOT | Errno::ROFS | Errno::FBIG) => {
-            StoreError::NoRoom { key, cause }
-        }
-        Some(Errno::ACCESS | Errno::PERM) => StoreError::Denied { key, cause },
-        Some(Errno::NAMETOOLONG | Errno::INVAL | Errno::NOTDIR | Errno::ISDIR | Errno::LOOP) => {
-            StoreError::Refused { key, cause }
-        }
-        // EIO, ESTALE, EMFILE, a vanished directory and all the rest: worth another try.
-        _ => StoreError::Unavailable { key, cause },
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::time::SystemTime;
 
+    use super::super::file_publish::STAGING;
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(30);
@@ -612,23 +382,6 @@ mod tests {
         assert!(store.read(&key("a/b"), None).await.unwrap_err().is_absent());
         assert!(store.read(&key("x"), None).await.unwrap_err().is_absent());
         store.prepare().await.unwrap();
-    }
-
-    #[test]
-    fn only_an_object_in_the_very_directory_proves_that_its_name_is_durable() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path();
-        assert!(!holds_an_object(path).unwrap());
-        // Anybody may make directories and die; and what no key can name was not put there by us.
-        fs::create_dir_all(path.join("below/deeper")).unwrap();
-        fs::write(path.join("below/object"), "x").unwrap();
-        fs::write(path.join(".nfs0001"), "x").unwrap();
-        fs::write(path.join("a b"), "x").unwrap();
-        std::os::unix::fs::symlink(path.join("below/object"), path.join("link")).unwrap();
-        assert!(!holds_an_object(path).unwrap());
-        fs::write(path.join("object"), "x").unwrap();
-        assert!(holds_an_object(path).unwrap());
-        holds_an_object(&path.join("missing")).unwrap_err();
     }
 
     #[tokio::test]
@@ -712,30 +465,5 @@ mod tests {
         file.set_len(1024 * 1024 + 5).unwrap();
         let error = reading.bytes.try_collect::<Vec<_>>().await.unwrap_err();
         assert!(error.is_transient(), "{error}");
-    }
-
-    #[test]
-    fn without_hard_links_a_rename_that_never_replaces_is_used() {
-        // No file system without hard links is at hand, so the fallback is called alone.
-        let directory = tempfile::tempdir().unwrap();
-        let (one, two) = (directory.path().join("one"), directory.path().join("two"));
-        fs::write(&one, "1").unwrap();
-        fs::write(&two, "2").unwrap();
-        let error = renameat_with(CWD, &one, CWD, &two, RenameFlags::NOREPLACE).unwrap_err();
-        assert_eq!(io::Error::from(error).kind(), ErrorKind::AlreadyExists);
-        assert_eq!(fs::read(&two).unwrap(), b"2");
-    }
-
-    #[test]
-    fn system_errors_are_sorted_by_what_can_be_done() {
-        let sorted = |errno: Errno| failed(&key("k"), errno.into());
-        for errno in [Errno::NOSPC, Errno::DQUOT, Errno::ROFS] {
-            assert!(matches!(sorted(errno), StoreError::NoRoom { .. }), "{errno}");
-        }
-        assert!(matches!(sorted(Errno::ACCESS), StoreError::Denied { .. }));
-        assert!(matches!(sorted(Errno::NAMETOOLONG), StoreError::Refused { .. }));
-        for errno in [Errno::IO, Errno::STALE, Errno::MFILE, Errno::NOENT] {
-            assert!(matches!(sorted(errno), StoreError::Unavailable { .. }), "{errno}");
-        }
     }
 }

@@ -11,7 +11,7 @@ use std::io;
 use std::path::Path;
 
 use super::contract::is_key_part;
-use super::file::is_no_such_file;
+use super::file_errors::is_no_such_file;
 use super::{Key, Level, Listed};
 
 /// A deeper tree than this is not one that we wrote.

@@ -15,6 +15,8 @@ mod cloud_errors;
 mod contract;
 pub mod faults;
 pub mod file;
+mod file_errors;
+mod file_publish;
 mod file_walk;
 pub mod memory;
 pub mod open;

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::random::random_u64;
 use super::{Body, Key, Level, Listed, Reading, Store, StoreError};
+use crate::causes::in_one_line;
 
 /// The longest delay before the first repetition.
 const DELAY_FIRST: Duration = Duration::from_millis(200);
@@ -95,7 +96,7 @@ impl Attempts {
         }
         self.repeated += 1;
         let attempts_max = self.policy.repetitions + 1;
-        let (attempt, cause) = (self.repeated, chain(&error));
+        let (attempt, cause) = (self.repeated, in_one_line(&error));
         // Said once: an outage of an hour must not fill the server's log with the same line. A caller with little
         // patience comes again by itself, and says so itself.
         if attempt == 1 && self.policy.deadline >= WORTH_A_WARNING {
@@ -120,18 +121,6 @@ fn jittered(repeated: u32) -> Duration {
     let longest = DELAY_FIRST.saturating_mul(1 << repeated.min(16)).min(DELAY_MAX);
     let millis = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX).max(1);
     Duration::from_millis(random_u64() % (millis + 1))
-}
-
-/// Returns an error with its causes on one line.
-fn chain(error: &StoreError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 async fn open<S: Store + ?Sized>(
@@ -303,7 +292,7 @@ impl<S: Store + ?Sized> Listing<S> {
 
 /// Causes cannot be cloned, and the original is consumed by the decision to go on.
 fn copy(error: &StoreError, prefix: &Key) -> StoreError {
-    StoreError::Unavailable { key: prefix.clone(), cause: chain(error).into() }
+    StoreError::Unavailable { key: prefix.clone(), cause: in_one_line(error).into() }
 }
 
 #[cfg(test)]

@@ -29,15 +29,7 @@ fn pushing_the_same_segment_twice_succeeds_and_writes_nothing_more() {
 fn other_content_under_a_stored_name_is_refused_and_the_stored_copy_stays() {
     let mut place = Archived::by_hand(NEWEST, 16);
     let twin = place.twin();
-    let ours = place.segments(1).remove(0);
-    twin.sql("create table another_life as select generate_series(1, 5000) n");
-    let theirs = twin.switch_wal();
-    assert_eq!(ours, theirs, "both servers end the same segment");
-    place.highwater.push(&place.cluster.wal(&ours)).done();
-    let stored = fingerprint(&place.highwater.repo_directory());
-    place.highwater.push(&twin.wal(&theirs)).ends_with(3).says(&ours);
-    assert_eq!(fingerprint(&place.highwater.repo_directory()), stored);
-    place.assert_gives_back(&ours, &std::fs::read(place.cluster.wal(&ours)).unwrap());
+    place.assert_keeps_its_own_against(&twin);
 }
 
 #[test]
@@ -109,16 +101,8 @@ fn a_full_repository_is_an_unavailable_store_and_shows_no_half_object() {
 fn other_content_of_a_large_segment_is_refused_and_the_stored_pieces_stay() {
     let mut place = Archived::by_hand(NEWEST, 64);
     let twin = place.twin();
-    let ours = place.segments(1).remove(0);
-    twin.sql("create table another_life as select generate_series(1, 5000) n");
-    let theirs = twin.switch_wal();
-    assert_eq!(ours, theirs, "both servers end the same segment");
-    place.highwater.push(&place.cluster.wal(&ours)).done();
+    let ours = place.assert_keeps_its_own_against(&twin);
     assert!(place.objects_of(&ours).len() > 1, "stored as pieces");
-    let stored = fingerprint(&place.highwater.repo_directory());
-    place.highwater.push(&twin.wal(&theirs)).ends_with(3).says(&ours);
-    assert_eq!(fingerprint(&place.highwater.repo_directory()), stored);
-    place.assert_gives_back(&ours, &std::fs::read(place.cluster.wal(&ours)).unwrap());
 }
 
 #[test]

@@ -90,29 +90,17 @@ fn assert_restored_as_backed_up(copy: &Cluster) {
     finish(verify);
 }
 
-#[test]
-fn a_lost_cluster_comes_back_on_postgresql_14() {
-    the_main_job(MAJORS[0]);
+/// One test for each major version, so that each is seen, run and fails by itself.
+macro_rules! the_main_job_on {
+    ($($test:ident: $major:expr;)*) => { $(#[test] fn $test() { the_main_job($major); })* };
 }
 
-#[test]
-fn a_lost_cluster_comes_back_on_postgresql_15() {
-    the_main_job(MAJORS[1]);
-}
-
-#[test]
-fn a_lost_cluster_comes_back_on_postgresql_16() {
-    the_main_job(MAJORS[2]);
-}
-
-#[test]
-fn a_lost_cluster_comes_back_on_postgresql_17() {
-    the_main_job(MAJORS[3]);
-}
-
-#[test]
-fn a_lost_cluster_comes_back_on_postgresql_18() {
-    the_main_job(MAJORS[4]);
+the_main_job_on! {
+    a_lost_cluster_comes_back_on_postgresql_14: MAJORS[0];
+    a_lost_cluster_comes_back_on_postgresql_15: MAJORS[1];
+    a_lost_cluster_comes_back_on_postgresql_16: MAJORS[2];
+    a_lost_cluster_comes_back_on_postgresql_17: MAJORS[3];
+    a_lost_cluster_comes_back_on_postgresql_18: MAJORS[4];
 }
 
 #[test]
@@ -124,11 +112,7 @@ fn without_a_target_everything_archived_comes_back() {
     let wanted = place.cluster.dump();
     place.cluster.archive_now();
     place.cluster.kill9();
-    let mut copy = place.restore("copy", &[]);
-    copy.start();
-    copy.wait_until("select pg_is_in_recovery()", "f");
-    assert_eq!(copy.dump(), wanted);
-    copy.amcheck();
+    place.assert_copy_equals("copy", &wanted);
 }
 
 #[test]

@@ -16,6 +16,7 @@
 
 mod harness;
 
+mod ahead;
 mod archive;
 mod backup_restore;
 mod by_hand;

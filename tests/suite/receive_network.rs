@@ -17,15 +17,6 @@ fn by_a_way() -> (Archived, Highwater, Way) {
     (Archived { cluster, highwater, lab }, receiving, way)
 }
 
-fn assert_all_is_stored(place: &Archived, first: &str) {
-    let names = place.cluster.finished_segments();
-    let names: Vec<_> = names.into_iter().filter(|name| name.as_str() >= first).collect();
-    assert!(names.len() > 2, "{names:?}");
-    for name in &names {
-        place.assert_gives_back(name, &std::fs::read(place.cluster.wal(name)).unwrap());
-    }
-}
-
 #[test]
 fn a_connection_that_fell_silent_is_given_up_and_made_again() {
     let (place, receiving, way) = by_a_way();
@@ -53,5 +44,5 @@ fn messages_cut_anywhere_leave_neither_a_gap_nor_other_bytes() {
     let log = receiver.log();
     assert!(log.matches("streaming timeline 1").count() > 1, "nothing was cut: {log}");
     receiver.terminate().done();
-    assert_all_is_stored(&place, &first);
+    place.assert_all_comes_back_from(&first);
 }

@@ -23,11 +23,7 @@ fn a_backup_without_archive_command_is_restored_with_what_was_streamed() {
         let dump = place.cluster.dump();
         receiver.wait_acknowledged(&place.cluster);
         receiver.terminate().done();
-        let mut copy = place.restore("copy", &[]);
-        copy.start();
-        copy.wait_until("select pg_is_in_recovery()", "f");
-        assert!(copy.dump() == dump, "the copy differs");
-        copy.amcheck();
+        place.assert_copy_equals("copy", &dump);
     }
 }
 

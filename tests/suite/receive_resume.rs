@@ -2,8 +2,8 @@
 //! What was acknowledged is stored, and what follows joins it without a gap.
 
 use crate::harness::{
-    Archived, Lab, Load, NEWEST, Random, Receiver, Weather, offset_in_segment, parse_lsn,
-    passes_within, rounds,
+    Archived, Lab, Load, NEWEST, Random, Receiver, Weather, flip_bit, offset_in_segment, parse_lsn,
+    passes_within, rounds, wait_for,
 };
 use std::path::Path;
 use std::time::Duration;
@@ -37,16 +37,24 @@ fn assert_stored_up_to(place: &Archived, lsn: &str) {
 /// Fails unless every finished segment from `first` on is stored as the server has it, without a gap.
 #[track_caller]
 fn assert_unbroken_from(place: &Archived, first: &str) {
-    let names = place.cluster.finished_segments();
-    let names: Vec<_> = names.into_iter().filter(|name| name.as_str() >= first).collect();
-    assert!(names.len() > 2, "{names:?}");
-    for name in &names {
-        place.assert_gives_back(name, &std::fs::read(place.cluster.wal(name)).unwrap());
-    }
+    place.assert_all_comes_back_from(first);
     let info = place.highwater.info();
     for timeline in info["wal"].as_array().unwrap() {
         assert_eq!(timeline["gaps"].as_array().map(Vec::len), Some(0), "{info}");
     }
+}
+
+/// Ends the segment and the receiver; fails unless all WAL from the segment `first` on is stored and a restore of
+/// the backup taken meanwhile comes as far as the server.
+#[track_caller]
+fn assert_all_is_stored(place: &Archived, receiver: Receiver, first: &str) {
+    place.cluster.switch_wal();
+    receiver.wait_acknowledged(&place.cluster);
+    assert_unbroken_from(place, first);
+    let dump = place.cluster.dump();
+    receiver.wait_acknowledged(&place.cluster);
+    receiver.terminate().done();
+    place.assert_copy_equals("copy", &dump);
 }
 
 fn begin(place: &Archived) -> String {
@@ -78,21 +86,7 @@ fn a_killed_receiver_has_stored_what_it_acknowledged_and_goes_on_without_a_gap()
     }
     drop(load);
     let receiver = Receiver::streaming(&place.highwater, &place.cluster, &[]);
-    place.cluster.switch_wal();
-    receiver.wait_acknowledged(&place.cluster);
-    assert_unbroken_from(&place, &first);
-    let dump = place.cluster.dump();
-    receiver.wait_acknowledged(&place.cluster);
-    receiver.terminate().done();
-    assert_copy_equals(&place, &dump);
-}
-
-fn assert_copy_equals(place: &Archived, dump: &str) {
-    let mut copy = place.restore("copy", &[]);
-    copy.start();
-    copy.wait_until("select pg_is_in_recovery()", "f");
-    assert!(copy.dump() == dump, "the copy differs");
-    copy.amcheck();
+    assert_all_is_stored(&place, receiver, &first);
 }
 
 #[test]
@@ -111,13 +105,7 @@ fn a_server_that_crashes_again_and_again_is_followed_without_a_gap() {
             place.cluster.start();
             receiver.wait_streaming(&place.cluster);
         }
-        place.cluster.switch_wal();
-        receiver.wait_acknowledged(&place.cluster);
-        assert_unbroken_from(&place, &first);
-        let dump = place.cluster.dump();
-        receiver.wait_acknowledged(&place.cluster);
-        receiver.terminate().done();
-        assert_copy_equals(&place, &dump);
+        assert_all_is_stored(&place, receiver, &first);
     }
 }
 
@@ -211,4 +199,38 @@ fn an_order_to_stop_during_an_outage_ends_in_time_and_says_what_is_not_stored() 
     let lsn = receiver.wait_acknowledged(&place.cluster);
     receiver.terminate().done();
     assert_stored_up_to(&place, &lsn);
+}
+
+/// A piece whose header is whole and whose bytes are not would be taken for stored when it is put again:
+/// then a commit would be acknowledged that nobody can read back.
+#[test]
+fn over_a_damaged_piece_nothing_is_acknowledged_before_the_segment_is_stored_whole() {
+    let place = Archived::by_hand(NEWEST, 16);
+    place.cluster.switch_wal();
+    let receiver = Receiver::streaming(&place.highwater, &place.cluster, &[]);
+    place.cluster.sql("create table t as select 0 n");
+    receiver.wait_acknowledged(&place.cluster);
+    receiver.kill9();
+    let segment = place.cluster.sql("select pg_walfile_name(pg_current_wal_insert_lsn())");
+    let pieces = place.objects_of(&segment);
+    let first = pieces.iter().min().expect("a piece of the unfinished segment is stored");
+    // The last byte belongs to the frame's own checksum.
+    flip_bit(first, usize::try_from(std::fs::metadata(first).unwrap().len()).unwrap() - 6);
+
+    let receiver = Receiver::streaming(&place.highwater, &place.cluster, &["--rpo", "20ms"]);
+    receiver.wait_says(&format!("what is stored of {segment} is damaged"));
+    for n in 1..6 {
+        let before = place.objects_of(&segment);
+        place.cluster.sql(&format!("insert into t values ({n})"));
+        wait_for("another piece is stored", Duration::from_secs(30), || {
+            place.objects_of(&segment).iter().any(|piece| !before.contains(piece))
+        });
+        let flushed = place.cluster.sql("select flush_lsn from pg_stat_replication");
+        let offset = offset_in_segment(if flushed.is_empty() { "0/0" } else { &flushed }, 16);
+        assert_eq!(offset, 0, "{flushed} is acknowledged, inside the damaged segment");
+    }
+    place.cluster.switch_wal();
+    receiver.wait_acknowledged(&place.cluster);
+    receiver.terminate().done();
+    place.assert_gives_back(&segment, &std::fs::read(place.cluster.wal(&segment)).unwrap());
 }

@@ -55,6 +55,7 @@ pub(super) async fn settle(
         outcome,
         plain_bytes: sealed.header.plain_bytes,
         stored_bytes: sealed.header.stored_bytes,
+        blake3: None,
     })
 }
 

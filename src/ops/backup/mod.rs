@@ -23,12 +23,13 @@ use std::time::Duration;
 
 use super::failures::{of_postgres, of_repo};
 use super::progress::Progress;
+use super::server_facts::store_history;
 use super::stop::StopRequest;
 use super::{claimed_identity, now};
 use crate::failure::{Failure, Kind, StopSignal};
 use crate::format::{
-    BackupId, Begun, CHUNK_BYTES, Codec, Committed, FORMAT_VERSION, FileIndex, Identity,
-    ServerLimits, TablespaceAt,
+    BackupId, Begun, Codec, Committed, FORMAT_VERSION, FileIndex, Identity, ServerLimits,
+    TablespaceAt,
 };
 use crate::pg::PgTimestamp;
 use crate::repo::{
@@ -132,7 +133,9 @@ impl Ready {
         let identity = claimed_identity(repository, server.facts.system_id, UNHARMED).await?;
         server::check_fit(&server.facts, &identity)?;
         server::check_wal_comes(&server.facts, repository).await?;
-        server::store_history(&mut server, repository, request.codec).await?;
+        let of = (server.facts.system_id, server.facts.timeline);
+        let connection = &mut server.connection;
+        store_history(repository, connection, of, request.codec, UNHARMED).await?;
         let started_at = now();
         let parent = newest_backup(repository, &identity).await?;
         Ok(Self { server, identity, parent, started_at })
@@ -274,13 +277,7 @@ impl Making<'_> {
             reaches_from,
             parent_id,
         );
-        let index = FileIndex {
-            format: FORMAT_VERSION,
-            id,
-            chunk_bytes: CHUNK_BYTES,
-            entries: recorded.entries,
-            frames: recorded.list_frames,
-        };
+        let index = FileIndex::new(id, recorded.entries, recorded.list_frames);
         self.commit_was_sent.store(true, Ordering::SeqCst);
         writer.commit(&index, &committed).await.map_err(|e| self.not_known(e))?;
         Ok(Report { backup: committed, referenced_bytes: recorded.referenced_bytes })

@@ -11,7 +11,7 @@ use super::{Making, UNHARMED};
 use crate::failure::{Failure, Kind};
 use crate::format::WalObject;
 use crate::ops::failures::of_repo;
-use crate::ops::wal_times::{WayError, each_mark, way_to, xact_time_at_end};
+use crate::ops::wal_times::{StoredWay, WayError, each_mark, way_to, xact_time_at_end};
 use crate::pg::{Lsn, PgTimestamp, TimelineHistory, WalEvent, WalFileName};
 use crate::plan::lineage::{segment_on, unbroken_end};
 use crate::repo::RepoError;
@@ -159,13 +159,12 @@ async fn reaches_from(
         .try_collect()
         .await?;
     // A commit record that spans the border of the last two segments is in neither header.
-    let at_end =
-        xact_time_at_end(repository, system_id, way, size, first, received.stop_lsn).await?;
+    let stored = StoredWay { repository, system_id, way, size };
+    let at_end = xact_time_at_end(stored, first, received.stop_lsn).await?;
     // The label's time has whole seconds, rounded down; the last commit before the start, where
     // its segment is stored, is a closer bound.
     let label = PgTimestamp::from_unix_seconds(received.label_written_unix + 1);
-    let at_start =
-        xact_time_at_end(repository, system_id, way, size, 0, received.start_lsn).await?;
+    let at_start = xact_time_at_end(stored, 0, received.start_lsn).await?;
     let before = at_start.map_or(label, |last| last.min(label));
     let latest = times.into_iter().flatten().chain(at_end).max();
     Ok(latest.map_or(before, |latest| latest.max(before)))

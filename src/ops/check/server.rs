@@ -3,11 +3,10 @@
 use std::time::SystemTime;
 
 use super::receiving;
-use super::{
-    ARCHIVE_COMMAND, ARCHIVE_MODE, CLOCK_TOLERANCE_MS, MAJOR_MIN, Report, SERVERS_IDENTITY,
-};
+use super::{ARCHIVE_COMMAND, ARCHIVE_MODE, CLOCK_TOLERANCE_MS, Report, SERVERS_IDENTITY};
 use crate::failure::Kind;
 use crate::format::Identity;
+use crate::ops::server_facts::MAJOR_MIN;
 use crate::pg::{ServerVersion, SystemId};
 use crate::walsender::Connection;
 

@@ -5,13 +5,19 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::UNHARMED;
-use super::source::Facts;
 use super::troubles::{Trouble, trouble};
 use crate::failure::{Failure, Kind};
 use crate::ops::now;
+use crate::ops::server_facts::ServerFacts;
 use crate::pg::Lsn;
 use crate::plan::receive::Progress;
 use crate::walsender::{StreamStatus, WalStream};
+
+/// The longest pause between two status messages, as `pg_receivewal` has it.
+const STATUS_INTERVAL_MAX: Duration = Duration::from_secs(10);
+
+/// The shortest, for servers with a tiny `wal_sender_timeout`.
+const STATUS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// How many status intervals may pass without a word from the server, which is asked for one in
 /// each, before it is given up.
@@ -38,8 +44,8 @@ pub(super) struct Line {
 }
 
 impl Line {
-    pub(super) fn new(stream: WalStream, start_lsn: Lsn, facts: &Facts) -> Self {
-        let interval = facts.status_interval;
+    pub(super) fn new(stream: WalStream, start_lsn: Lsn, facts: &ServerFacts) -> Self {
+        let interval = status_interval(&facts.wal_sender_timeout);
         let mut timer = tokio::time::interval(interval);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
@@ -121,5 +127,35 @@ impl Line {
                 "Check the network between this host and the server.",
             ))),
         }
+    }
+}
+
+/// Returns how often to report, for a server that gives up on silent clients after `timeout`, as
+/// SHOW prints it: `1min`, `30s`, `500ms`, `0`.
+fn status_interval(timeout: &str) -> Duration {
+    let digits = timeout.find(|c: char| !c.is_ascii_digit()).unwrap_or(timeout.len());
+    let (number, unit) = timeout.split_at(digits);
+    let Ok(number) = number.parse::<u32>() else { return STATUS_INTERVAL_MAX };
+    let one = match unit {
+        "ms" => Duration::from_millis(1),
+        "s" => Duration::from_secs(1),
+        "min" => Duration::from_mins(1),
+        "h" => Duration::from_hours(1),
+        _ => return STATUS_INTERVAL_MAX,
+    };
+    (one.saturating_mul(number) / 4).clamp(STATUS_INTERVAL_MIN, STATUS_INTERVAL_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_comes_well_within_the_servers_patience() {
+        let cases = [("1min", 10_000), ("30s", 7_500), ("500ms", 125), ("0", 10_000), ("1ms", 100)];
+        for (shown, millis) in cases {
+            assert_eq!(status_interval(shown), Duration::from_millis(millis), "{shown}");
+        }
+        assert_eq!(status_interval("never"), STATUS_INTERVAL_MAX);
     }
 }

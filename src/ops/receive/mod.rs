@@ -28,12 +28,12 @@ use self::session::{End, Session};
 use self::source::{Memory, Source};
 use self::troubles::Trouble;
 use super::StopRequest;
-use super::failures::{of_postgres, of_repo};
+use super::server_facts::store_history;
 use crate::failure::{Failure, Kind};
 use crate::format::Codec;
-use crate::pg::{Lsn, Timeline, WalFileName};
+use crate::pg::{Lsn, Timeline};
 use crate::repo::Repository;
-use crate::walsender::{ConnInfo, Connection, SlotName};
+use crate::walsender::{ConnInfo, SlotName};
 
 /// The pause before the server is looked for again, at first and at last.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
@@ -119,11 +119,7 @@ pub async fn run(
                 return Err(failure);
             }
             Err(failure) if service.is_curable(&failure) => {
-                tracing::warn!(
-                    "{}; trying again in {:.1} s",
-                    one_line(&failure),
-                    pause.as_secs_f64()
-                );
+                tracing::warn!("{failure}; trying again in {:.1} s", pause.as_secs_f64());
             }
             Err(failure) => return Err(failure),
         }
@@ -157,7 +153,8 @@ impl Service<'_> {
             source = source::choose(self.repository, self.request, &mut self.memory) => source?,
             _ = stop.wanted() => return Ok(End::Asked),
         };
-        match self.follow(source).await {
+        // On the heap: it is the largest part of the service's state.
+        match Box::pin(self.follow(source)).await {
             Ok(end) => Ok(end),
             Err(Trouble::Other(failure)) => Err(failure),
             Err(Trouble::WalRemoved(failure)) => {
@@ -191,41 +188,15 @@ impl Service<'_> {
                 end => return Ok(end),
             };
             let mut connection = *connection;
-            self.store_history(&mut connection, &facts, next).await?;
+            // Before any of its WAL.
+            let (of, codec) = ((facts.system_id, next), self.request.codec);
+            store_history(self.repository, &mut connection, of, codec, UNHARMED).await?;
             tracing::warn!("timeline {next} began at {switch_lsn}; following it");
             let start =
                 source::at_switch(self.repository, &facts, next, switch_lsn, &mut self.memory)
                     .await?;
             source = Source { connection, facts, start };
         }
-    }
-
-    /// Stores the history of a timeline before any of its WAL.
-    async fn store_history(
-        &self,
-        connection: &mut Connection,
-        facts: &source::Facts,
-        timeline: Timeline,
-    ) -> Result<(), Failure> {
-        let file = connection.timeline_history(timeline).await.map_err(|error| {
-            of_postgres(
-                error,
-                format!("could not read the history of timeline {timeline}"),
-                UNHARMED,
-            )
-        })?;
-        let name = WalFileName::History(timeline);
-        self.repository
-            .put_small(facts.system_id, name, &file.content, self.request.codec)
-            .await
-            .map(drop)
-            .map_err(|error| {
-                of_repo(
-                    error,
-                    format!("could not store the history of timeline {timeline}"),
-                    UNHARMED,
-                )
-            })
     }
 
     /// Waits; returns whether the service was asked to stop meanwhile.
@@ -261,20 +232,4 @@ fn is_refused(failure: &Failure) -> bool {
     let cause = failure.cause.as_deref();
     let error = cause.and_then(|cause| cause.downcast_ref::<crate::walsender::PgError>());
     error.is_none_or(|error| !error.is_transient())
-}
-
-/// Returns a failure as one line of a log.
-fn one_line(failure: &Failure) -> String {
-    let mut line = failure.what.clone();
-    let mut cause: Option<&dyn std::error::Error> =
-        failure.cause.as_deref().map(|cause| cause as &dyn std::error::Error);
-    while let Some(error) = cause {
-        let text = error.to_string();
-        // Some errors tell their cause themselves.
-        if !line.ends_with(&text) {
-            line = format!("{line}: {text}");
-        }
-        cause = error.source();
-    }
-    line
 }

@@ -1,49 +1,27 @@
 //! Choosing the server to follow and the place to begin, and refusing what would do harm.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use super::{Request, UNHARMED};
 use crate::failure::{Failure, Kind};
 use crate::format::Identity;
 use crate::ops::claimed_identity;
 use crate::ops::failures::{of_postgres, of_repo};
+pub(super) use crate::ops::server_facts::ServerFacts as Facts;
+use crate::ops::server_facts::{check_segment_size, connect, store_history};
 use crate::ops::wal_times::histories_of;
-use crate::pg::{
-    Lsn, SegmentSize, ServerVersion, SystemId, Timeline, TimelineHistory, WalFileName,
+use crate::pg::{Lsn, Timeline, TimelineHistory};
+use crate::plan::receive::{
+    Situation, Start, start_after_gap, start_at_switch, start_of, superseded_by,
 };
-use crate::plan::receive::{Situation, Start, start_after_gap, start_of, superseded_by};
 use crate::repo::{Repository, WalInventory};
 use crate::walsender::{ConnInfo, Connection, Mode, PgError, SlotState, StreamStart};
-
-/// The oldest major version that is supported.
-const MAJOR_MIN: u32 = 14;
-
-/// The longest pause between two status messages, as `pg_receivewal` has it.
-const STATUS_INTERVAL_MAX: Duration = Duration::from_secs(10);
-
-/// The shortest, for servers with a tiny `wal_sender_timeout`.
-const STATUS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// A connected server and where streaming from it begins.
 pub(super) struct Source {
     pub(super) connection: Connection,
     pub(super) facts: Facts,
     pub(super) start: Start,
-}
-
-/// What the server says of itself.
-#[derive(Debug, Clone)]
-pub(super) struct Facts {
-    pub(super) system_id: SystemId,
-    pub(super) timeline: Timeline,
-    pub(super) flush_lsn: Lsn,
-    pub(super) segment_size: SegmentSize,
-    pub(super) in_recovery: bool,
-    pub(super) status_interval: Duration,
-    pub(super) place: String,
-    /// How to reach this very server.
-    pub(super) server: ConnInfo,
 }
 
 /// What earlier streams have stored: saves listing the whole archive at each reconnection.
@@ -70,7 +48,9 @@ pub(super) async fn choose(
     memory: &mut Memory,
 ) -> Result<Source, Failure> {
     let Candidate { mut connection, facts } = candidate(repository, request).await?;
-    let history = history_of(repository, request, &mut connection, &facts).await?;
+    // Before any WAL of the timeline.
+    let of = (facts.system_id, facts.timeline);
+    let history = store_history(repository, &mut connection, of, request.codec, UNHARMED).await?;
     let slot_lsn = ready_slot(request, &mut connection, &facts, memory).await?;
     let inventory = inventory(repository, &facts, memory, slot_lsn).await?;
     let coverage = inventory.coverage();
@@ -108,9 +88,7 @@ pub(super) async fn at_switch(
     let size = facts.segment_size;
     let lsn = size.start_of(size.segment_of(switch_lsn));
     let inventory = inventory(repository, facts, memory, Some(lsn)).await?;
-    let ranges = inventory.coverage().remove(&timeline).unwrap_or_default();
-    let stored = ranges.iter().find(|(start, end)| *start <= lsn && lsn < *end);
-    Ok(Start { timeline, lsn, first_missing: stored.map_or(lsn, |(_, end)| *end) })
+    Ok(start_at_switch(&inventory.coverage(), timeline, switch_lsn, size))
 }
 
 struct Candidate {
@@ -135,7 +113,7 @@ async fn candidate(repository: &Repository, request: &Request) -> Result<Candida
             }
             Err(failure) => {
                 if request.server.host_count() > 1 {
-                    tracing::info!("{}", super::one_line(&failure));
+                    tracing::info!("{failure}");
                 }
                 last_failure = Some(failure);
             }
@@ -158,77 +136,16 @@ async fn look(
     request: &Request,
     host: ConnInfo,
 ) -> Result<Candidate, Failure> {
-    let (connection, facts) = connect(host).await?;
+    let what = "could not connect for streaming";
+    let (connection, facts) = connect(host, what, UNHARMED).await?;
     let identity = claimed_identity(repository, facts.system_id, UNHARMED).await?;
     check_fit(request, &facts, &identity)?;
     refuse_old_timeline(repository, request, &facts).await?;
     Ok(Candidate { connection, facts })
 }
 
-async fn connect(host: ConnInfo) -> Result<(Connection, Facts), Failure> {
-    let failed = |error: PgError| of_postgres(error, "could not connect for streaming", UNHARMED);
-    let mut connection = Connection::connect(&host, Mode::Replication).await.map_err(failed)?;
-    let version = ServerVersion(connection.server_version_num());
-    if version.major().0 < MAJOR_MIN {
-        return Err(Failure::new(
-            Kind::Usage,
-            format!("the server is PostgreSQL {version}, and {MAJOR_MIN} is the oldest supported"),
-            UNHARMED,
-            "Upgrade the server; its own community has ended support for it too.",
-        ));
-    }
-    let system = connection.identify_system().await.map_err(failed)?;
-    let size = connection.show("wal_segment_size").await.map_err(failed)?;
-    let segment_size = SegmentSize::parse_setting(&size).ok_or_else(|| {
-        Failure::new(
-            Kind::Usage,
-            format!("the server says that its wal_segment_size is `{size}`"),
-            UNHARMED,
-            "Check that the address is PostgreSQL's own and not a pooler's.",
-        )
-    })?;
-    let timeout = connection.show("wal_sender_timeout").await.map_err(failed)?;
-    let facts = Facts {
-        system_id: system.system_id,
-        timeline: system.timeline,
-        flush_lsn: system.flush_lsn,
-        segment_size,
-        in_recovery: connection.parameter("in_hot_standby") == Some("on"),
-        status_interval: status_interval(&timeout),
-        place: connection.place().to_owned(),
-        server: host,
-    };
-    Ok((connection, facts))
-}
-
-/// Returns how often to report, for a server that gives up on silent clients after `timeout`, as
-/// SHOW prints it: `1min`, `30s`, `500ms`, `0`.
-fn status_interval(timeout: &str) -> Duration {
-    let digits = timeout.find(|c: char| !c.is_ascii_digit()).unwrap_or(timeout.len());
-    let (number, unit) = timeout.split_at(digits);
-    let Ok(number) = number.parse::<u32>() else { return STATUS_INTERVAL_MAX };
-    let one = match unit {
-        "ms" => Duration::from_millis(1),
-        "s" => Duration::from_secs(1),
-        "min" => Duration::from_mins(1),
-        "h" => Duration::from_hours(1),
-        _ => return STATUS_INTERVAL_MAX,
-    };
-    (one.saturating_mul(number) / 4).clamp(STATUS_INTERVAL_MIN, STATUS_INTERVAL_MAX)
-}
-
 fn check_fit(request: &Request, facts: &Facts, identity: &Identity) -> Result<(), Failure> {
-    if facts.segment_size != identity.segment_size {
-        return Err(Failure::new(
-            Kind::Conflict,
-            format!(
-                "the server has WAL segments of {}, and this place was set up for {}",
-                facts.segment_size, identity.segment_size
-            ),
-            UNHARMED,
-            "pg_resetwal has changed the segment size. Set up a new place with `highwater init` under another cluster name.",
-        ));
-    }
+    check_segment_size("server", facts.segment_size, identity, UNHARMED)?;
     if facts.in_recovery && !request.from_standby {
         return Err(Failure::new(
             Kind::Postgres,
@@ -273,37 +190,6 @@ async fn refuse_old_timeline(
             "It looks like an old primary that came back after a failover: stop it, or rebuild it as a standby. If timeline {newest} came from a copy, and this server is the real one, run `highwater receive --old-timeline`."
         ),
     ))
-}
-
-/// Reads the way to the server's timeline, and stores its history file before any of its WAL.
-async fn history_of(
-    repository: &Repository,
-    request: &Request,
-    connection: &mut Connection,
-    facts: &Facts,
-) -> Result<TimelineHistory, Failure> {
-    let timeline = facts.timeline;
-    if timeline == Timeline::FIRST {
-        return Ok(TimelineHistory::first());
-    }
-    let file = connection.timeline_history(timeline).await.map_err(|error| {
-        of_postgres(error, format!("could not read the history of timeline {timeline}"), UNHARMED)
-    })?;
-    let history = TimelineHistory::parse(timeline, &file.content).map_err(|error| {
-        Failure::new(
-            Kind::Integrity,
-            format!("the server's history of timeline {timeline} makes no sense"),
-            UNHARMED,
-            "Look at the file in the server's pg_wal directory.",
-        )
-        .because(error)
-    })?;
-    let name = WalFileName::History(timeline);
-    let stored = repository.put_small(facts.system_id, name, &file.content, request.codec).await;
-    stored.map_err(|error| {
-        of_repo(error, format!("could not store the history of timeline {timeline}"), UNHARMED)
-    })?;
-    Ok(history)
 }
 
 /// Makes sure that the slot is there and usable; returns from where on it keeps WAL.
@@ -403,19 +289,5 @@ async fn has_wal(facts: &Facts, timeline: Timeline, lsn: Lsn) -> Result<bool, Fa
         Ok(_) => Ok(true),
         Err(error) if error.is_wal_removed() => Ok(false),
         Err(error) => Err(failed(error)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_status_comes_well_within_the_servers_patience() {
-        let cases = [("1min", 10_000), ("30s", 7_500), ("500ms", 125), ("0", 10_000), ("1ms", 100)];
-        for (shown, millis) in cases {
-            assert_eq!(status_interval(shown), Duration::from_millis(millis), "{shown}");
-        }
-        assert_eq!(status_interval("never"), STATUS_INTERVAL_MAX);
     }
 }

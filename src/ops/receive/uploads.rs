@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use super::UNHARMED;
 use super::sealer::Sealer;
 use super::troubles::no_memory;
+use crate::causes::in_one_line;
 use crate::failure::{Failure, Kind};
 use crate::ops::failures::{kind_of_repo, of_repo, of_task};
 use crate::pg::{Lsn, SegmentName, SegmentSize, SystemId};
@@ -259,7 +260,7 @@ async fn put_until_stored(repository: &Repository, piece: &SealedPiece) -> Resul
                     tracing::warn!(
                         "`{}` is not stored yet, and is tried again and again: {}",
                         piece.key,
-                        with_causes(&error)
+                        in_one_line(&error)
                     );
                 }
                 tokio::time::sleep(pause).await;
@@ -270,16 +271,6 @@ async fn put_until_stored(repository: &Repository, piece: &SealedPiece) -> Resul
     }
 }
 
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(deeper) = cause {
-        text = format!("{text}: {deeper}");
-        cause = deeper.source();
-    }
-    text
-}
-
 fn tell_left_behind(dropped: Result<u64, RepoError>, segment: SegmentName) {
     match dropped {
         Ok(count) => {
@@ -287,7 +278,7 @@ fn tell_left_behind(dropped: Result<u64, RepoError>, segment: SegmentName) {
         }
         Err(error) => tracing::info!(
             "pieces of {segment} that stand elsewhere too were left to retention: {}",
-            with_causes(&error)
+            in_one_line(&error)
         ),
     }
 }

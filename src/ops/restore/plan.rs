@@ -9,7 +9,7 @@ use crate::failure::{Failure, Kind};
 use crate::format::{BackupId, Committed, Identity};
 use crate::ops::current_identity;
 use crate::ops::failures::of_repo;
-use crate::ops::wal_times::{EndOfWal, find_mark, histories_of, reach};
+use crate::ops::wal_times::{EndOfWal, StoredWay, find_mark, histories_of, reach};
 use crate::pg::{Lsn, PgTimestamp, Timeline, TimelineHistory, WalEvent};
 use crate::plan::restore::{
     Candidate, FoundAt, Holdings, Reach, Unreachable, candidates, for_found, for_lsn, for_time, way,
@@ -261,6 +261,15 @@ impl<'a> Choosing<'a> {
         Ok((chosen, end))
     }
 
+    fn stored(&self) -> StoredWay<'_> {
+        StoredWay {
+            repository: self.repository,
+            system_id: self.gathered.identity.system_identifier,
+            way: self.way,
+            size: self.gathered.identity.segment_size,
+        }
+    }
+
     /// Reads what the WAL tells at each distinct end that candidates reach.
     async fn ends_of_wal(&self, usable: &[Candidate<'a>]) -> Result<Vec<(Lsn, EndOfWal)>, Failure> {
         let mut ends: Vec<(Lsn, EndOfWal)> = Vec::new();
@@ -269,14 +278,7 @@ impl<'a> Choosing<'a> {
             if ends.iter().any(|(known, _)| *known == end) {
                 continue;
             }
-            let found = reach(
-                self.repository,
-                self.gathered.identity.system_identifier,
-                self.way,
-                self.gathered.identity.segment_size,
-                candidate.backup.start_lsn,
-                end,
-            );
+            let found = reach(self.stored(), candidate.backup.start_lsn, end);
             let failed =
                 |error| of_repo(error, "could not read the end of the archived WAL", UNHARMED);
             ends.push((end, found.await.map_err(failed)?));
@@ -298,7 +300,6 @@ impl<'a> Choosing<'a> {
             }
             _ => false,
         };
-        let identity = &self.gathered.identity;
         let mut looked: Option<(Lsn, Lsn)> = None;
         for candidate in usable {
             let from = candidate.backup.start_lsn;
@@ -307,15 +308,7 @@ impl<'a> Choosing<'a> {
                 Some((from, _)) => from.min(candidate.unbroken_end),
                 None => candidate.unbroken_end,
             };
-            let found = find_mark(
-                self.repository,
-                identity.system_identifier,
-                self.way,
-                identity.segment_size,
-                from,
-                to,
-                wanted,
-            );
+            let found = find_mark(self.stored(), from, to, wanted);
             let failed = |error| of_repo(error, format!("could not look for {point}"), UNHARMED);
             if let Some((start, end)) = found.await.map_err(failed)? {
                 // An exclusive target ends replay in front of the record.

@@ -99,8 +99,13 @@ impl Archive {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, bytes).unwrap();
         let deadline = Duration::from_mins(1);
-        let request =
-            archive_push::Request { path, codec: Codec::DEFAULT, deadline, accept_damaged: false };
+        let request = archive_push::Request {
+            path,
+            codec: Codec::DEFAULT,
+            deadline,
+            accept_damaged: false,
+            ahead: None,
+        };
         archive_push::run(&self.repository, &request).await
     }
 
@@ -130,6 +135,7 @@ impl Archive {
             target: target.clone(),
             data_directory: directory.path().to_owned(),
             deadline: Duration::from_mins(1),
+            ahead: None,
         };
         let outcome = archive_get::run(&self.repository, &request).await;
         (outcome, std::fs::read(target).ok())
@@ -295,13 +301,7 @@ pub(super) async fn make_backup(
         references: recorded.references,
         ..Committed::example(id.clone())
     };
-    let index = FileIndex {
-        format: FORMAT_VERSION,
-        id: id.clone(),
-        chunk_bytes: CHUNK_BYTES,
-        entries: recorded.entries,
-        frames: recorded.list_frames,
-    };
+    let index = FileIndex::new(id.clone(), recorded.entries, recorded.list_frames);
     writer.commit(&index, &committed).await
 }
 

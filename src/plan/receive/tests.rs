@@ -319,3 +319,18 @@ fn a_server_on_a_timeline_that_was_left_is_known_as_an_old_primary() {
     let cousin = TimelineHistory::parse(Timeline(3), b"1\t0/3000000\tx\n").unwrap();
     assert_eq!(superseded_by(Timeline(2), [&history, &cousin]), None, "3 is no child of 2");
 }
+
+#[test]
+fn at_a_switch_the_new_timelines_first_segment_is_asked_for_whole_and_known_from_its_own_name() {
+    let start = |stored: &Coverage| start_at_switch(stored, Timeline(2), FORK, SIZE);
+    let begin = |first_missing| Start { timeline: Timeline(2), lsn: seg(4), first_missing };
+    assert_eq!(start(&Coverage::new()), begin(seg(4)));
+    assert_eq!(
+        start(&coverage(&[(1, seg(2), FORK)])),
+        begin(seg(4)),
+        "the old name does not count"
+    );
+    let beyond = Lsn(FORK.0 + 0x100);
+    assert_eq!(start(&coverage(&[(2, seg(4), beyond)])), begin(beyond));
+    assert_eq!(start(&coverage(&[(2, seg(5), seg(6))])), begin(seg(4)), "it begins behind a hole");
+}

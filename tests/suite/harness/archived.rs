@@ -2,7 +2,7 @@
 
 use super::binary::{Highwater, Run};
 use super::cluster::Cluster;
-use super::lab::{Lab, copy_tree, files_below};
+use super::lab::{Lab, copy_tree, files_below, fingerprint};
 use std::path::PathBuf;
 
 /// A running cluster, and a repository in which `init` was run for it.
@@ -138,6 +138,44 @@ impl Archived {
         all.extend(arguments);
         self.highwater.run(&all).done();
         Cluster::adopt(&self.lab, self.cluster.major, &pgdata)
+    }
+
+    /// Restores into a directory of this name, lets the server replay everything, and fails unless it
+    /// then holds what `dump` says.
+    #[track_caller]
+    pub fn assert_copy_equals(&self, name: &str, dump: &str) {
+        let mut copy = self.restore(name, &[]);
+        copy.start();
+        copy.wait_until("select pg_is_in_recovery()", "f");
+        assert!(copy.dump() == dump, "the copy differs");
+        copy.amcheck();
+    }
+
+    /// Fails unless every finished segment from `first` on comes back as the server has it.
+    #[track_caller]
+    pub fn assert_all_comes_back_from(&self, first: &str) {
+        let names = self.cluster.finished_segments();
+        let names: Vec<_> = names.into_iter().filter(|name| name.as_str() >= first).collect();
+        assert!(names.len() > 2, "{names:?}");
+        for name in &names {
+            self.assert_gives_back(name, &std::fs::read(self.cluster.wal(name)).unwrap());
+        }
+    }
+
+    /// Stores a segment, then pushes what this twin of the cluster has under the same name: that must be
+    /// refused, and what is stored must stay as it is. Returns the name.
+    #[track_caller]
+    pub fn assert_keeps_its_own_against(&self, twin: &Cluster) -> String {
+        let ours = self.segments(1).remove(0);
+        twin.sql("create table another_life as select generate_series(1, 5000) n");
+        let theirs = twin.switch_wal();
+        assert_eq!(ours, theirs, "both servers end the same segment");
+        self.highwater.push(&self.cluster.wal(&ours)).done();
+        let stored = fingerprint(&self.highwater.repo_directory());
+        self.highwater.push(&twin.wal(&theirs)).ends_with(3).says(&ours);
+        assert_eq!(fingerprint(&self.highwater.repo_directory()), stored);
+        self.assert_gives_back(&ours, &std::fs::read(self.cluster.wal(&ours)).unwrap());
+        ours
     }
 
     /// Waits until the server's clock has passed the earliest time that can be asked for: the

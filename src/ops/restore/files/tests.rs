@@ -74,13 +74,7 @@ async fn back_up(
         record(&mut recorder, path, content, &mut parents).await;
     }
     let (writer, recorded) = recorder.finish().await.unwrap();
-    let index = FileIndex {
-        format: FORMAT_VERSION,
-        id: id.clone(),
-        chunk_bytes: CHUNK_BYTES,
-        entries: recorded.entries,
-        frames: recorded.list_frames,
-    };
+    let index = FileIndex::new(id.clone(), recorded.entries, recorded.list_frames);
     let committed = Committed {
         cluster: repository.cluster().clone(),
         system_identifier: SYSTEM_ID,

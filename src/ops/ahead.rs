@@ -1,0 +1,68 @@
+//! Where `archive-push` and `archive-get` note what they did ahead.
+//!
+//! Shared by both. Never here: what is done ahead, or whether a note is believed (`plan::spool`).
+
+use std::path::{Path, PathBuf};
+
+use crate::pg::SegmentName;
+use crate::pgdata::{Moment, Spool};
+use crate::plan::spool::{Circumstances, Doubt, Note};
+
+/// Permission to work ahead, and where that is noted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ahead {
+    /// The spool; made when it is needed, its parent never.
+    pub spool: PathBuf,
+    /// What tells repository and cluster from all others; two that differ in a setting may have two marks.
+    pub place: String,
+    /// The most bytes of WAL that may lie in the spool.
+    pub room_bytes: u64,
+}
+
+impl Ahead {
+    /// Finds the spool if it is there.
+    pub(super) fn find(&self) -> Option<Spool> {
+        Spool::find(&self.spool).inspect_err(|error| tracing::debug!("no spool: {error}")).ok()
+    }
+
+    /// Finds the spool, or makes it.
+    pub(super) fn open(&self) -> Option<Spool> {
+        Spool::open(&self.spool)
+            .inspect_err(|error| tracing::info!("nothing is done ahead: {error}"))
+            .ok()
+    }
+
+    /// Reads the note of this name about `segment`; `None` if there is none that may be believed.
+    pub(super) fn note(&self, spool: &Spool, name: &str, segment: SegmentName) -> Option<Note> {
+        let bytes = spool.note(name)?;
+        let now = Moment::now()?;
+        let note = Note::read(&bytes, Circumstances { place: &self.place, segment, now: &now });
+        note.inspect_err(|doubt| passed_over(name, *doubt)).ok()
+    }
+}
+
+/// Says why a note was not believed: of interest only to who wonders why things are slow.
+pub(super) fn passed_over(name: &str, doubt: Doubt) {
+    tracing::debug!("the note `{name}` is passed over: {doubt}");
+}
+
+/// Returns the directory of WAL, if `path` is as PostgreSQL names a file to its commands: `pg_wal/<name>`, in the
+/// data directory. By hand and from anywhere else, nothing is done ahead.
+pub fn wal_directory_of_server(path: &Path) -> Option<&Path> {
+    let directory = path.parent()?;
+    (directory == Path::new("pg_wal")).then_some(directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_call_of_the_server_itself_works_ahead() {
+        let of = |path: &'static str| wal_directory_of_server(Path::new(path));
+        assert_eq!(of("pg_wal/000000010000000000000001"), Some(Path::new("pg_wal")));
+        for other in ["000000010000000000000001", "/data/pg_wal/x", "x/pg_wal/y", "pg_wal/a/b"] {
+            assert_eq!(of(other), None, "{other}");
+        }
+    }
+}
