@@ -26,9 +26,6 @@ use crate::walsender::{self, SlotName};
 /// Threads of `fetch-ahead`.
 const FETCH_AHEAD_THREADS: usize = 2;
 
-/// Threads of `receive`: one streams, the others upload.
-const RECEIVE_THREADS: usize = 2;
-
 /// `receive` repeats by itself what the store did not take, without the long pauses of the store's own
 /// repetitions: commits may be waiting.
 const RECEIVE_RETRY_DEADLINE: Duration = Duration::from_secs(3);
@@ -234,7 +231,8 @@ fn receive(request: ReceiveRequest, surroundings: &Surroundings<'_>) -> Result<(
         old_timeline: request.old_timeline,
         stop_deadline: STOP_DEADLINE,
     };
-    let report = run_parallel(RECEIVE_THREADS, async {
+    // On one thread: handing each piece to another and back would cost a commit more than the piece itself.
+    let report = run_light(async {
         opened.sweep().await;
         let work = |stop| ops::receive::run(&opened.repository, &request, stop);
         signals::stoppable(surroundings.output, work).await

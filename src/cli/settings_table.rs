@@ -314,7 +314,7 @@ pub static TABLE: [Setting; 17] = [
         accepts: Accepts::Count { min: 1, max: 64 },
         default: Some("8"),
         example: "16",
-        meaning: "pieces of WAL that receive has on their way to the store at a time",
+        meaning: "the most pieces of WAL that receive has on their way to the store at a time",
     },
     Setting {
         id: Id::Spool,

@@ -14,11 +14,12 @@ use std::time::Duration;
 use super::lineage::{Coverage, unbroken_end};
 use crate::pg::{Lsn, SegmentSize, Timeline, TimelineHistory};
 
-/// How many pieces are merged into one.
+/// How many pieces are merged into one: many, so that fewer than one commit in a hundred is stored while
+/// a merge is.
 pub const MERGE_COUNT: usize = 256;
 
 /// Pieces are merged only up to this size, in bytes: a segment of 16 MiB then has at most some
-/// hundreds of them, whatever its commits, and no byte is stored more than `MERGE_LEVELS` times again.
+/// hundreds of small ones, or two thousand of 8 KiB, and no byte is stored more than `MERGE_LEVELS` times again.
 pub const MERGE_BYTES_MAX: u32 = 2 << 20;
 
 /// How often the result of a merge is merged again.

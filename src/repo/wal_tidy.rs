@@ -4,16 +4,11 @@
 //! same call. Readers rely on that order (`wal_fetch`). The larger object is a merged piece, a unit (16 MiB
 //! of a segment above that size) or the whole segment; nothing here decides when, and nothing else is ever deleted here.
 
-use futures_util::{StreamExt, TryStreamExt};
-
 use super::wal_fetch::ListedPiece;
 use super::{RepoError, Repository, WHOLE_SEGMENT_BYTES_MAX};
 use crate::format::{Header, Kind, WalObject};
 use crate::pg::{SegmentName, SegmentSize, SystemId, WalFileName};
 use crate::store::Key;
-
-/// How many headers are read, or objects deleted, at a time.
-const IN_FLIGHT: usize = 1;
 
 /// A stretch of a segment as byte offsets, the end excluded.
 type Stretch = (u32, u32);
@@ -84,15 +79,15 @@ impl Repository {
         is_redundant: impl Fn(&ListedPiece) -> bool,
     ) -> Result<u64, RepoError> {
         let pieces = self.pieces(system_id, segment).await?;
-        let redundant = pieces.into_iter().filter(is_redundant).map(|piece| {
-            let ListedPiece { start, end, .. } = piece;
+        let mut deleted = 0;
+        // One at a time, and without a flush of the disk for each: nobody waits for this, but commits may be
+        // waiting for the pieces that are stored beside it.
+        for ListedPiece { start, end, .. } in pieces.into_iter().filter(is_redundant) {
             let key = self.wal_key(system_id, WalObject::Piece { segment, start, end });
-            // A flush of the disk for each would hold up the pieces that commits wait for.
-            async move { self.store().discard(&key).await }
-        });
-        let deletes = futures_util::stream::iter(redundant).buffer_unordered(IN_FLIGHT);
-        let deleted = deletes.try_fold(0, |deleted, ()| async move { Ok(deleted + 1) });
-        Ok(deleted.await?)
+            self.store().discard(&key).await?;
+            deleted += 1;
+        }
+        Ok(deleted)
     }
 }
 

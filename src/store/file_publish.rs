@@ -74,6 +74,11 @@ impl Publisher {
         make_directories(&self.root.join(STAGING), None)
     }
 
+    /// Returns whether the staging directory is there, so the root is no empty mount point.
+    pub(super) fn is_prepared(&self) -> bool {
+        self.root.join(STAGING).is_dir()
+    }
+
     /// Writes `body` as the object `key` at `path`: when this returns it is durable.
     ///
     /// # Errors
@@ -120,11 +125,16 @@ impl Publisher {
     fn stage(&self, body: &Body) -> io::Result<PathBuf> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let directory = self.root.join(STAGING);
-        make_directories(&directory, Some(&self.root))?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = directory.join(format!("{}-{number}-{:016x}", std::process::id(), random_u64()));
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&path)?;
+        let open = || OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&path);
+        let mut file = match open() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                make_directories(&directory, Some(&self.root))?;
+                open()?
+            }
+            opened => opened?,
+        };
         let written = body
             .pieces()
             .iter()
@@ -140,9 +150,7 @@ impl Publisher {
     /// Gives the staged file its name, unless the name is taken.
     fn name(&self, key: &Key, staged: &Path, path: &Path) -> Result<(), StoreError> {
         let parent = path.parent().unwrap_or(&self.root);
-        make_directories(parent, Some(&self.root))
-            .and_then(|()| self.settle(parent))
-            .map_err(|e| failed(key, e))?;
+        self.settle(parent).map_err(|e| failed(key, e))?;
         match link_or_rename(staged, path) {
             Ok(()) => sync_directory(parent).map_err(|e| failed(key, e)),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
@@ -170,18 +178,17 @@ impl Publisher {
         }
     }
 
-    /// Makes sure that `directory` will still be there after a crash. Another process may
+    /// Makes sure that `directory` is there, and will be after a crash. Another process may
     /// have made it a moment ago and not have synced its parent yet; see the module's page.
     fn settle(&self, directory: &Path) -> io::Result<()> {
         let known = || self.durable.lock().unwrap_or_else(PoisonError::into_inner);
-        if known().contains(directory) || holds_an_object(directory)? {
+        if known().contains(directory) && directory.is_dir() {
             return Ok(());
         }
-        for above in directory.ancestors().skip(1) {
-            if !above.starts_with(&self.root) {
-                break;
-            }
-            sync_directory(above)?;
+        make_directories(directory, Some(&self.root))?;
+        if !holds_an_object(directory)? {
+            let above = directory.ancestors().skip(1);
+            above.take_while(|above| above.starts_with(&self.root)).try_for_each(sync_directory)?;
         }
         let mut known = known();
         if known.len() >= DURABLE_DIRECTORIES_MAX {

@@ -129,13 +129,13 @@ impl<'a> Session<'a> {
         let drained = match &end {
             Ok(End::Switched { switch_lsn, .. }) => {
                 self.cut_until(*switch_lsn)?;
-                self.drain(&mut stop).await
+                self.drain(&mut stop, None).await
             }
             Ok(_) | Err(Trouble::WalRemoved(_) | Trouble::SlotLost(_)) => {
-                self.drain(&mut stop).await
+                self.drain(&mut stop, None).await
             }
             Err(Trouble::Other(failure)) if failure.kind == Kind::Conflict => Ok(()),
-            Err(Trouble::Other(_)) => self.drain(&mut stop).await,
+            Err(Trouble::Other(_)) => self.drain(&mut stop, None).await,
         };
         self.report.stored_lsn = Some(self.stored_lsn());
         match (end, drained) {
@@ -194,7 +194,7 @@ impl<'a> Session<'a> {
                 _ = line.timer.tick() => line.keep_alive(&self.progress).await?,
                 Some(()) = watch.lost.recv() => return Err(slot_lost()),
                 _ = stop.wanted() => {
-                    self.drain(stop).await?;
+                    self.drain(stop, Some(&mut line)).await?;
                     line.tell(&self.progress, true).await?;
                     // The server may go on sending for a moment; nobody waits for that.
                     drop(line.stream.stop().await);
@@ -429,16 +429,31 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Stores everything that was received. An ordered stop limits how long that may take.
-    async fn drain(&mut self, stop: &mut StopRequest) -> Result<(), Failure> {
+    /// Stores everything that was received. An ordered stop limits how long that may take. As long as there is
+    /// a `line`, the server is told of each piece: commits may be waiting for it.
+    async fn drain(
+        &mut self,
+        stop: &mut StopRequest,
+        mut line: Option<&mut Line>,
+    ) -> Result<(), Failure> {
         self.cut()?;
+        if let Some(line) = &mut line {
+            line.listens(false);
+        }
         while !self.uploads.is_settled() {
+            if let Some(telling) = &mut line
+                && telling.tell(&self.progress, false).await.is_err()
+            {
+                // What is in hand is stored all the same.
+                line = None;
+            }
             if stop.is_wanted() && self.stop_at.is_none() {
                 self.stop_at = Some(Instant::now() + self.request.stop_deadline);
             }
             let stop_at = self.stop_at;
             tokio::select! {
                 settled = self.uploads.next() => self.settle(settled?),
+                lives = status_due(&mut line, &self.progress) => if !lives { line = None },
                 _ = stop.wanted(), if stop_at.is_none() => {}
                 () = tokio::time::sleep_until(stop_at.unwrap_or(self.began)), if stop_at.is_some() => {
                     return Err(self.not_stored_in_time());
@@ -462,6 +477,13 @@ impl<'a> Session<'a> {
             "Mend the store and start `highwater receive` again: it goes on at the first byte that is not stored.",
         )
     }
+}
+
+/// Sends the next status when it is due; returns whether that went well. Never returns without a line.
+async fn status_due(line: &mut Option<&mut Line>, progress: &Progress) -> bool {
+    let Some(line) = line else { return std::future::pending().await };
+    line.timer.tick().await;
+    line.keep_alive(progress).await.is_ok()
 }
 
 /// Returns whether a client may be waiting for this record to be stored.
