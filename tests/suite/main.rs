@@ -19,6 +19,7 @@ mod harness;
 mod archive;
 mod backup_restore;
 mod by_hand;
+mod delta;
 mod fire;
 mod get;
 mod harness_check;
