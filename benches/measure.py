@@ -4,6 +4,7 @@ import datetime
 import filecmp
 import json
 import os
+import random
 import signal
 import statistics
 import subprocess
@@ -21,6 +22,7 @@ RUNS = int(os.environ.get("BENCH_RUNS", "3"))
 STORES = os.environ.get("BENCH_STORES", "file,s3").split(",")
 MAJOR = int(os.environ.get("BENCH_MAJOR", "15"))
 OUT = Path(os.environ.get("BENCH_OUT", REPO / "target/bench"))
+PAGE = 8192
 PLACES = {"file": "a local directory", "s3": "S3 (Ceph RGW on the same machine, TLS)"}
 
 
@@ -151,6 +153,24 @@ def bytes_below(directory):
     return sum(p.stat().st_size for p in Path(directory).rglob("*") if p.is_file())
 
 
+def page_at(path, at):
+    with open(path, "rb") as file:
+        return os.pread(file.fileno(), PAGE, at)
+
+
+def change_pages(directory):
+    """Overwrites one page of a hundred; returns where, with what stood there."""
+    lost, chance = [], random.Random(8192)
+    for path in sorted(p for p in Path(directory).rglob("*") if p.is_file()):
+        for number in range(path.stat().st_size // PAGE):
+            if chance.random() < 0.01:
+                lost.append((path, number * PAGE, page_at(path, number * PAGE)))
+    for path, at, page in lost:
+        with open(path, "r+b") as file:
+            os.pwrite(file.fileno(), bytes(255 - byte for byte in page), at)
+    return lost
+
+
 def measure_backups(lab, results, store, makers, runs):
     size = int(lab.sql("select sum(pg_database_size(oid)) from pg_database"))
     database = f"{size / 1e9:.2f} GB database, {PLACES[store]}"
@@ -168,6 +188,11 @@ def measure_backups(lab, results, store, makers, runs):
         target = lab.place / "restored"
         results.add(f"restore, {database}", tool.name, lab.cost(tool.restore(target), tool.env))
         found = bytes_below(target / "base")
+        if command := tool.delta(target):
+            lost = change_pages(target / "base")
+            results.add(f"delta restore, {database}", tool.name, lab.cost(command, tool.env))
+            if any(page_at(path, at) != page for path, at, page in lost):
+                raise RuntimeError("a page did not come back")
         lab.run(["rm", "-rf", target])
         # A file that is emptied later or made meanwhile is a few pages, not a table.
         if abs(found - source) > source * 0.02:
@@ -176,7 +201,7 @@ def measure_backups(lab, results, store, makers, runs):
     for _ in range(runs):
         tools = each(results, tools, once)
     lab.archive_with("exit 0")
-    for verb in ("backup", "restore"):
+    for verb in ("backup", "restore", "delta restore"):
         results.show(f"{verb}, {database}", "s", size / 1e6)
 
 

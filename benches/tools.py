@@ -1,7 +1,7 @@
 """How each tool is told to do the same job.
 
-A tool has `prepare(store)`, called once for each store and scale, and four
-commands as argument lists: push, get, backup, restore. `None` means that the
+A tool has `prepare(store)`, called once for each store and scale, and five
+commands as argument lists: push, get, backup, restore, delta. `None` means that the
 tool has no such command for this store.
 """
 
@@ -39,6 +39,10 @@ class Tool:
         return None
 
     def restore(self, target):
+        return None
+
+    def delta(self, target):
+        """Restores over files that stand."""
         return None
 
 
@@ -114,6 +118,9 @@ class Highwater(Tool):
 
     def restore(self, target):
         return [self.lab.highwater, "restore", "--pgdata", target]
+
+    def delta(self, target):
+        return [self.lab.highwater, "restore", "--delta", "--pgdata", target]
 
 
 class PgBasebackup(Tool):
@@ -202,6 +209,9 @@ class PgBackRest(Tool):
 
     def restore(self, target):
         return [*self.program, f"--pg1-path={target}", "restore"]
+
+    def delta(self, target):
+        return [*self.program, f"--pg1-path={target}", "--delta", "restore"]
 
 
 class Barman(Tool):

@@ -223,8 +223,9 @@ pub struct BackupArgs {
 /// Arguments of `restore`.
 #[derive(Args)]
 #[command(group = ArgGroup::new("target").multiple(false))]
+#[allow(clippy::struct_excessive_bools)] // each is a flag of its own
 pub struct RestoreArgs {
-    /// The directory to rebuild the cluster in; empty or absent
+    /// The directory to rebuild the cluster in; empty or absent without --delta
     #[arg(long, value_name = "DIR")]
     pgdata: PathBuf,
     /// The backup to begin with (default: the best for the target)
@@ -233,6 +234,9 @@ pub struct RestoreArgs {
     /// Put a tablespace elsewhere; may be repeated
     #[arg(long, value_name = "OLD=NEW", value_parser = parse_tablespace_mapping)]
     tablespace_map: Vec<TablespaceMapping>,
+    /// Keep what stands there and is right: fetch only what differs, remove the rest
+    #[arg(long)]
+    delta: bool,
     /// Make a standby: standby.signal instead of recovery.signal
     #[arg(long, conflicts_with = "target")]
     standby: bool,
@@ -391,6 +395,7 @@ impl RestoreArgs {
             tablespace_map: self.tablespace_map,
             standby: self.standby,
             dry_run: self.dry_run,
+            delta: self.delta,
             take_over: self.take_over,
         })
     }

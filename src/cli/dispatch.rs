@@ -281,9 +281,14 @@ fn restore(request: RestoreRequest, surroundings: &Surroundings<'_>) -> Result<(
     let listener = progress::listener("restore", surroundings.output);
     let output = surroundings.output;
     let outcome = run_parallel(jobs, async {
-        let planned = ops::restore::make_plan(repository, &request).await?;
+        let mut planned = ops::restore::make_plan(repository, &request).await?;
         ops::restore::check_place(&request, &planned).await?;
         if dry_run {
+            if request.delta {
+                let survey = ops::restore::survey(repository, &request, &planned.backup).await?;
+                planned.report.fetch_bytes = survey.fetch_bytes;
+                planned.report.survey = Some(survey);
+            }
             output.report(&planned.report, reports::restore_plan)?;
             return Ok(None);
         }
@@ -326,6 +331,7 @@ fn restore_request(
             .map(|mapping| (mapping.old.display().to_string(), absolute(mapping.new)))
             .collect(),
         standby: request.standby,
+        delta: request.delta,
         take_over: request.take_over,
         jobs: surroundings.settings.jobs.value,
         memory_max_bytes: surroundings.settings.memory_max_bytes.value,

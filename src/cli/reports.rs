@@ -133,8 +133,9 @@ impl BackupDone {
 }
 
 pub(super) fn restore_plan(plan: &PlanReport) -> String {
+    let at_most = if plan.delta && plan.survey.is_none() { "at most " } else { "" };
     let mut text = format!(
-        "plan: backup {} ({} in {} files, {} to fetch) into {}\n\
+        "plan: backup {} ({} in {} files, {at_most}{} to fetch) into {}\n\
          plan: then WAL from {} to {} along timeline {}, to {}\n",
         plan.backup,
         human_size(plan.size_bytes),
@@ -146,6 +147,19 @@ pub(super) fn restore_plan(plan: &PlanReport) -> String {
         plan.timeline,
         plan.target,
     );
+    if let Some(survey) = &plan.survey {
+        text.push_str(&format!(
+            "plan: {} stand as they should be; {} in {} files do not; {} names do not belong there and are removed\n",
+            human_size(survey.kept_bytes),
+            human_size(survey.changed_bytes),
+            survey.changed_files,
+            survey.removed,
+        ));
+    } else if plan.delta {
+        text.push_str(
+            "plan: what stands there and is right is kept, and what does not belong is removed\n",
+        );
+    }
     for tablespace in &plan.tablespaces {
         text.push_str(&format!(
             "plan: tablespace {} from {} goes to {}\n",
@@ -175,6 +189,11 @@ pub(super) struct RestoreDone {
     #[serde(skip)]
     shuts_down: bool,
     environment_needed: Vec<String>,
+    /// Bytes that stood already and names that were removed; only with `--delta`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    removed: Option<u64>,
 }
 
 impl RestoreDone {
@@ -197,13 +216,21 @@ impl RestoreDone {
                     || target.action == TargetAction::Promote),
             shuts_down: target.action == TargetAction::Shutdown,
             environment_needed,
+            kept_bytes: request.delta.then_some(report.kept_bytes),
+            removed: request.delta.then_some(report.removed),
         }
     }
 
     pub(super) fn text(&self) -> String {
         let pgdata = self.plan.pgdata.display();
         let major = ServerVersion(self.plan.postgres_version).major().0;
-        let mut text = format!("restored backup {} into {pgdata}\n\nnext:\n", self.plan.backup);
+        let mut text = format!("restored backup {} into {pgdata}\n", self.plan.backup);
+        if let (Some(kept), Some(removed)) = (self.kept_bytes, self.removed) {
+            let of = human_size(self.plan.size_bytes);
+            let kept = human_size(kept);
+            text.push_str(&format!("{kept} of its {of} stood already; {removed} names did not belong and were removed\n"));
+        }
+        text.push_str("\nnext:\n");
         let mut step = 1;
         let mut say = |line: String| {
             text.push_str(&format!("  {step}. {line}\n"));

@@ -135,6 +135,7 @@ pub struct TablespaceMapping {
 /// What `restore` is asked. Jobs is a setting; the data directory is not, since
 /// a restore must never go to a directory that nobody named for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)] // each is a flag of its own
 pub struct RestoreRequest {
     /// The directory to rebuild the cluster in; absolute.
     pub pgdata: PathBuf,
@@ -150,6 +151,8 @@ pub struct RestoreRequest {
     pub standby: bool,
     /// Print the plan and stop.
     pub dry_run: bool,
+    /// Take over what stands in the directory.
+    pub delta: bool,
     /// The copy becomes the cluster: it archives from here on.
     pub take_over: bool,
 }

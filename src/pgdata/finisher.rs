@@ -106,6 +106,7 @@ mod tests {
             tablespaces: Vec::<TablespaceTarget>::new(),
             access: Access::Owner,
             owner: root.then_some(Owner { uid: 65534, gid: 65533 }),
+            take_over: None,
         };
         NewTree::open(&plan, &RestoreMarker::default()).unwrap()
     }

@@ -13,6 +13,7 @@
 //! | [`StagedFile`] | one file, complete or not there |
 //! | [`TarSplitter`] | the bytes of BASE_BACKUP, entry by entry |
 //! | [`TreePlan`], [`NewTree`] | a restore: refuse, build, publish the control file last |
+//! | [`Places`] | what stands already, for a restore that takes it over |
 //! | [`Finisher`] | fsyncs beside the writing |
 //! | [`RecoverySettings`] | `postgresql.auto.conf` and the signal file |
 //! | [`Spool`] | what was pushed and fetched ahead |
@@ -20,18 +21,21 @@
 
 mod disk;
 mod finisher;
+mod places;
 mod recovery_settings;
 mod restore_marker;
 mod running;
 mod safe_path;
 mod spool;
 mod staged;
+mod takeover;
 mod tar_stream;
 mod tree;
 mod tree_plan;
 
 pub use disk::{DiskError, Owner, free_bytes};
 pub use finisher::Finisher;
+pub use places::{Places, Stranger};
 pub use recovery_settings::{
     CommandWord, RECOVERY_SETTINGS, RESTORE_POINT_NAME_BYTES_MAX, RecoveryMode, RecoverySettings,
     RecoverySettingsError, RecoveryTarget, Setting, TargetAction, command_line, rewrite_auto_conf,

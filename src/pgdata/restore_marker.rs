@@ -21,7 +21,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::disk::{DiskError, Owner, remove_if_there};
+use super::places::plain_only;
 use super::running::read_at_most;
+use crate::pg::SystemId;
 
 /// The file's name, in each directory that a restore fills.
 pub const RESTORE_MARKER_NAME: &str = "highwater-restore-in-progress";
@@ -36,6 +38,9 @@ pub struct RestoreMarker {
     pub backup: String,
     /// When it began, RFC 3339 in UTC.
     pub started: String,
+    /// The cluster whose files stood there when it began; absent where the directory was empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took_over: Option<SystemId>,
 }
 
 /// What a marker found in a directory means.
@@ -65,7 +70,7 @@ impl HeldMarker {
     ) -> Result<Self, DiskError> {
         let path = directory.join(RESTORE_MARKER_NAME);
         let mut options = OpenOptions::new();
-        let mut file = options
+        let file = options
             .write(true)
             .create_new(true)
             .mode(0o600)
@@ -73,6 +78,38 @@ impl HeldMarker {
             .map_err(|e| DiskError::new("create", &path, e))?;
         // Waits only for the moment in which another process may look at it.
         file.lock().map_err(|e| DiskError::new("lock", &path, e))?;
+        Self::write(path, file, marker, owner)
+    }
+
+    /// As [`Self::create`], but takes the place of one whose process is gone.
+    ///
+    /// # Errors
+    /// [`DiskError::Exists`] where that process is at work.
+    pub(super) fn take(
+        directory: &Path,
+        marker: &RestoreMarker,
+        owner: Option<Owner>,
+    ) -> Result<Self, DiskError> {
+        let path = directory.join(RESTORE_MARKER_NAME);
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600).custom_flags(plain_only());
+        let file = options.open(&path).map_err(|e| DiskError::new("create", &path, e))?;
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => {
+                DiskError::new("take over", &path, io::ErrorKind::AlreadyExists.into())
+            }
+            TryLockError::Error(e) => DiskError::new("lock", &path, e),
+        })?;
+        file.set_len(0).map_err(|e| DiskError::new("write", &path, e))?;
+        Self::write(path, file, marker, owner)
+    }
+
+    fn write(
+        path: PathBuf,
+        mut file: File,
+        marker: &RestoreMarker,
+        owner: Option<Owner>,
+    ) -> Result<Self, DiskError> {
         if let Some(owner) = owner {
             owner.give_file(&file, &path)?;
         }
@@ -128,11 +165,25 @@ mod tests {
     #[test]
     fn marker_is_live_while_held_and_dead_afterwards() {
         let dir = tempfile::tempdir().unwrap();
-        let marker = RestoreMarker { backup: "b1".into(), started: "then".into() };
+        let marker = RestoreMarker { backup: "b1".into(), started: "then".into(), took_over: None };
         assert_eq!(find_marker(dir.path()).unwrap(), FoundMarker::Absent);
         let held = HeldMarker::create(dir.path(), &marker, None).unwrap();
         assert_eq!(find_marker(dir.path()).unwrap(), FoundMarker::Live);
         let second = HeldMarker::create(dir.path(), &marker, None);
+        assert!(matches!(second, Err(DiskError::Exists { .. })));
+        drop(held);
+        assert_eq!(find_marker(dir.path()).unwrap(), FoundMarker::Dead(marker));
+    }
+
+    #[test]
+    fn a_dead_marker_is_taken_and_a_live_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let long =
+            RestoreMarker { backup: "b".repeat(300), started: "then".into(), took_over: None };
+        drop(HeldMarker::create(dir.path(), &long, None).unwrap());
+        let marker = RestoreMarker { took_over: Some(SystemId(7)), ..RestoreMarker::default() };
+        let held = HeldMarker::take(dir.path(), &marker, None).unwrap();
+        let second = HeldMarker::take(dir.path(), &long, None);
         assert!(matches!(second, Err(DiskError::Exists { .. })));
         drop(held);
         assert_eq!(find_marker(dir.path()).unwrap(), FoundMarker::Dead(marker));

@@ -20,27 +20,26 @@
 //! tells `syncfs` only since 5.8). Restores finish many files side by side
 //! ([`Finisher`](super::Finisher)), which lets the file system join their journal commits.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, FileTimes, OpenOptions};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Component, Path, PathBuf};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::FallocateFlags;
+
 use super::disk::{DiskError, Owner, parent_of, sync_directory};
-use super::restore_marker::{HeldMarker, RESTORE_MARKER_NAME, RestoreMarker};
-use super::safe_path::safe_path;
+use super::places::{CONTROL_FILE, Places, TABLESPACE_LINKS};
+use super::restore_marker::{HeldMarker, RestoreMarker};
 use super::staged::{Durability, Existing, StagedFile};
+use super::takeover;
 use super::tree_plan::{Access, TreeError, TreePlan};
 
-/// The control file's place in a data directory.
-const CONTROL_FILE: &str = "global/pg_control";
-
-/// The directory of tablespace links.
-const TABLESPACE_LINKS: &str = "pg_tblspc";
+/// Zeros written at a time where no hole can be made.
+const ZEROS_BYTES_MAX: usize = 64 << 10;
 
 /// A data directory being built. Usable from several threads at once.
 ///
@@ -48,9 +47,9 @@ const TABLESPACE_LINKS: &str = "pg_tblspc";
 /// wrote and its markers: a directory that PostgreSQL cannot start in.
 #[derive(Debug)]
 pub struct NewTree {
-    pgdata: PathBuf,
-    /// Mapped tablespaces: name of the link, place.
-    tablespaces: BTreeMap<String, PathBuf>,
+    places: Places,
+    /// Whether what stands is taken over; else nothing stood.
+    takes_over: bool,
     access: Access,
     owner: Option<Owner>,
     /// The data directory's own is the first.
@@ -74,15 +73,16 @@ pub struct FileAttributes {
 
 impl NewTree {
     /// Checks the plan and begins: makes the directories, puts `marker` into each,
-    /// makes the tablespace links.
+    /// makes the tablespace links. Where a cluster is taken over, its control file is
+    /// removed as soon as the markers are durable.
     ///
     /// Everything that [`TreePlan::check`] refuses is refused before anything is
     /// created. On a later error what was created stays, marked.
     pub fn open(plan: &TreePlan, marker: &RestoreMarker) -> Result<Self, TreeError> {
         let owner = plan.check()?;
         let mut tree = Self {
-            pgdata: plan.pgdata.clone(),
-            tablespaces: BTreeMap::new(),
+            places: Places::of(plan),
+            takes_over: plan.take_over.is_some(),
             access: plan.access,
             owner,
             markers: Vec::new(),
@@ -93,12 +93,20 @@ impl NewTree {
         tree.open_root(&plan.pgdata, marker)?;
         for tablespace in &plan.tablespaces {
             tree.open_root(&tablespace.target, marker)?;
-            tree.tablespaces.insert(tablespace.oid.to_string(), tablespace.target.clone());
         }
-        let links = tree.pgdata.join(TABLESPACE_LINKS);
-        tree.make_directories(&tree.pgdata, &links)?;
-        for (oid, target) in &tree.tablespaces {
+        let pgdata = &tree.places.pgdata;
+        if tree.takes_over {
+            // The markers stand: from here on this is no cluster any more.
+            tree.make_directories(pgdata, parent_of(&pgdata.join(CONTROL_FILE)))?;
+            takeover::retire_control(pgdata)?;
+        }
+        let links = pgdata.join(TABLESPACE_LINKS);
+        tree.make_directories(pgdata, &links)?;
+        for (oid, target) in &tree.places.tablespaces {
             let link = links.join(oid);
+            if tree.takes_over && takeover::keeps_link(&link, target)? {
+                continue;
+            }
             std::os::unix::fs::symlink(target, &link)
                 .map_err(|e| DiskError::new("create the link", &link, e))?;
             if let Some(owner) = owner {
@@ -114,6 +122,17 @@ impl NewTree {
         &self.created_roots
     }
 
+    /// Removes what stands in a tree that is taken over and is not what `belongs` to it, and returns how many
+    /// names that were; see [`Places::strangers`].
+    pub fn remove_strangers(&self, belongs: &dyn Fn(&Path) -> bool) -> Result<u64, TreeError> {
+        let mut removed = 0;
+        self.places.strangers(belongs, &mut |stranger| {
+            removed += 1;
+            Ok(takeover::remove_any(&stranger.path)?)
+        })?;
+        Ok(removed)
+    }
+
     /// Returns the owner that everything is given, where root builds the tree.
     pub fn owner(&self) -> Option<Owner> {
         self.owner
@@ -125,7 +144,7 @@ impl NewTree {
     /// tablespace it goes to that tablespace's place, and for `pg_tblspc/<oid>`
     /// itself there is nothing to do. The owner always keeps full access.
     pub fn create_directory(&self, path: &Path, mode: u32) -> Result<(), TreeError> {
-        let (root, path) = self.place_of(path)?;
+        let (root, path) = self.places.place_of(path)?;
         if path == root {
             return Ok(());
         }
@@ -143,30 +162,39 @@ impl NewTree {
     /// `path` is mapped as by [`create_directory`](Self::create_directory), and
     /// missing parents are made. A file of that name, or a link, is an error:
     /// nothing is ever overwritten or followed.
+    ///
+    /// In a tree that is taken over, a plain file of that name keeps its content as far as the
+    /// size goes ([`NewFile::is_kept`]), and anything else is removed first.
     pub fn create_file(
         &self,
         path: &Path,
         attributes: FileAttributes,
     ) -> Result<NewFile, TreeError> {
-        let (root, path) = self.place_of(path)?;
+        let (root, path) = self.places.place_of(path)?;
         self.make_directories(root, parent_of(&path))?;
-        // `create_new` is O_CREAT with O_EXCL, which does not follow a link either.
-        let mut options = OpenOptions::new();
-        let file = options
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|e| DiskError::new("create", &path, e))?;
+        let kept = if self.takes_over { takeover::keep_file(&path)? } else { None };
+        let is_kept = kept.is_some();
+        let file = match kept {
+            Some(file) => file,
+            // `create_new` is O_CREAT with O_EXCL, which does not follow a link either.
+            None => OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)
+                .map_err(|e| DiskError::new("create", &path, e))?,
+        };
         self.unfinished.fetch_add(1, Ordering::SeqCst);
         let new = NewFile {
             file,
             path,
+            is_kept,
             attributes,
             owner: self.owner,
             unfinished: Arc::clone(&self.unfinished),
         };
-        if attributes.size_bytes > 0 {
+        let size_bytes = if is_kept { new.facts()?.len() } else { 0 };
+        if attributes.size_bytes != size_bytes {
             new.file
                 .set_len(attributes.size_bytes)
                 .map_err(|e| DiskError::new("set the size of", &new.path, e))?;
@@ -218,7 +246,11 @@ impl NewTree {
             make_directory(directory, mode, self.owner)?;
             self.created_roots.push(directory.to_owned());
         }
-        self.markers.push(HeldMarker::create(root, marker, self.owner)?);
+        self.markers.push(if self.takes_over {
+            HeldMarker::take(root, marker, self.owner)?
+        } else {
+            HeldMarker::create(root, marker, self.owner)?
+        });
         if let Some(owner) = self.owner {
             owner.give_path(&fs::canonicalize(root).unwrap_or_else(|_| root.to_owned()))?;
         }
@@ -229,28 +261,6 @@ impl NewTree {
         Ok(())
     }
 
-    /// Returns where `path` belongs: the root it lies in, and its absolute place.
-    fn place_of(&self, path: &Path) -> Result<(&Path, PathBuf), TreeError> {
-        let path = safe_path(path.as_os_str().as_bytes())?;
-        if path == Path::new(CONTROL_FILE) || path == Path::new(RESTORE_MARKER_NAME) {
-            return Err(TreeError::HeldBack { path });
-        }
-        let mut names = path.components().map(Component::as_os_str);
-        if names.next().is_some_and(|name| name == TABLESPACE_LINKS)
-            && let Some(oid) = names.next().and_then(|name| name.to_str())
-            && let Some(target) = self.tablespaces.get(oid)
-        {
-            let rest: PathBuf = names.collect();
-            let place =
-                if rest.as_os_str().is_empty() { target.clone() } else { target.join(&rest) };
-            if rest == Path::new(RESTORE_MARKER_NAME) {
-                return Err(TreeError::HeldBack { path });
-            }
-            return Ok((target, place));
-        }
-        Ok((&self.pgdata, self.pgdata.join(path)))
-    }
-
     /// Makes `directory` and what is missing between it and `root`, so that every
     /// directory written to is one of ours and never a link someone put there.
     fn make_directories(&self, root: &Path, directory: &Path) -> Result<(), DiskError> {
@@ -259,7 +269,12 @@ impl NewTree {
         for name in directory.strip_prefix(root).unwrap_or(Path::new("")).components() {
             current.push(name);
             if !known.contains(&current) {
-                make_directory(&current, self.access.directory_mode(), self.owner)?;
+                let mode = self.access.directory_mode();
+                if self.takes_over && takeover::keeps_directory(&current)? {
+                    adopt_directory(&current, mode, self.owner)?;
+                } else {
+                    make_directory(&current, mode, self.owner)?;
+                }
                 known.insert(current.clone());
             }
         }
@@ -274,6 +289,7 @@ impl NewTree {
 pub struct NewFile {
     file: File,
     path: PathBuf,
+    is_kept: bool,
     attributes: FileAttributes,
     owner: Option<Owner>,
     unfinished: Arc<AtomicUsize>,
@@ -297,22 +313,61 @@ impl NewFile {
             .map_err(|e| DiskError::new("write", &self.path, e).into())
     }
 
+    /// Returns whether the file stood already, with content that was kept. What of it lies behind its old end,
+    /// and every byte of a file that did not stand, is zero.
+    pub fn is_kept(&self) -> bool {
+        self.is_kept
+    }
+
+    /// Makes bytes zero, of which as much as can be given back to the disk becomes a hole.
+    pub fn clear(&self, offset: u64, bytes: u64) -> Result<(), TreeError> {
+        if !self.is_kept || bytes == 0 {
+            return Ok(());
+        }
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if rustix::fs::fallocate(&self.file, hole, offset, bytes).is_ok() {
+            return Ok(());
+        }
+        // Not every file system can; if something else was wrong, writing says so.
+        let zeros = vec![0; usize::try_from(bytes).unwrap_or(ZEROS_BYTES_MAX).min(ZEROS_BYTES_MAX)];
+        let mut done = 0;
+        while done < bytes {
+            let now = zeros.len().min(usize::try_from(bytes - done).unwrap_or(ZEROS_BYTES_MAX));
+            self.write_at(&zeros[..now], offset + done)?;
+            done += now as u64;
+        }
+        Ok(())
+    }
+
     /// Sets owner, mode and time, and makes the content durable.
     pub fn finish(self) -> Result<(), TreeError> {
         let path = self.path.as_path();
         let failed = |action| move |e| DiskError::new(action, path, e);
-        if let Some(owner) = self.owner {
+        let facts = self.facts()?;
+        if let Some(owner) = self.owner
+            && (facts.uid(), facts.gid()) != (owner.uid, owner.gid)
+        {
             owner.give_file(&self.file, &self.path)?;
         }
-        let mode = fs::Permissions::from_mode(self.attributes.mode & 0o777);
-        self.file.set_permissions(mode).map_err(failed("set the mode of"))?;
-        if let Some(time) = system_time(self.attributes.mtime_unix) {
+        let mode = self.attributes.mode & 0o777;
+        // Of a file that is right already nothing is changed, which makes its fsync cheap.
+        if facts.mode() & 0o7777 != mode {
+            let mode = fs::Permissions::from_mode(mode);
+            self.file.set_permissions(mode).map_err(failed("set the mode of"))?;
+        }
+        if facts.mtime() != self.attributes.mtime_unix
+            && let Some(time) = system_time(self.attributes.mtime_unix)
+        {
             let times = FileTimes::new().set_accessed(time).set_modified(time);
             self.file.set_times(times).map_err(failed("set the time of"))?;
         }
         self.file.sync_all().map_err(failed("fsync"))?;
         self.unfinished.fetch_sub(1, Ordering::SeqCst);
         Ok(())
+    }
+
+    fn facts(&self) -> Result<fs::Metadata, DiskError> {
+        self.file.metadata().map_err(|e| DiskError::new("read", &self.path, e))
     }
 }
 
@@ -333,14 +388,14 @@ impl SyncedTree {
     pub fn publish_control(self, control: &[u8]) -> Result<(), TreeError> {
         let tree = self.tree;
         let require = |names: &[&str]| {
-            let there = names.iter().any(|name| tree.pgdata.join(name).is_file());
-            let path = tree.pgdata.join(names.last().unwrap_or(&""));
+            let there = names.iter().any(|name| tree.places.pgdata.join(name).is_file());
+            let path = tree.places.pgdata.join(names.last().unwrap_or(&""));
             if there { Ok(()) } else { Err(TreeError::Incomplete { path }) }
         };
         require(&["backup_label"])?;
         require(&["standby.signal", "recovery.signal"])?;
 
-        let mut staged = StagedFile::create(&tree.pgdata.join(CONTROL_FILE))?;
+        let mut staged = StagedFile::create(&tree.places.pgdata.join(CONTROL_FILE))?;
         staged.append(control)?;
         staged.set_mode(tree.access.file_mode())?;
         if let Some(owner) = tree.owner {
@@ -353,7 +408,7 @@ impl SyncedTree {
         for marker in tree.markers.into_iter().rev() {
             marker.remove()?;
         }
-        for root in tree.tablespaces.values().chain([&tree.pgdata]) {
+        for root in tree.places.tablespaces.values().chain([&tree.places.pgdata]) {
             sync_directory(root)?;
         }
         staged.publish(Durability::Fsync, Existing::Refuse)?;
@@ -367,6 +422,11 @@ fn make_directory(path: &Path, mode: u32, owner: Option<Owner>) -> Result<(), Di
         .mode(0o700)
         .create(path)
         .map_err(|e| DiskError::new("create the directory", path, e))?;
+    adopt_directory(path, mode, owner)
+}
+
+/// Gives a directory its owner and mode.
+fn adopt_directory(path: &Path, mode: u32, owner: Option<Owner>) -> Result<(), DiskError> {
     if let Some(owner) = owner {
         owner.give_path(path)?;
     }
@@ -392,6 +452,7 @@ fn system_time(unix: i64) -> Option<SystemTime> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::pgdata::RESTORE_MARKER_NAME;
     use crate::pgdata::tree_plan::TablespaceTarget;
     use std::os::unix::fs::MetadataExt;
 
@@ -409,11 +470,12 @@ mod tests {
             }],
             access: Access::Owner,
             owner: owner(),
+            take_over: None,
         }
     }
 
     fn open(directory: &Path) -> NewTree {
-        let marker = RestoreMarker { backup: "b1".into(), started: "then".into() };
+        let marker = RestoreMarker { backup: "b1".into(), started: "then".into(), took_over: None };
         NewTree::open(&plan(directory), &marker).unwrap()
     }
 

@@ -11,11 +11,13 @@ use std::path::{Component, Path, PathBuf};
 
 use super::disk::{DiskError, Owner};
 use super::restore_marker::{FoundMarker, RestoreMarker, find_marker};
-use super::running::{ServerState, server_state};
+use super::running::{PostmasterPidError, ServerState, server_state};
 use super::safe_path::UnsafePath;
+use super::takeover;
+use crate::pg::SystemId;
 
 /// How many names of a directory that is not empty are told.
-const FOUND_NAMES_MAX: usize = 5;
+pub(super) const FOUND_NAMES_MAX: usize = 5;
 
 /// Who may read the data directory; PostgreSQL starts with no other modes
 /// (`checkDataDir` in `src/backend/utils/init/miscinit.c`).
@@ -60,15 +62,18 @@ pub struct TablespaceTarget {
 /// Where a data directory is to be built.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TreePlan {
-    /// The data directory; absolute, missing or empty.
+    /// The data directory; absolute, missing or empty unless it may be taken over.
     pub pgdata: PathBuf,
-    /// The tablespaces; each target missing or empty.
+    /// The tablespaces; each target missing or empty, or taken over as well.
     pub tablespaces: Vec<TablespaceTarget>,
     /// Who may read it.
     pub access: Access,
     /// For root only: whose it shall be. When left out, root takes the owner of
     /// the existing empty data directory.
     pub owner: Option<Owner>,
+    /// The cluster whose directories may be taken over with what stands in them; `None` takes
+    /// only empty ones.
+    pub take_over: Option<SystemId>,
 }
 
 /// The place cannot be used, or a file does not belong in it. Nothing is ever
@@ -101,6 +106,42 @@ pub enum TreeError {
         path: PathBuf,
         /// What that restore said of itself; empty text where it got no further.
         marker: RestoreMarker,
+    },
+    /// It cannot be told whether a server is at work there.
+    #[error("whether a server is running in `{}` cannot be told: {why}", path.display())]
+    PidFileUnreadable {
+        /// The data directory.
+        path: PathBuf,
+        /// What is wrong with its `postmaster.pid`.
+        why: PostmasterPidError,
+    },
+    /// What stands is another cluster's.
+    #[error("`{}` holds a cluster with system identifier {found}, and the backup is of {expected}", path.display())]
+    OtherCluster {
+        /// The directory.
+        path: PathBuf,
+        /// The backup's cluster.
+        expected: SystemId,
+        /// The one that stands.
+        found: SystemId,
+    },
+    /// Nothing proves that what stands is this cluster's.
+    #[error("whose files `{}` holds cannot be told from its global/pg_control: {why}", path.display())]
+    NotProven {
+        /// The data directory.
+        path: PathBuf,
+        /// What is wrong with the control file.
+        why: String,
+    },
+    /// WAL stands there that is not archived.
+    #[error("`{}` holds WAL that is not archived yet: {}", path.display(), listed(found, *more))]
+    UnarchivedWal {
+        /// The directory of WAL.
+        path: PathBuf,
+        /// Up to five names in it, sorted.
+        found: Vec<String>,
+        /// True if there are others.
+        more: bool,
     },
     /// The directory has something in it.
     #[error("directory `{}` is not empty: it holds {}", path.display(), listed(found, *more))]
@@ -219,11 +260,19 @@ impl TreePlan {
             // The control file is written after the markers are gone, so a directory
             // with both has been a cluster: its files are more than a dead restore's.
             let control = self.pgdata.join("global/pg_control");
-            check_empty(&self.pgdata, !control.exists())?;
+            match self.take_over {
+                Some(cluster) => takeover::check_pgdata(&self.pgdata, cluster)?,
+                None => check_empty(&self.pgdata, !control.exists())?,
+            }
         }
         for tablespace in &self.tablespaces {
             if directory_exists(&tablespace.target)? {
-                check_empty(&tablespace.target, true)?;
+                match self.take_over {
+                    Some(cluster) => {
+                        takeover::check_tablespace(&self.pgdata, tablespace, cluster)?;
+                    }
+                    None => check_empty(&tablespace.target, true)?,
+                }
             }
         }
         self.check_owner()
@@ -306,7 +355,7 @@ fn directory_exists(path: &Path) -> Result<bool, TreeError> {
 }
 
 /// Refuses a directory that is not empty, saying what is in it.
-fn check_empty(path: &Path, may_be_dead_restore: bool) -> Result<(), TreeError> {
+pub(super) fn check_empty(path: &Path, may_be_dead_restore: bool) -> Result<(), TreeError> {
     let listing = fs::read_dir(path).map_err(|e| DiskError::new("list", path, e))?;
     match find_marker(path)? {
         FoundMarker::Live => return Err(TreeError::RestoreRunning { path: path.to_owned() }),
@@ -355,6 +404,7 @@ mod tests {
             tablespaces: tablespaces.iter().enumerate().map(target).collect(),
             access: Access::Owner,
             owner: owner(),
+            take_over: None,
         }
     }
 

@@ -20,6 +20,7 @@ mod ahead;
 mod archive;
 mod backup_restore;
 mod by_hand;
+mod delta;
 mod fire;
 mod get;
 mod harness_check;

@@ -2,7 +2,8 @@
 //! against its digest before it is written at its place.
 //!
 //! ```text
-//! file list -> wants (a run of a chunk: which frame, which file, where) -> a window of them
+//! file list -> chunks, without those that stand already (looking.rs)
+//!           -> wants (a run of a chunk: which frame, which file, where) -> a window of them
 //!           -> by pack and offset -> ranges of neighbouring frames -> tasks: fetch, decode, check, write
 //!           -> the file's last byte is written -> its fsync, on a thread of its own
 //! ```
@@ -11,24 +12,29 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::{Stream, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
+use super::looking::{Belongings, CONTROL_FILE, Look, Looking, TABLESPACE_MAP, maps_of};
 use super::{UNHARMED, of_tree};
 use crate::failure::Failure;
 use crate::format::{
-    CHUNK_BYTES, ChunkDigest, ChunkEntry, Committed, EntryKind, FileContent, FileEntry, FileIndex,
-    FrameRef, digest_chunk,
+    CHUNK_BYTES, ChunkDigest, ChunkEntry, Committed, EntryKind, FileEntry, FileIndex, FrameRef,
+    digest_chunk,
 };
 use crate::ops::failures::{of_repo, of_task};
 use crate::ops::progress::Progress;
 use crate::pgdata::{
-    FileAttributes, Finisher, NewFile, NewTree, RestoreMarker, TreeError, TreePlan, safe_path,
+    FileAttributes, Finisher, NewFile, NewTree, Places, RestoreMarker, TreeError, TreePlan,
+    safe_path,
 };
 use crate::plan::backup::{chunk_len, chunks_of};
+use crate::plan::delta::{ChunkWork, chunk_work};
 use crate::repo::{FrameFetcher, RepoError, Repository};
 
 /// Files open at a time.
@@ -52,7 +58,8 @@ const MEMORY_SHARES: u64 = 8;
 /// Bytes between two wanted frames that are fetched along rather than asked for apart.
 const RANGE_GAP_MAX: u32 = 128 << 10;
 
-const CONTROL_FILE: &[u8] = b"global/pg_control";
+/// What a restore over standing files says once it has begun.
+pub(super) const HALF_TAKEN_OVER: &str = "The repository is as it was. The directory holds files of before and files of the backup and cannot be started by PostgreSQL; the same command with `--delta` goes on with what stands.";
 
 /// A file kept in memory is never longer.
 const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
@@ -63,6 +70,9 @@ pub(super) struct Restored {
     /// `pg_control`, held back.
     pub(super) control: Vec<u8>,
     pub(super) has_postgresql_conf: bool,
+    /// What stood and was right, in bytes; what did not belong, in names.
+    pub(super) kept_bytes: u64,
+    pub(super) removed: u64,
 }
 
 /// A restore of files.
@@ -78,6 +88,8 @@ pub(super) struct Restoring<'a> {
 /// A file being written; whoever writes its last byte sends it to be finished, and its permit
 /// to be open with it.
 struct OpenFile {
+    /// Whether it stood already, with content that was kept.
+    is_kept: bool,
     file: Mutex<Option<(NewFile, OwnedSemaphorePermit)>>,
     bytes_left: AtomicU64,
     finisher: Arc<Mutex<Finisher<OwnedSemaphorePermit>>>,
@@ -107,15 +119,19 @@ impl Restoring<'_> {
         let marker = RestoreMarker {
             backup: self.backup.id.to_string(),
             started: crate::ops::now().to_string(),
+            took_over: self.tree_plan.take_over,
         };
         let plan = self.tree_plan.clone();
         let tree = tokio::task::spawn_blocking(move || NewTree::open(&plan, &marker))
             .await
             .map_err(|error| of_task(error, UNHARMED))?
-            .map_err(of_tree)?;
+            .map_err(|error| of_tree(error, self.unharmed()))?;
+        let (tree, removed) = self.without_strangers(tree, index).await?;
+        let standing = self.tree_plan.take_over.map(|_| Places::of(self.tree_plan));
+        let looking = Looking::new(self.repository, standing, self.jobs);
         let mut filling = Filling {
             restoring: self,
-            fetcher: FrameFetcher::new(self.repository.clone()),
+            looking: looking.clone(),
             tree,
             finisher: Arc::new(Mutex::new(Finisher::start(FINISHING_MAX))),
             permits: Arc::new(Semaphore::new(OPEN_FILES_MAX)),
@@ -125,11 +141,16 @@ impl Restoring<'_> {
             control: None,
             has_postgresql_conf: false,
             entries: 0,
+            kept_bytes: 0,
+            removed,
         };
         for frame in &index.frames {
             let entries = self.repository.file_entries(frame).await;
-            for entry in entries.map_err(|e| self.not_fetched(e))? {
-                filling.entry(entry).await.map_err(|error| self.not_filled(error))?;
+            let entries = entries.map_err(|e| self.not_fetched(e))?;
+            let mut looks = pin!(looking.at(&entries));
+            for entry in &entries {
+                let filled = filling.entry(entry, &mut looks).await;
+                filled.map_err(|error| self.not_filled(error))?;
             }
         }
         if filling.entries != index.entries {
@@ -139,6 +160,37 @@ impl Restoring<'_> {
             )));
         }
         filling.finish().await.map_err(|error| self.not_filled(error))
+    }
+
+    /// Where a tree is taken over, makes its directories and removes what does not belong into them, before
+    /// anything needs the room; returns how many names that were.
+    async fn without_strangers(
+        &self,
+        tree: NewTree,
+        index: &FileIndex,
+    ) -> Result<(NewTree, u64), Failure> {
+        if self.tree_plan.take_over.is_none() {
+            return Ok((tree, 0));
+        }
+        let mut directories = Vec::new();
+        let read = Belongings::read(self.repository, index, |directory| {
+            directories.push((directory.path.clone(), directory.mode));
+        });
+        let belongings = read.await.map_err(|error| self.not_fetched(error))?;
+        let removing = tokio::task::spawn_blocking(move || {
+            for (path, mode) in directories {
+                tree.create_directory(&safe_path(&path)?, mode)?;
+            }
+            let removed = tree.remove_strangers(&|path| belongings.hold(path))?;
+            Ok::<_, TreeError>((tree, removed))
+        });
+        let removed = removing.await.map_err(|error| of_task(error, self.unharmed()))?;
+        removed.map_err(|error| of_tree(error, self.unharmed()))
+    }
+
+    /// What an error may say for comfort.
+    fn unharmed(&self) -> &'static str {
+        if self.tree_plan.take_over.is_some() { HALF_TAKEN_OVER } else { UNHARMED }
     }
 
     fn range_bytes_max(&self) -> u32 {
@@ -152,11 +204,13 @@ impl Restoring<'_> {
             self.backup.id,
             self.repository.describe()
         );
-        of_repo(
-            error,
-            what,
-            "The repository is as it was. The directory holds a part of the files, cannot be started by PostgreSQL, and may be emptied.",
-        )
+        let unharmed = match self.tree_plan.take_over {
+            Some(_) => HALF_TAKEN_OVER,
+            None => {
+                "The repository is as it was. The directory holds a part of the files, cannot be started by PostgreSQL, and may be emptied."
+            }
+        };
+        of_repo(error, what, unharmed)
     }
 
     fn damaged(&self, why: String) -> Failure {
@@ -167,14 +221,14 @@ impl Restoring<'_> {
     fn not_filled(&self, error: FillError) -> Failure {
         match error {
             FillError::Repo(error) => self.not_fetched(error),
-            FillError::Tree(error) => of_tree(error),
+            FillError::Tree(error) => of_tree(error, self.unharmed()),
         }
     }
 }
 
 struct Filling<'a> {
     restoring: &'a Restoring<'a>,
-    fetcher: FrameFetcher,
+    looking: Looking,
     tree: NewTree,
     finisher: Arc<Mutex<Finisher<OwnedSemaphorePermit>>>,
     permits: Arc<Semaphore>,
@@ -184,27 +238,39 @@ struct Filling<'a> {
     control: Option<Vec<u8>>,
     has_postgresql_conf: bool,
     entries: u64,
+    kept_bytes: u64,
+    removed: u64,
 }
 
+/// Looks at the files of a part of the list, in its order.
+trait Looks: Stream<Item = Result<Look, RepoError>> + Unpin {}
+
+impl<T: Stream<Item = Result<Look, RepoError>> + Unpin> Looks for T {}
+
 impl Filling<'_> {
-    async fn entry(&mut self, entry: FileEntry) -> Result<(), FillError> {
+    async fn entry(&mut self, entry: &FileEntry, looks: &mut impl Looks) -> Result<(), FillError> {
         self.entries += 1;
         let path = safe_path(&entry.path).map_err(TreeError::from)?;
         if entry.kind == EntryKind::Directory {
             return Ok(self.tree.create_directory(&path, entry.mode)?);
         }
         if entry.path == CONTROL_FILE {
-            self.control = Some(self.whole(&entry).await?);
+            self.control = Some(self.whole(entry).await?);
             return Ok(());
         }
-        if entry.path == b"tablespace_map" {
-            return self.tablespace_map(path, &entry).await;
+        if entry.path == TABLESPACE_MAP {
+            return self.tablespace_map(path, entry).await;
         }
         self.has_postgresql_conf |= entry.path == b"postgresql.conf";
-        self.file(path, &entry).await
+        self.file(path, entry, looks).await
     }
 
-    async fn file(&mut self, path: PathBuf, entry: &FileEntry) -> Result<(), FillError> {
+    async fn file(
+        &mut self,
+        path: PathBuf,
+        entry: &FileEntry,
+        looks: &mut impl Looks,
+    ) -> Result<(), FillError> {
         let attributes =
             FileAttributes { size_bytes: entry.size, mode: entry.mode, mtime_unix: entry.mtime };
         // A window that holds files open must not wait for itself.
@@ -216,15 +282,19 @@ impl Filling<'_> {
                 permit.map_err(|error| RepoError::Task(error.into()))?
             }
         };
+        let new = self.tree.create_file(&path, attributes)?;
         let file = Arc::new(OpenFile {
-            file: Mutex::new(Some((self.tree.create_file(&path, attributes)?, permit))),
+            is_kept: new.is_kept(),
+            file: Mutex::new(Some((new, permit))),
             bytes_left: AtomicU64::new(entry.size),
             finisher: Arc::clone(&self.finisher),
         });
         let mut number = 0;
-        for map in 0..maps_of(entry) {
-            for chunk in self.chunks(entry, map).await? {
-                self.chunk(&file, entry, number, chunk).await?;
+        for _ in 0..maps_of(entry) {
+            let Some(look) = looks.next().await.transpose()? else { break };
+            let same = look.same.into_iter().chain(std::iter::repeat(false));
+            for (chunk, is_same) in look.chunks.into_iter().zip(same) {
+                self.chunk(&file, entry, number, chunk, is_same).await?;
                 number += 1;
             }
         }
@@ -247,6 +317,7 @@ impl Filling<'_> {
         entry: &FileEntry,
         number: u64,
         chunk: ChunkEntry,
+        is_same: bool,
     ) -> Result<(), FillError> {
         let offset = number * u64::from(CHUNK_BYTES);
         let bytes = chunk_len(entry.size, number);
@@ -254,14 +325,25 @@ impl Filling<'_> {
         if bytes == 0 || !chunk.is_whole(bytes) {
             return Err(self.wrong(format!("chunk {number} of `{name}` is not whole")));
         }
-        match chunk.runs.as_slice() {
-            [] => {
-                if chunk.digest != digest_chunk(&vec![0; bytes as usize]) {
-                    return Err(self.wrong(format!("chunk {number} of `{name}` has no bytes")));
-                }
+        let is_zeros = chunk.runs.is_empty();
+        if is_zeros && chunk.digest != digest_chunk(&vec![0; bytes as usize]) {
+            return Err(self.wrong(format!("chunk {number} of `{name}` has no bytes")));
+        }
+        match chunk_work(file.is_kept, is_same, is_zeros) {
+            ChunkWork::Keep => {
+                self.kept_bytes += if file.is_kept { u64::from(bytes) } else { 0 };
                 self.restoring.progress.advance(u64::from(bytes));
                 file.written(u64::from(bytes))?;
+                return Ok(());
             }
+            ChunkWork::Clear => {
+                file.clear(offset, u64::from(bytes))?;
+                self.restoring.progress.advance(u64::from(bytes));
+                return Ok(());
+            }
+            ChunkWork::Bring => {}
+        }
+        match chunk.runs.as_slice() {
             [run] => {
                 let want = Want {
                     in_frame: run.in_frame,
@@ -289,26 +371,16 @@ impl Filling<'_> {
     async fn assemble(&self, chunk: &ChunkEntry, bytes: u32) -> Result<Vec<u8>, FillError> {
         let mut content = Vec::with_capacity(bytes as usize);
         for run in &chunk.runs {
-            let plain = self.fetcher.frame(&run.frame).await?;
+            let plain = self.looking.fetcher.frame(&run.frame).await?;
             let at = run.in_frame as usize;
             content.extend_from_slice(&plain[at..at + run.bytes as usize]);
         }
         if digest_chunk(&content) != chunk.digest {
-            let key = self.fetcher.pack_key(&chunk.runs[0].frame);
+            let key = self.looking.fetcher.pack_key(&chunk.runs[0].frame);
             let why = "a chunk joined from several runs has another digest".to_owned();
             return Err(RepoError::Damaged { key, why }.into());
         }
         Ok(content)
-    }
-
-    async fn chunks(&self, entry: &FileEntry, map: usize) -> Result<Vec<ChunkEntry>, FillError> {
-        match &entry.content {
-            FileContent::Inline(chunks) => Ok(chunks.clone()),
-            FileContent::Maps(maps) => match maps.get(map) {
-                Some(frame) => Ok(self.fetcher.map(frame).await?.chunks),
-                None => Ok(Vec::new()),
-            },
-        }
     }
 
     /// Reads a small file whole.
@@ -318,7 +390,7 @@ impl Filling<'_> {
             return Err(self.wrong(format!("`{name}` is {} bytes long", entry.size)));
         }
         let mut content = Vec::new();
-        for (number, chunk) in (0..).zip(self.chunks(entry, 0).await?) {
+        for (number, chunk) in (0..).zip(self.looking.chunks(entry, 0).await?) {
             let bytes = chunk_len(entry.size, number);
             if bytes == 0 || !chunk.is_whole(bytes) {
                 return Err(self.wrong(format!("chunk {number} of `{name}` is not whole")));
@@ -391,7 +463,7 @@ impl Filling<'_> {
                 done.map_err(|error| RepoError::Task(error.into()))??;
             }
         }
-        let fetcher = self.fetcher.clone();
+        let fetcher = self.looking.fetcher.clone();
         let progress = Arc::clone(&self.restoring.progress);
         self.tasks.spawn(fill_range(fetcher, progress, range));
         Ok(())
@@ -408,7 +480,8 @@ impl Filling<'_> {
         let finisher = Arc::clone(&self.finisher);
         let finishing = tokio::task::spawn_blocking(move || locked(&finisher).join());
         finishing.await.map_err(|error| RepoError::Task(error.into()))??;
-        Ok(Restored { tree: self.tree, control, has_postgresql_conf: self.has_postgresql_conf })
+        let Self { tree, has_postgresql_conf, kept_bytes, removed, .. } = self;
+        Ok(Restored { tree, control, has_postgresql_conf, kept_bytes, removed })
     }
 
     fn wrong(&self, why: String) -> FillError {
@@ -426,6 +499,13 @@ impl OpenFile {
         self.written(bytes.len() as u64)
     }
 
+    fn clear(&self, offset: u64, bytes: u64) -> Result<(), TreeError> {
+        if let Some((file, _)) = &*locked(&self.file) {
+            file.clear(offset, bytes)?;
+        }
+        self.written(bytes)
+    }
+
     /// Counts bytes as done; after the last of them the file goes to be finished.
     fn written(&self, bytes: u64) -> Result<(), TreeError> {
         if self.bytes_left.fetch_sub(bytes, Ordering::AcqRel) > bytes {
@@ -438,13 +518,6 @@ impl OpenFile {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn maps_of(entry: &FileEntry) -> usize {
-    match &entry.content {
-        FileContent::Inline(_) => 1,
-        FileContent::Maps(maps) => maps.len(),
-    }
 }
 
 /// Fetches neighbouring frames in one request, and writes what is wanted of them.

@@ -8,8 +8,10 @@
 //! PostgreSQL cannot start from what a restore that died has left: `pg_control` comes last.
 
 mod files;
+mod looking;
 mod plan;
 mod settings;
+mod survey;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,14 +20,16 @@ use super::failures::{of_disk, of_repo};
 use super::progress::Progress;
 use crate::failure::{Failure, Kind};
 use crate::format::{BackupId, Committed};
-use crate::pg::ControlFile;
+use crate::pg::{ClusterState, ControlFile};
 use crate::pgdata::{
     Access, RecoverySettingsError, TablespaceTarget, TreeError, TreePlan, free_bytes,
+    read_control_bytes,
 };
 use crate::plan::target::RecoveryTarget;
 use crate::repo::Repository;
 
 pub use plan::{PlanReport, Planned, make_plan};
+pub use survey::{Survey, survey};
 
 const UNHARMED: &str =
     "The repository is as it was, and no existing file was overwritten or removed.";
@@ -41,6 +45,8 @@ pub struct Request {
     pub target: RecoveryTarget,
     /// New places of tablespaces, by their old place.
     pub tablespace_map: Vec<(String, PathBuf)>,
+    /// Take over what stands in the directories, if it is this cluster's, and bring only what differs.
+    pub delta: bool,
     /// Make a standby instead of recovering to a target.
     pub standby: bool,
     /// This copy becomes the cluster: archiving stays on.
@@ -70,6 +76,10 @@ pub struct Report {
     pub has_postgresql_conf: bool,
     /// Bytes of files.
     pub size_bytes: u64,
+    /// Bytes of them that stood already.
+    pub kept_bytes: u64,
+    /// Files, links and directories that were removed as the backup has none of them.
+    pub removed: u64,
 }
 
 /// Carries a plan out.
@@ -101,7 +111,8 @@ pub async fn carry_out(
     progress.note("writing recovery settings");
     let written_at = super::now().to_string();
     let pgdata = request.pgdata.clone();
-    let files::Restored { tree, control, has_postgresql_conf } = restored;
+    let files::Restored { tree, control, has_postgresql_conf, kept_bytes, removed } = restored;
+    let unharmed = if request.delta { files::HALF_TAKEN_OVER } else { UNHARMED };
     let published = tokio::task::spawn_blocking(move || {
         let owner = tree.owner();
         crate::pgdata::write_recovery_settings(&pgdata, &settings, &written_at, owner)?;
@@ -111,9 +122,9 @@ pub async fn carry_out(
     .await;
     match published {
         Ok(Ok(())) => {}
-        Ok(Err(FinishError::Tree(error))) => return Err(of_tree(error)),
+        Ok(Err(FinishError::Tree(error))) => return Err(of_tree(error, unharmed)),
         Ok(Err(FinishError::Settings(error))) => return Err(settings::not_written(error)),
-        Err(error) => return Err(super::failures::of_task(error, UNHARMED)),
+        Err(error) => return Err(super::failures::of_task(error, unharmed)),
     }
     Ok(Report {
         pgdata: request.pgdata.clone(),
@@ -121,6 +132,8 @@ pub async fn carry_out(
         archiving_off: !request.take_over,
         has_postgresql_conf,
         size_bytes: backup.size_bytes,
+        kept_bytes,
+        removed,
         backup,
     })
 }
@@ -145,11 +158,33 @@ impl From<RecoverySettingsError> for FinishError {
 /// Looks at the directories that shall be filled; nothing is created.
 pub async fn check_place(request: &Request, planned: &Planned) -> Result<(), Failure> {
     let plan = tree_plan(request, &planned.backup)?;
-    warn_of_little_room(&plan, &planned.backup);
-    let checked = tokio::task::spawn_blocking(move || plan.check().map(drop)).await;
-    match checked {
-        Ok(result) => result.map_err(of_tree),
+    if !request.delta {
+        warn_of_little_room(&plan, &planned.backup);
+    }
+    let delta = request.delta;
+    let checked = tokio::task::spawn_blocking(move || {
+        plan.check()?;
+        if delta {
+            warn_of_a_crash(&plan);
+        }
+        Ok(())
+    });
+    match checked.await {
+        Ok(result) => result.map_err(|error| of_tree(error, UNHARMED)),
         Err(error) => Err(super::failures::of_task(error, UNHARMED)),
+    }
+}
+
+/// Says that WAL may be lost which no list names: a server that did not end in good order had no
+/// time to archive its last segment.
+fn warn_of_a_crash(plan: &TreePlan) {
+    let Ok(control) = read_control_bytes(&plan.pgdata) else { return };
+    let Ok(control) = ControlFile::parse(&control) else { return };
+    if !matches!(control.state, ClusterState::ShutDown | ClusterState::ShutDownInRecovery) {
+        tracing::warn!(
+            "the server of {} did not shut down in good order: the last segment in its pg_wal may be in no archive, and a restore over these files removes it. To keep it, copy pg_wal elsewhere first",
+            plan.pgdata.display()
+        );
     }
 }
 
@@ -199,6 +234,7 @@ fn tree_plan(request: &Request, backup: &Committed) -> Result<TreePlan, Failure>
         tablespaces: tablespaces.filter(|tablespace| tablespace.target.is_absolute()).collect(),
         access: if backup.group_access { Access::Group } else { Access::Owner },
         owner: None,
+        take_over: request.delta.then_some(backup.system_identifier),
     })
 }
 
@@ -215,37 +251,45 @@ fn check_control(control: &[u8], backup: &Committed) -> Result<(), Failure> {
     ))
 }
 
-fn of_tree(error: TreeError) -> Failure {
+fn of_tree(error: TreeError, unharmed: &'static str) -> Failure {
     let what = "could not build the data directory";
+    let refused = |next: &str, error: TreeError| {
+        Failure::new(Kind::Usage, what, unharmed, next).because(error)
+    };
     match error {
-        TreeError::Disk(error) => of_disk(error, what, UNHARMED),
-        TreeError::NotEmpty { .. } => Failure::new(
-            Kind::Usage,
-            what,
-            UNHARMED,
-            "Choose an empty directory with `--pgdata` (for a tablespace, with `--tablespace-map OLD=NEW`), or move away what is there. Highwater never clears a directory.",
-        )
-        .because(error),
-        TreeError::DeadRestore { .. } => Failure::new(
-            Kind::Usage,
-            what,
-            UNHARMED,
-            "The directory holds only what that restore wrote; empty it and run `restore` again.",
-        )
-        .because(error),
-        TreeError::ServerRunning { .. } => Failure::new(
-            Kind::Usage,
-            what,
-            UNHARMED,
-            "Stop that server first if it is the one to be replaced, and move its data directory away; or choose another directory.",
-        )
-        .because(error),
-        other => Failure::new(
-            Kind::Usage,
-            what,
-            UNHARMED,
-            "Choose other directories with `--pgdata` and `--tablespace-map`.",
-        )
-        .because(other),
+        TreeError::Disk(error) => of_disk(error, what, unharmed),
+        TreeError::NotEmpty { .. } => refused(
+            "Choose an empty directory with `--pgdata` (for a tablespace, with `--tablespace-map OLD=NEW`), or move away what is there. A directory of this cluster, as its global/pg_control says, is taken over with `--delta`; no other is ever cleared.",
+            error,
+        ),
+        TreeError::DeadRestore { ref marker, .. } if marker.took_over.is_some() => refused(
+            "It was run with `--delta`, so files of before are there as well: run it again with `--delta`, or move the directory away.",
+            error,
+        ),
+        TreeError::DeadRestore { .. } => refused(
+            "The directory holds only what that restore wrote; empty it and run `restore` again, or go on with what stands with `--delta`.",
+            error,
+        ),
+        TreeError::ServerRunning { .. } => refused(
+            "Stop that server first if it is the one to be replaced, and move its data directory away unless you restore with `--delta`; or choose another directory.",
+            error,
+        ),
+        TreeError::PidFileUnreadable { .. } => refused(
+            "Make sure that no server is running there, remove its postmaster.pid, and run `restore` again.",
+            error,
+        ),
+        TreeError::OtherCluster { .. } => {
+            let next = "Nothing of another cluster is touched: choose this one's directory, or an empty one, with `--pgdata` (for a tablespace, with `--tablespace-map OLD=NEW`).";
+            Failure::new(Kind::Conflict, what, unharmed, next).because(error)
+        }
+        TreeError::NotProven { .. } => refused(
+            "Move the directory away and restore into an empty one: without a control file that can be read, nothing says that these files may be changed.",
+            error,
+        ),
+        TreeError::UnarchivedWal { .. } => refused(
+            "It may be nowhere else, and a restore over these files would remove it. Store each of these files with `highwater archive-push`, or keep them by moving pg_wal out of the data directory; then run `restore` again.",
+            error,
+        ),
+        other => refused("Choose other directories with `--pgdata` and `--tablespace-map`.", other),
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{Request, UNHARMED};
+use super::{Request, Survey, UNHARMED};
 use crate::failure::{Failure, Kind};
 use crate::format::{BackupId, Committed, Identity};
 use crate::ops::current_identity;
@@ -51,6 +51,12 @@ pub struct PlanReport {
     pub fetch_bytes: u64,
     /// Files.
     pub files: u64,
+    /// What stands already, if that was looked at: by a dry run over standing files. Of another,
+    /// `fetch_bytes` is the most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub survey: Option<Survey>,
+    /// Whether what stands is taken over.
+    pub delta: bool,
     /// The time of the last commit that the archive holds on this way.
     pub last_commit_time: Option<PgTimestamp>,
     /// Backups that were not considered, because a document of theirs cannot be read.
@@ -361,6 +367,8 @@ fn report(
         size_bytes: backup.size_bytes,
         fetch_bytes: packs.map(|pack| pack.live_bytes).sum(),
         files: backup.files,
+        survey: None,
+        delta: request.delta,
         last_commit_time: end.last_commit_time,
         damaged_backups: gathered
             .unreadable

@@ -192,6 +192,7 @@ impl Archive {
                 action: TargetAction::Pause,
             },
             tablespace_map: Vec::new(),
+            delta: false,
             standby: false,
             take_over: false,
             jobs: 2,

@@ -5,8 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+mod delta;
+
 use super::*;
-use crate::format::{BackupId, Begun, Codec, FORMAT_VERSION, INLINE_CHUNKS_MAX, MAP_CHUNKS_MAX};
+use crate::format::{
+    BackupId, Begun, Codec, FORMAT_VERSION, FileContent, INLINE_CHUNKS_MAX, MAP_CHUNKS_MAX,
+};
 use crate::ops::Silent;
 use crate::pg::{PgTimestamp, SystemId};
 use crate::pgdata::{Access, Owner};
@@ -146,6 +150,7 @@ async fn assert_restores(repository: &Repository, backup: &Committed, files: &Fi
         access: Access::Owner,
         // PostgreSQL's server refuses to run as root, so restore gives the files away.
         owner: rustix::process::geteuid().is_root().then_some(Owner { uid: 65534, gid: 65534 }),
+        take_over: None,
     };
     let restoring = Restoring {
         repository,
