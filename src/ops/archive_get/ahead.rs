@@ -117,10 +117,14 @@ fn leave_word(spool: &Spool, segment: SegmentName) {
 /// runs [`fetch_ahead`]: there is none yet, and there may be one.
 pub fn wants_fetching(request: &Request, report: &Report) -> bool {
     let Some(ahead) = &request.ahead else { return false };
-    let (WalFileName::Segment(segment), Some(SegmentSource::Whole)) = (report.name, report.source)
-    else {
+    let (WalFileName::Segment(segment), Some(source)) = (report.name, report.source) else {
         return false;
     };
+    // Behind what is not complete there is nothing yet.
+    let bytes = std::fs::metadata(&request.target).map_or(0, |metadata| metadata.len());
+    if !is_complete(source, bytes) {
+        return false;
+    }
     // PostgreSQL that runs as process 1 takes an orphan that was killed for a crash of its own, and ends all
     // sessions (`src/backend/postmaster/postmaster.c`, `process_pm_child_exit`).
     if server_pid(request) == Some(INIT_PID) {
@@ -300,7 +304,7 @@ async fn fetch(
     let size = lineage.segment_size;
     match repository.fetch_segment(lineage.system_id, segment, size, sink).await {
         // Pieces and a `.partial` may be longer, or a whole segment, a moment later.
-        Ok(Some(SegmentSource::Whole)) => {}
+        Ok(Some(source)) if is_complete(source, size.bytes()) => {}
         Ok(_) => return false,
         Err(error) => {
             tracing::info!("`{segment}` was not fetched ahead: {error}");
@@ -314,6 +318,15 @@ async fn fetch(
     let (Ok(facts), Some(now)) = (facts, Moment::now()) else { return false };
     let note = Note::of_fetched(Circumstances { place, segment, now: &now }, facts);
     spool.write_note(&format!("{segment}{NOTE}"), &note.to_bytes()).is_ok()
+}
+
+/// Returns whether what was fetched is all that there will ever be of a segment of so many bytes.
+fn is_complete(source: SegmentSource, segment_bytes: u64) -> bool {
+    match source {
+        SegmentSource::Whole => true,
+        SegmentSource::Pieces { valid_bytes } => valid_bytes == segment_bytes,
+        SegmentSource::Partial { .. } => false,
+    }
 }
 
 /// Returns whether a file of the spool is of fetching ahead.
