@@ -91,6 +91,8 @@ pub struct ReceiveRequest {
 pub enum BackupSource {
     /// PostgreSQL sends them over a replication connection.
     Stream,
+    /// They are read from the data directory, on the server's own host.
+    Files,
 }
 
 /// Which checksums PostgreSQL is asked to put into the backup manifest.
@@ -115,7 +117,7 @@ pub struct BackupRequest {
     pub annotations: Vec<(String, String)>,
     /// The backup's label in `backup_label`; one line.
     pub label: Option<String>,
-    /// The most that the server may send, in bytes per second.
+    /// The most that may be sent or read, in bytes per second.
     pub max_rate: Option<u64>,
     /// Checksums in the manifest.
     pub manifest_checksums: ManifestChecksums,

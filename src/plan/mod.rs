@@ -6,6 +6,7 @@
 pub mod backup;
 #[cfg(test)]
 mod examples;
+pub mod file_reading;
 pub mod lineage;
 pub mod receive;
 pub mod restore;

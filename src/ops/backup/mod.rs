@@ -1,8 +1,8 @@
-//! `backup`: a base backup over the replication protocol.
+//! `backup`: a base backup, over the replication protocol or from the data directory itself.
 //!
 //! ```text
-//! begun -> BASE_BACKUP's stream -> chunks -> packs -> file list -> manifest compared
-//!       -> its WAL is in the repository -> committed
+//! begun -> BASE_BACKUP's stream, manifest compared  -> chunks -> packs -> file list
+//!          or the files between start and stop      -> its WAL is in the repository -> committed
 //! ```
 //!
 //! Until `committed.json` stands there is no backup, whatever happens; what a
@@ -10,12 +10,15 @@
 
 mod arriving;
 mod digests;
-mod files;
+mod local;
 mod manifest;
+mod recording;
 mod server;
+mod stream;
 mod wal;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,7 +39,8 @@ use crate::repo::{
 };
 use crate::store::StoreError;
 use crate::walsender::{ConnInfo, ManifestChecksums, PgError};
-use files::Received;
+use local::Local;
+use recording::Received;
 use server::Server;
 
 /// Backups of one second that are told apart.
@@ -48,9 +52,23 @@ const UPLOADS_END_MAX: Duration = Duration::from_mins(1);
 const UNHARMED: &str =
     "No backup was recorded; earlier backups, archived WAL and the server are as they were.";
 
+/// Where the files come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// The server sends them over a replication connection.
+    Stream,
+    /// They are read from the server's data directory, on its own host.
+    Files {
+        /// The directory, where the server cannot be asked for it or has it elsewhere.
+        pgdata: Option<PathBuf>,
+    },
+}
+
 /// What is asked.
 #[derive(Debug, Clone)]
 pub struct Request {
+    /// Where the files come from.
+    pub source: Source,
     /// The server or servers.
     pub server: ConnInfo,
     /// Take it from a standby where one is fit.
@@ -61,13 +79,13 @@ pub struct Request {
     pub annotations: BTreeMap<String, String>,
     /// Ask for a fast checkpoint instead of a spread one.
     pub fast_checkpoint: bool,
-    /// The most that the server may send, in KiB per second.
+    /// The most that may be sent or read, in KiB per second.
     pub max_rate_kb: Option<u32>,
     /// Which checksums the manifest carries.
     pub manifest_checksums: ManifestChecksums,
     /// How frames are compressed.
     pub codec: Codec,
-    /// Frames compressed at a time.
+    /// Frames compressed at a time, and files read at a time.
     pub jobs: usize,
     /// The ceiling of memory.
     pub memory_max_bytes: u64,
@@ -98,7 +116,7 @@ pub async fn run(
         ready = Ready::find(repository, request) => ready?,
         signal = stop.wanted() => return Err(stopped(signal)),
     };
-    let Ready { server, identity, parent, started_at } = ready;
+    let Ready { origin, facts, identity, parent, started_at } = ready;
     // Not to be given up half-way: only its answer says under which id the backup began.
     let writer = begin(repository, request, &identity, parent.as_ref(), started_at).await?;
     let (id, uploads) = (writer.id().clone(), writer.uploads());
@@ -109,7 +127,8 @@ pub async fn run(
         progress,
         commit_was_sent: AtomicBool::new(false),
     };
-    let outcome = making.carry_out_unless(&mut stop, server, writer, parent, started_at).await;
+    let work = making.carry_out(origin, facts, writer, parent, started_at);
+    let outcome = making.carry_out_unless(&mut stop, work).await;
     // Once its last object was sent, the backup may exist although the answer was lost, or come to
     // exist a moment later: then nothing of it may be removed.
     if outcome.is_err() && !making.commit_was_sent.load(Ordering::SeqCst) {
@@ -118,9 +137,16 @@ pub async fn run(
     outcome
 }
 
+/// Where the files come from, ready to give them.
+enum Origin {
+    Stream(Server),
+    Files(Local),
+}
+
 /// What is known before a backup begins.
 struct Ready {
-    server: Server,
+    origin: Origin,
+    facts: server::Facts,
     identity: Identity,
     parent: Option<Committed>,
     started_at: PgTimestamp,
@@ -133,9 +159,17 @@ impl Ready {
         server::check_fit(&server.facts, &identity)?;
         server::check_wal_comes(&server.facts, repository).await?;
         server::store_history(&mut server, repository, request.codec).await?;
+        let facts = server.facts.clone();
+        let origin = match &request.source {
+            Source::Stream => Origin::Stream(server),
+            Source::Files { pgdata } => {
+                server.connection.close().await;
+                Origin::Files(Local::find(request, pgdata.as_deref(), &facts).await?)
+            }
+        };
         let started_at = now();
         let parent = newest_backup(repository, &identity).await?;
-        Ok(Self { server, identity, parent, started_at })
+        Ok(Self { origin, facts, identity, parent, started_at })
     }
 }
 
@@ -219,12 +253,9 @@ impl Making<'_> {
     async fn carry_out_unless(
         &self,
         stop: &mut StopRequest,
-        server: Server,
-        writer: BackupWriter,
-        parent: Option<Committed>,
-        started_at: PgTimestamp,
+        work: impl Future<Output = Result<Report, Failure>>,
     ) -> Result<Report, Failure> {
-        let mut working = pin!(self.carry_out(server, writer, parent, started_at));
+        let mut working = pin!(work);
         let signal = tokio::select! {
             outcome = &mut working => return outcome,
             signal = stop.wanted() => signal,
@@ -249,17 +280,22 @@ impl Making<'_> {
 
     async fn carry_out(
         &self,
-        server: Server,
+        origin: Origin,
+        facts: server::Facts,
         writer: BackupWriter,
         parent: Option<Committed>,
         started_at: PgTimestamp,
     ) -> Result<Report, Failure> {
-        let facts = server.facts.clone();
         let id = writer.id().clone();
         let parent_files = self.load_parent(parent.as_ref()).await?;
         let parent_id = parent_files.as_ref().map(|files| files.id().clone());
         let recorder = FileRecorder::new(writer);
-        let (recorder, received) = files::receive(self, server, recorder, parent_files).await?;
+        let (recorder, received) = match origin {
+            Origin::Stream(server) => stream::receive(self, server, recorder, parent_files).await?,
+            Origin::Files(local) => {
+                Box::pin(local.take(self, &facts, recorder, parent_files)).await?
+            }
+        };
         self.progress.note("storing the last packs");
         let (writer, recorded) = recorder.finish().await.map_err(|e| self.not_stored(e))?;
         self.progress.note("waiting for the backup's WAL to be archived");
@@ -352,7 +388,11 @@ impl Making<'_> {
             group_access: received.group_access,
             label: self.request.label.clone(),
             annotations: self.request.annotations.clone(),
-            source: "stream".to_owned(),
+            source: match self.request.source {
+                Source::Stream => "stream",
+                Source::Files { .. } => "files",
+            }
+            .to_owned(),
             taken_from: if facts.in_recovery { "standby" } else { "primary" }.to_owned(),
             started_at,
             finished_at: now(),
@@ -372,6 +412,7 @@ impl Making<'_> {
             packs: writer.packs(),
             references: recorded.references.clone(),
             parent,
+            damaged_pages: received.damaged_pages.clone(),
             limits: ServerLimits {
                 max_connections: control.limits.max_connections,
                 max_worker_processes: control.limits.max_worker_processes,
