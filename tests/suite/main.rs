@@ -17,6 +17,7 @@
 mod harness;
 
 mod archive;
+mod backup_files;
 mod backup_restore;
 mod by_hand;
 mod fire;
