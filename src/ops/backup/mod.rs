@@ -127,7 +127,7 @@ pub async fn run(
         progress,
         commit_was_sent: AtomicBool::new(false),
     };
-    let work = making.carry_out(origin, facts, writer, parent, started_at);
+    let work = Box::pin(making.carry_out(origin, facts, writer, parent, started_at));
     let outcome = making.carry_out_unless(&mut stop, work).await;
     // Once its last object was sent, the backup may exist although the answer was lost, or come to
     // exist a moment later: then nothing of it may be removed.
