@@ -195,6 +195,9 @@ pub struct BackupArgs {
     /// The data directory for --source files, if the server may not be asked [env: HIGHWATER_PGDATA]
     #[arg(long, value_name = "DIR")]
     pgdata: Option<PathBuf>,
+    /// With --source files: read every file, those too that look untouched since the last backup
+    #[arg(long)]
+    rehash: bool,
     /// Workers that read, compress and store [env: HIGHWATER_JOBS]
     #[arg(long, value_name = "N")]
     jobs: Option<String>,
@@ -368,6 +371,7 @@ impl BackupArgs {
             .map_err(|reason| usage(&reason, "give each annotation once: --annotate KEY=VALUE"))?;
         Ok(BackupRequest {
             source: self.source,
+            rehash: self.rehash,
             fast: self.fast,
             prefer_standby: self.prefer_standby,
             annotations: self.annotate,

@@ -210,7 +210,7 @@ fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(),
     let request = ops::backup::Request {
         source: match request.source {
             BackupSource::Stream => ops::backup::Source::Stream,
-            BackupSource::Files => ops::backup::Source::Files { pgdata },
+            BackupSource::Files => ops::backup::Source::Files { pgdata, rehash: request.rehash },
         },
         server: server(surroundings)?,
         prefer_standby: request.prefer_standby,

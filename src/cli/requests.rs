@@ -109,6 +109,8 @@ pub enum ManifestChecksums {
 pub struct BackupRequest {
     /// Where the bytes come from.
     pub source: BackupSource,
+    /// Read every file, those too that nobody seems to have written to.
+    pub rehash: bool,
     /// Ask for an immediate checkpoint instead of a spread one.
     pub fast: bool,
     /// Prefer a standby among the hosts of the connection string.

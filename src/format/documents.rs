@@ -318,6 +318,10 @@ pub struct Committed {
     /// The backup it referenced chunks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<BackupId>,
+    /// When the reading of files began, by the clock of their host; only where they were read from
+    /// the data directory itself. A file's stamp that is well before this is worth comparing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_from: Option<PgTimestamp>,
     /// Pages that were damaged on the server's disk already.
     #[serde(default, skip_serializing_if = "DamagedPages::is_empty")]
     pub damaged_pages: DamagedPages,
@@ -391,6 +395,7 @@ impl Committed {
             packs: 0,
             references: Vec::new(),
             parent: None,
+            read_from: None,
             damaged_pages: DamagedPages::default(),
             limits: ServerLimits {
                 max_connections: 100,

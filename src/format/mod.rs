@@ -22,8 +22,8 @@ pub use documents::{
     FORMAT_VERSION, FileIndex, Identity, PackUse, Reference, ServerLimits, TablespaceAt,
 };
 pub use file_list::{
-    EntryKind, FileContent, FileEntry, INLINE_CHUNKS_MAX, LIST_FRAME_BYTES, ListError, parse_line,
-    write_line,
+    EntryKind, FileContent, FileEntry, FileStamp, INLINE_CHUNKS_MAX, LIST_FRAME_BYTES, ListError,
+    parse_line, write_line,
 };
 pub use names::{BackupId, ClusterName, NameError, Place, WalObject, parse_wal_object};
 pub use sealed::{

@@ -82,6 +82,17 @@ pub struct FoundDirectory {
     pub mtime: i64,
 }
 
+/// Facts about a file that change with every write to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileLook {
+    /// Modification time, nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// Change time, nanoseconds since 1970; no program can set it.
+    pub ctime_ns: i64,
+    /// The inode's number.
+    pub inode: u64,
+}
+
 /// A regular file that belongs to the backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundFile {
@@ -95,6 +106,8 @@ pub struct FoundFile {
     pub mode: u32,
     /// Modification time, seconds since 1970.
     pub mtime: i64,
+    /// What else tells whether somebody wrote to it.
+    pub look: FileLook,
     /// The relation that it belongs to: then it consists of pages.
     pub relation: Option<(RelationDirectory, RelationFile)>,
 }
@@ -238,13 +251,14 @@ impl ClusterWalk {
                 self.open.push(open);
             }
         } else if kind.is_file() {
-            let (size, mtime) = (about.len(), about.mtime());
+            let (size, mtime, look) = (about.len(), about.mtime(), look_of(about));
             self.ready.push_back(Found::File(FoundFile {
                 path,
                 place,
                 size,
                 mode,
                 mtime,
+                look,
                 relation,
             }));
         } else {
@@ -319,6 +333,34 @@ impl OpenDirectory {
     }
 }
 
+/// File systems whose times are kept by another machine or program, by their numbers in `statfs(2)`:
+/// NFS, SMB (three), FUSE, 9P, Ceph, AFS (two), VirtualBox folders.
+const FOREIGN_TIMES: [u32; 10] = [
+    0x6969,
+    0x517B,
+    0xFF53_4D42,
+    0xFE53_4D42,
+    0x6573_5546,
+    0x0102_1997,
+    0x00C3_6400,
+    0x5346_414F,
+    0x6B41_4653,
+    0x786F_4256,
+];
+
+/// Returns whether the times of files at `place` are set by this very kernel, so that they can be
+/// compared with its clock.
+///
+/// Errors: a place that cannot be looked at.
+pub fn has_own_times(place: &Path) -> Result<bool, DiskError> {
+    let facts = rustix::fs::statfs(place)
+        .map_err(|error| DiskError::new("look at the file system of", place, error.into()))?;
+    // The numbers have 32 bits, whatever the type of the field.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let kind = facts.f_type as u32;
+    Ok(!FOREIGN_TIMES.contains(&kind))
+}
+
 /// Returns the tablespaces that `pg_tblspc` names, by OID.
 ///
 /// Errors: a directory or link that cannot be read.
@@ -346,6 +388,15 @@ pub fn tablespaces_of(pgdata: &Path) -> Result<Vec<TablespaceLink>, DiskError> {
     }
     tablespaces.sort_unstable_by_key(|tablespace| tablespace.oid);
     Ok(tablespaces)
+}
+
+fn look_of(about: &Metadata) -> FileLook {
+    let ns = |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
+    FileLook {
+        mtime_ns: ns(about.mtime(), about.mtime_nsec()),
+        ctime_ns: ns(about.ctime(), about.ctime_nsec()),
+        inode: about.ino(),
+    }
 }
 
 fn look_at(place: &Path) -> Result<Metadata, DiskError> {
@@ -570,6 +621,30 @@ mod tests {
             _ => None,
         });
         assert_eq!(mode, Some(0o750));
+    }
+
+    #[test]
+    fn every_write_changes_how_a_file_looks() {
+        let root = tree(&["base/5/1"]);
+        let place = root.path().join("base/5/1");
+        assert!(has_own_times(&place).unwrap());
+        let look = || look_of(&look_at(&place).unwrap());
+        let before = look();
+        assert_eq!(look(), before);
+        // A write within one tick of the clock leaves no trace, so this goes on until one does.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while look() == before && std::time::Instant::now() < deadline {
+            fs::write(&place, b"y").unwrap();
+        }
+        assert!(look().ctime_ns > before.ctime_ns && look().inode == before.inode);
+        let written = look();
+        fs::File::options()
+            .write(true)
+            .open(&place)
+            .unwrap()
+            .set_modified(std::time::UNIX_EPOCH)
+            .unwrap();
+        assert!(look().ctime_ns >= written.ctime_ns && look() != written);
     }
 
     #[test]

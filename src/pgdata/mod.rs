@@ -33,7 +33,8 @@ mod tree;
 mod tree_plan;
 
 pub use cluster_walk::{
-    ClusterWalk, Found, FoundDirectory, FoundFile, TablespaceLink, WalkRules, tablespaces_of,
+    ClusterWalk, FileLook, Found, FoundDirectory, FoundFile, TablespaceLink, WalkRules,
+    has_own_times, tablespaces_of,
 };
 pub use disk::{DiskError, Owner, free_bytes};
 pub use finisher::Finisher;

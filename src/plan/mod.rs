@@ -11,4 +11,5 @@ pub mod lineage;
 pub mod receive;
 pub mod restore;
 pub mod target;
+pub mod unchanged;
 pub mod window;

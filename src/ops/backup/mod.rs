@@ -30,10 +30,11 @@ use super::stop::StopRequest;
 use super::{claimed_identity, now};
 use crate::failure::{Failure, Kind, StopSignal};
 use crate::format::{
-    BackupId, Begun, CHUNK_BYTES, Codec, Committed, FORMAT_VERSION, FileIndex, Identity,
+    BackupId, Begun, CHUNK_BYTES, Codec, Committed, FORMAT_VERSION, FileEntry, FileIndex, Identity,
     ServerLimits, TablespaceAt,
 };
 use crate::pg::PgTimestamp;
+use crate::plan::unchanged::{Doubt, is_worth_comparing, settled_before};
 use crate::repo::{
     BackupWriter, FileRecorder, ParentFiles, RecordedFiles, RepoError, Repository, Uploads,
 };
@@ -61,6 +62,8 @@ pub enum Source {
     Files {
         /// The directory, where the server cannot be asked for it or has it elsewhere.
         pgdata: Option<PathBuf>,
+        /// Read every file, those too that nobody seems to have written to since the backup before.
+        rehash: bool,
     },
 }
 
@@ -162,7 +165,7 @@ impl Ready {
         let facts = server.facts.clone();
         let origin = match &request.source {
             Source::Stream => Origin::Stream(server),
-            Source::Files { pgdata } => {
+            Source::Files { pgdata, .. } => {
                 server.connection.close().await;
                 Origin::Files(Local::find(request, pgdata.as_deref(), &facts).await?)
             }
@@ -287,7 +290,8 @@ impl Making<'_> {
         started_at: PgTimestamp,
     ) -> Result<Report, Failure> {
         let id = writer.id().clone();
-        let parent_files = self.load_parent(parent.as_ref()).await?;
+        let settled = parent.as_ref().and_then(|parent| self.settled_before(parent, &origin));
+        let parent_files = self.load_parent(parent.as_ref(), settled).await?;
         let parent_id = parent_files.as_ref().map(|files| files.id().clone());
         let recorder = FileRecorder::new(writer);
         let (recorder, received) = match origin {
@@ -322,11 +326,45 @@ impl Making<'_> {
         Ok(Report { backup: committed, referenced_bytes: recorded.referenced_bytes })
     }
 
+    /// Returns since when the parent's files may be taken as unchanged, in nanoseconds since 1970;
+    /// `None` if every file is to be read.
+    fn settled_before(&self, parent: &Committed, origin: &Origin) -> Option<i64> {
+        let (Source::Files { rehash: false, .. }, Origin::Files(local)) =
+            (&self.request.source, origin)
+        else {
+            return None;
+        };
+        if !local.has_own_times() {
+            tracing::info!(
+                "every file is read: the times of a file system of another machine prove nothing"
+            );
+            return None;
+        }
+        match settled_before(parent, now()) {
+            Ok(settled) => Some(settled),
+            Err(Doubt::NoStamps) => None,
+            Err(Doubt::Damage) => {
+                tracing::info!(
+                    "every file is read: the backup before has more damaged pages than it names"
+                );
+                None
+            }
+            Err(Doubt::Clock) => {
+                tracing::warn!(
+                    "every file is read: this host's clock was set back during or after backup {}",
+                    parent.id
+                );
+                None
+            }
+        }
+    }
+
     /// Loads the parent's file list, unless the parent is gone by now or cannot be
     /// read: then every chunk is stored, which costs room but is never wrong.
     async fn load_parent(
         &self,
         parent: Option<&Committed>,
+        settled_before_ns: Option<i64>,
     ) -> Result<Option<ParentFiles>, Failure> {
         let Some(parent) = parent else { return Ok(None) };
         // `begun.json` names the parent already. Whoever deletes it deletes its
@@ -335,7 +373,12 @@ impl Making<'_> {
         if self.repository.committed(&parent.id).await.map_err(failed)?.is_none() {
             return Ok(None);
         }
-        match ParentFiles::load(self.repository, &parent.id).await {
+        let checksums = local::checksum_name(self.request.manifest_checksums);
+        let can_be_known = |entry: &FileEntry| {
+            settled_before_ns
+                .is_some_and(|settled| is_worth_comparing(entry, parent, settled, checksums))
+        };
+        match ParentFiles::load(self.repository, &parent.id, can_be_known).await {
             Ok(files) => Ok(Some(files)),
             Err(error @ (RepoError::Damaged { .. } | RepoError::NotReadable { .. })) => {
                 tracing::warn!("nothing is referenced in backup {}: {error}", parent.id);
@@ -412,6 +455,7 @@ impl Making<'_> {
             packs: writer.packs(),
             references: recorded.references.clone(),
             parent,
+            read_from: received.read_from,
             damaged_pages: received.damaged_pages.clone(),
             limits: ServerLimits {
                 max_connections: control.limits.max_connections,

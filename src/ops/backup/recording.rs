@@ -8,11 +8,12 @@ use super::digests::Digested;
 use super::{Making, UNHARMED};
 use crate::failure::{Failure, Kind};
 use crate::format::{
-    ChunkDigest, ChunkEntry, DamagedPages, EntryKind, FileContent, FileEntry, MAP_CHUNKS_MAX,
+    ChunkDigest, ChunkEntry, DamagedPages, EntryKind, FileContent, FileEntry, FileStamp,
+    MAP_CHUNKS_MAX,
 };
 use crate::ops::failures::of_repo;
-use crate::pg::{BackupLabel, ControlFile, Lsn, Timeline};
-use crate::plan::backup::{ChunkFate, chunk_fate};
+use crate::pg::{BackupLabel, ControlFile, Lsn, PgTimestamp, Timeline};
+use crate::plan::backup::{ChunkFate, chunk_fate, chunk_len, chunks_of};
 use crate::repo::{FileMeta, FileRecorder, ParentFiles, RepoError};
 
 /// Files that are kept in memory besides being stored, because the backup's own record needs them.
@@ -39,6 +40,8 @@ pub(super) struct Received {
     pub(super) group_access: bool,
     /// The server's clock when it wrote `backup_label`, seconds since 1970.
     pub(super) label_written_unix: i64,
+    /// When the reading of files began, unless they were streamed.
+    pub(super) read_from: Option<PgTimestamp>,
     /// Pages that were damaged on the server's disk; a stream with such ends in an error instead.
     pub(super) damaged_pages: DamagedPages,
 }
@@ -76,6 +79,7 @@ pub(super) struct Recording<'a> {
     captured: Captured,
     begin: Option<Begin>,
     end: Option<(Lsn, Timeline)>,
+    read_from: Option<PgTimestamp>,
     damaged_pages: DamagedPages,
 }
 
@@ -94,6 +98,7 @@ impl<'a> Recording<'a> {
             captured: Captured::default(),
             begin: None,
             end: None,
+            read_from: None,
             damaged_pages: DamagedPages::default(),
         }
     }
@@ -140,9 +145,61 @@ impl<'a> Recording<'a> {
         self.end = Some((stop_lsn, timeline));
     }
 
-    /// Says which pages were damaged on disk.
-    pub(super) fn damaged(&mut self, pages: DamagedPages) {
-        self.damaged_pages = pages;
+    /// Says what is known only of files that were read from the data directory: since when, and which
+    /// pages were damaged.
+    pub(super) fn files_were_read(&mut self, read_from: PgTimestamp, damaged: DamagedPages) {
+        self.read_from = Some(read_from);
+        self.damaged_pages = damaged;
+    }
+
+    /// Says what the current file looked like before it was read.
+    pub(super) fn stamp(&mut self, stamp: FileStamp) {
+        self.recorder.set_stamp(stamp);
+    }
+
+    /// Records a file that is as the parent has it, and returns its checksum.
+    pub(super) async fn unchanged(
+        &mut self,
+        meta: FileMeta,
+        stamp: FileStamp,
+    ) -> Result<String, Failure> {
+        let (making, size) = (self.making, meta.size);
+        let Some(files) = &mut self.parent else { return Err(not_known(&meta)) };
+        let entry = files.entry(&meta.path).await.map_err(|e| not_read(making, e))?;
+        let Some(entry) = entry.filter(|e| e.size == size && e.stamp == Some(stamp)) else {
+            return Err(not_known(&meta));
+        };
+        let Some(checksum) = entry.checksum.clone() else { return Err(not_known(&meta)) };
+        self.recorder.begin(meta);
+        self.recorder.set_stamp(stamp);
+        let maps = match &entry.content {
+            FileContent::Maps(maps) => Some(maps.clone()),
+            FileContent::Inline(_) => None,
+        };
+        let mut number = 0;
+        for map in 0..maps.as_ref().map_or(1, Vec::len) {
+            for chunk in files.chunks(&entry, map).await.map_err(|e| not_read(making, e))? {
+                let len = chunk_len(size, number);
+                if !chunk.is_whole(len) {
+                    return Err(badly_listed(&entry));
+                }
+                number += 1;
+                match &maps {
+                    Some(_) => self.recorder.count_referenced(&chunk, u64::from(len)),
+                    None => self
+                        .recorder
+                        .reference(chunk, u64::from(len))
+                        .await
+                        .map_err(|e| making.not_stored(e))?,
+                }
+            }
+        }
+        if number != chunks_of(size) {
+            return Err(badly_listed(&entry));
+        }
+        let ended = self.recorder.end(Some(checksum.clone()), maps).await;
+        ended.map_err(|e| making.not_stored(e))?;
+        Ok(checksum)
     }
 
     fn begin_file(&mut self, meta: FileMeta, parent: Option<FileEntry>) {
@@ -269,6 +326,7 @@ impl<'a> Recording<'a> {
             control,
             group_access: control_mode & 0o040 != 0,
             label_written_unix: label.1,
+            read_from: self.read_from,
             damaged_pages: self.damaged_pages,
         };
         Ok((self.recorder, received))
@@ -279,6 +337,26 @@ fn not_read(making: &Making<'_>, error: RepoError) -> Failure {
     let what =
         format!("could not read the backup before this one in {}", making.repository.describe());
     of_repo(error, what, UNHARMED)
+}
+
+fn not_known(meta: &FileMeta) -> Failure {
+    let path = String::from_utf8_lossy(&meta.path);
+    Failure::new(
+        Kind::Bug,
+        format!("`{path}` was taken for unchanged and is not in the backup before"),
+        UNHARMED,
+        "Take the backup again with `--rehash`, and please report this.",
+    )
+}
+
+fn badly_listed(entry: &FileEntry) -> Failure {
+    let path = String::from_utf8_lossy(&entry.path);
+    Failure::new(
+        Kind::Integrity,
+        format!("the backup before this one does not list all of `{path}`"),
+        UNHARMED,
+        "Take the backup again with `--rehash`, which reads every file, and keep the earlier one for inspection.",
+    )
 }
 
 pub(super) fn unexpected(what: impl Into<String>) -> Failure {

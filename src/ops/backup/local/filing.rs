@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use super::super::Making;
 use super::super::arriving::Begin;
-use super::super::recording::{Received, Recording};
+use super::super::recording::{Received, Recording, unexpected};
 use super::super::server::Facts;
 use super::ends::Ends;
 use super::manifest_draft::ManifestDraft;
 use super::reading::{Data, Event};
 use super::session::{Ended, Started};
 use crate::failure::Failure;
-use crate::format::{CHUNK_BYTES, DamagedPage, DamagedPages, EntryKind, digest_chunk};
+use crate::format::{CHUNK_BYTES, DamagedPage, DamagedPages, EntryKind, FileStamp, digest_chunk};
 use crate::ops::progress::Progress;
 use crate::pg::{Crc32c, Lsn, ManifestedFile, crc32c, crc32c_joined};
 use crate::plan::file_reading::is_damaged;
@@ -47,13 +47,36 @@ impl Sum {
         }
     }
 
-    /// Returns the manifest's name of the checksum, and its bytes as printed there.
-    fn finish(self) -> (&'static str, Vec<u8>) {
+    /// Returns its bytes as a manifest prints them.
+    fn finish(self) -> Vec<u8> {
         match self {
-            Self::Crc32c(sum) => ("CRC32C", sum.to_le_bytes().to_vec()),
-            Self::Sha256(sum) => ("SHA256", sum.finish().as_ref().to_vec()),
+            Self::Crc32c(sum) => sum.to_le_bytes().to_vec(),
+            Self::Sha256(sum) => sum.finish().as_ref().to_vec(),
         }
     }
+}
+
+/// Returns the name of the checksum in file lists.
+pub(in super::super) fn name_of(checksums: ManifestChecksums) -> &'static str {
+    match checksums {
+        ManifestChecksums::Crc32c => "crc32c",
+        ManifestChecksums::Sha256 => "sha256",
+    }
+}
+
+/// Returns the name of the checksum in manifests.
+fn manifest_name_of(checksums: ManifestChecksums) -> &'static str {
+    match checksums {
+        ManifestChecksums::Crc32c => "CRC32C",
+        ManifestChecksums::Sha256 => "SHA256",
+    }
+}
+
+fn bytes_of_hex(hex: &str) -> Option<Vec<u8>> {
+    if !hex.len().is_multiple_of(2) || !hex.is_ascii() {
+        return None;
+    }
+    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).ok()).collect()
 }
 
 /// What was read on its way into the repository and into the manifest.
@@ -92,15 +115,29 @@ impl<'a> Filing<'a> {
 
     pub(super) async fn take(&mut self, event: Event, bytes: &[u8]) -> Result<(), Failure> {
         match event {
-            Event::Entry(meta) => {
-                if meta.kind == EntryKind::File {
-                    self.file = Some((meta.clone(), Sum::new(self.checksums)));
-                }
-                self.recording.entry(meta).await
+            Event::Directory(meta) => self.recording.entry(meta).await,
+            Event::File(meta, stamp) => {
+                self.file = Some((meta.clone(), Sum::new(self.checksums)));
+                self.recording.entry(meta).await?;
+                self.recording.stamp(stamp);
+                Ok(())
             }
+            Event::Unchanged(meta, stamp) => self.unchanged(meta, stamp).await,
             Event::Data(data) => self.data(data, bytes).await,
             Event::FileEnd => self.end_file().await,
         }
+    }
+
+    /// Records a file that was not read, and lists it with the checksum that it had.
+    async fn unchanged(&mut self, meta: FileMeta, stamp: FileStamp) -> Result<(), Failure> {
+        self.progress.advance(meta.size);
+        let (path, size, modified_unix) = (meta.path.clone(), meta.size, meta.mtime);
+        let checksum = self.recording.unchanged(meta, stamp).await?;
+        let (name, hex) = checksum.split_once(':').unwrap_or_default();
+        let bytes = bytes_of_hex(hex).filter(|_| name == name_of(self.checksums));
+        let bytes = bytes.ok_or_else(|| unexpected("a file's checksum in the list is not one"))?;
+        let checksum = (manifest_name_of(self.checksums), &bytes[..]);
+        self.manifest.file(&ManifestedFile { path: &path, size, modified_unix, checksum })
     }
 
     async fn data(&mut self, data: Data, bytes: &[u8]) -> Result<(), Failure> {
@@ -134,14 +171,14 @@ impl<'a> Filing<'a> {
 
     async fn end_file(&mut self) -> Result<(), Failure> {
         let Some((meta, sum)) = self.file.take() else { return Ok(()) };
-        let (algorithm, checksum) = sum.finish();
+        let (algorithm, checksum) = (manifest_name_of(self.checksums), sum.finish());
         self.manifest.file(&ManifestedFile {
             path: &meta.path,
             size: meta.size,
             modified_unix: meta.mtime,
             checksum: (algorithm, &checksum),
         })?;
-        let mut text = format!("{}:", algorithm.to_ascii_lowercase());
+        let mut text = format!("{}:", name_of(self.checksums));
         for byte in checksum {
             text.push_str(&format!("{byte:02x}"));
         }
@@ -184,7 +221,7 @@ impl<'a> Filing<'a> {
         }
         let damaged = self.damaged_pages(ended.stop_lsn);
         let Self { mut recording, manifest, .. } = self;
-        recording.damaged(damaged);
+        recording.files_were_read(started.read_from, damaged);
         recording.start(begin);
         recording.manifest();
         let mut rest: Vec<u8> = Vec::new();

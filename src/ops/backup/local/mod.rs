@@ -29,14 +29,15 @@ use crate::ops::failures::{of_disk, of_task};
 use crate::ops::progress::Progress;
 use crate::pg::{ControlFile, MajorVersion};
 use crate::pgdata::{
-    ClusterWalk, DiskError, Found, PageRules, Rereads, StableReadError, WalkRules,
+    ClusterWalk, DiskError, Found, PageRules, Rereads, StableReadError, WalkRules, has_own_times,
     read_control_bytes, read_stable, tablespaces_of,
 };
 use crate::plan::file_reading::reading_plan;
-use crate::repo::{FileMeta, FileRecorder, ParentFiles};
+use crate::repo::{FileMeta, FileRecorder, KnownFiles, ParentFiles};
 use crate::walsender::ManifestChecksums;
 use ends::Ends;
 use filing::Filing;
+pub(super) use filing::name_of as checksum_name;
 use reading::{How, Reading, Stretch};
 use session::{Session, Started};
 
@@ -89,6 +90,15 @@ impl Local {
         Ok(Self { session, pgdata, control, stats_temp_directory })
     }
 
+    /// Returns whether the files' times can be compared with this host's clock, in the data directory
+    /// and in every tablespace.
+    pub(super) fn has_own_times(&self) -> bool {
+        let places = tablespaces_of(&self.pgdata).unwrap_or_default();
+        let mut places = places.into_iter().map(|tablespace| self.pgdata.join(tablespace.location));
+        let is_own = |place: &Path| has_own_times(place).unwrap_or(false);
+        is_own(&self.pgdata) && places.all(|place| is_own(&place))
+    }
+
     fn rules(&self, version: MajorVersion) -> WalkRules {
         WalkRules {
             version,
@@ -115,8 +125,9 @@ impl Local {
         let failed = |error| of_disk(error, "could not read the data directory", UNHARMED);
         let tablespaces = tablespaces_of(&self.pgdata).map_err(failed)?;
         let walk = ClusterWalk::begin(&self.pgdata, rules).map_err(failed)?;
+        let known = parent.as_ref().map(ParentFiles::known);
         let mut filing = Filing::new(making, facts, recorder, parent, started.start_lsn);
-        self.read_files(&mut filing, walk, &started, request).await?;
+        self.read_files(&mut filing, walk, known, &started, request).await?;
         // Last: on a standby it says how far the files that were read before reach.
         let (bytes, _) = read_control(&self.pgdata).await?;
         filing.small(control_meta(&self.pgdata, &bytes).map_err(failed)?, &bytes).await?;
@@ -135,6 +146,7 @@ impl Local {
         &mut self,
         filing: &mut Filing<'_>,
         walk: ClusterWalk,
+        known: Option<Arc<KnownFiles>>,
         started: &Started,
         request: &Request,
     ) -> Result<(), Failure> {
@@ -150,7 +162,7 @@ impl Local {
             with_crc: request.manifest_checksums == ManifestChecksums::Crc32c,
             rate_max: request.max_rate_kb.map(|kb| u64::from(kb) << 10),
         };
-        let mut reading = Reading::begin(walk, how)?;
+        let mut reading = Reading::begin(walk, how, known)?;
         let mut pulse = interval_at(Instant::now() + PULSE, PULSE);
         pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

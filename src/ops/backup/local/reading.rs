@@ -16,14 +16,15 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::super::UNHARMED;
 use crate::failure::{Failure, Kind};
-use crate::format::{CHUNK_BYTES, ChunkDigest, EntryKind, digest_chunk};
+use crate::format::{CHUNK_BYTES, ChunkDigest, EntryKind, FileStamp, digest_chunk};
 use crate::ops::failures::of_disk;
 use crate::pg::crc32c;
 use crate::pgdata::{
-    ClusterWalk, DiskError, Found, FoundFile, PageRules, ReadFile, SuspectPage, check_pages,
+    ClusterWalk, DiskError, FileLook, Found, FoundFile, PageRules, ReadFile, SuspectPage,
+    check_pages,
 };
 use crate::plan::file_reading::{FILES_TOGETHER_MAX, ReadingPlan, STRETCH_BYTES};
-use crate::repo::FileMeta;
+use crate::repo::{FileMeta, KnownFiles};
 
 /// Stacks of these threads: they call nothing deep.
 const STACK_BYTES: usize = 512 << 10;
@@ -53,8 +54,12 @@ pub(super) struct Stretch {
 /// What a stretch holds, in order.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// A directory, or the beginning of a file.
-    Entry(FileMeta),
+    /// A directory.
+    Directory(FileMeta),
+    /// The beginning of a file.
+    File(FileMeta, FileStamp),
+    /// A file that is as an earlier backup has it; its bytes were not read.
+    Unchanged(FileMeta, FileStamp),
     /// The next bytes of the file.
     Data(Data),
     /// The file is complete.
@@ -83,6 +88,7 @@ struct Job {
 
 enum Item {
     Directory(FileMeta),
+    Unchanged(FileMeta, FileStamp),
     /// A file that fits one stretch, with others perhaps.
     Small(FoundFile),
     /// A part of a file that is open.
@@ -94,7 +100,7 @@ struct Part {
     /// Which file of its fork, if it consists of pages.
     segment: Option<u32>,
     /// The file itself, where this is its first part.
-    begins: Option<FileMeta>,
+    begins: Option<(FileMeta, FileStamp)>,
     offset: u64,
     len: usize,
     is_last: bool,
@@ -111,8 +117,12 @@ pub(super) struct Reading {
 type Spare = Arc<Mutex<Vec<Vec<u8>>>>;
 
 impl Reading {
-    /// Starts the threads.
-    pub(super) fn begin(walk: ClusterWalk, how: How) -> Result<Self, Failure> {
+    /// Starts the threads. Files that are `known` are not read.
+    pub(super) fn begin(
+        walk: ClusterWalk,
+        how: How,
+        known: Option<Arc<KnownFiles>>,
+    ) -> Result<Self, Failure> {
         let (to_order, in_order) = mpsc::channel(how.plan.stretches_max);
         let (to_readers, jobs) = sync_channel(how.plan.stretches_max);
         let jobs = Arc::new(Mutex::new(jobs));
@@ -122,7 +132,7 @@ impl Reading {
             start_thread(&format!("read-{number}"), move || read_jobs(&jobs, &spare, how))?;
         }
         let rate = Rate { bytes_per_second: how.rate_max, began: Instant::now(), bytes: 0 };
-        let walking = Walking { to_order, to_readers, rate, items: Vec::new(), bytes: 0 };
+        let walking = Walking { to_order, to_readers, rate, known, items: Vec::new(), bytes: 0 };
         start_thread("walk", move || walking.run(walk))?;
         Ok(Self { in_order, next: None, spare })
     }
@@ -169,6 +179,7 @@ struct Walking {
     to_order: mpsc::Sender<oneshot::Receiver<Answer>>,
     to_readers: SyncSender<Job>,
     rate: Rate,
+    known: Option<Arc<KnownFiles>>,
     /// The job that is being gathered, and its bytes.
     items: Vec<Item>,
     bytes: usize,
@@ -211,6 +222,10 @@ impl Walking {
                 mtime: directory.mtime,
                 size: 0,
             }),
+            Found::File(file) if self.is_known(&file) => {
+                let (stamp, size) = (stamp_of(file.look), file.size);
+                Item::Unchanged(meta_of(file, size), stamp)
+            }
             Found::File(file) if file.size > STRETCH_BYTES as u64 => return self.large(file),
             Found::File(file) => {
                 let size = usize::try_from(file.size).unwrap_or(STRETCH_BYTES);
@@ -228,13 +243,18 @@ impl Walking {
         Ok(())
     }
 
+    fn is_known(&self, file: &FoundFile) -> bool {
+        let known = self.known.as_ref();
+        known.is_some_and(|known| known.holds(&file.path, file.size, stamp_of(file.look)))
+    }
+
     fn large(&mut self, file: FoundFile) -> Result<(), Stopped> {
         self.send()?;
         let Some(open) = ReadFile::open(&file.place).map_err(Stopped::Disk)? else { return Ok(()) };
         let open = Arc::new(open);
         let segment = file.relation.map(|(_, relation)| relation.segment);
-        let size = file.size;
-        let mut begins = Some(meta_of(file, size));
+        let (size, stamp) = (file.size, stamp_of(file.look));
+        let mut begins = Some((meta_of(file, size), stamp));
         let mut offset = 0;
         while offset < size {
             let len = usize::try_from(size - offset).unwrap_or(usize::MAX).min(STRETCH_BYTES);
@@ -300,6 +320,11 @@ impl Rate {
     }
 }
 
+fn stamp_of(look: FileLook) -> FileStamp {
+    let FileLook { mtime_ns, ctime_ns, inode } = look;
+    FileStamp { mtime_ns, ctime_ns, inode }
+}
+
 fn meta_of(file: FoundFile, size: u64) -> FileMeta {
     let FoundFile { path, mode, mtime, .. } = file;
     FileMeta { path, kind: EntryKind::File, mode, mtime, size }
@@ -325,7 +350,8 @@ fn read_items(items: Vec<Item>, stretch: &mut Stretch, how: How) -> Result<(), D
     let mut at = 0;
     for item in items {
         match item {
-            Item::Directory(meta) => stretch.events.push(Event::Entry(meta)),
+            Item::Directory(meta) => stretch.events.push(Event::Directory(meta)),
+            Item::Unchanged(meta, stamp) => stretch.events.push(Event::Unchanged(meta, stamp)),
             Item::Small(file) => at = read_small(file, at, stretch, how)?,
             Item::Part(part) => read_part(part, stretch, how)?,
         }
@@ -345,7 +371,8 @@ fn read_small(
     let room = usize::try_from(file.size).unwrap_or(usize::MAX).min(stretch.bytes.len() - at);
     let len = open.read_at(0, &mut stretch.bytes[at..at + room])?;
     let segment = file.relation.map(|(_, relation)| relation.segment);
-    stretch.events.push(Event::Entry(meta_of(file, len as u64)));
+    let stamp = stamp_of(file.look);
+    stretch.events.push(Event::File(meta_of(file, len as u64), stamp));
     if len > 0 {
         let data = digest(&open, segment, 0, at..at + len, &mut stretch.bytes, how)?;
         stretch.events.push(Event::Data(data));
@@ -360,7 +387,7 @@ fn read_part(part: Part, stretch: &mut Stretch, how: How) -> Result<(), DiskErro
     // Cut off since it began: zeros stand for the rest, as in the server's own backups, until
     // replay cuts it off as well.
     stretch.bytes[filled..len].fill(0);
-    stretch.events.extend(begins.map(Event::Entry));
+    stretch.events.extend(begins.map(|(meta, stamp)| Event::File(meta, stamp)));
     let data = digest(&file, segment, offset, 0..len, &mut stretch.bytes, how)?;
     stretch.events.push(Event::Data(data));
     if is_last {

@@ -11,7 +11,7 @@ use super::super::server::Facts;
 use super::super::{Request, UNHARMED};
 use crate::failure::{Failure, Kind};
 use crate::ops::failures::{of_disk, of_postgres};
-use crate::pg::Lsn;
+use crate::pg::{Lsn, PgTimestamp};
 use crate::pgdata::{DiskError, exported_snapshot};
 use crate::plan::file_reading::is_on_the_same_host;
 use crate::walsender::{Connection, Mode, PgError, Rows, quote_literal};
@@ -36,6 +36,8 @@ pub(super) struct Started {
     pub(super) start_lsn: Lsn,
     /// The server's clock after that, seconds since 1970, rounded down.
     pub(super) clock_unix: i64,
+    /// This host's clock after that.
+    pub(super) read_from: PgTimestamp,
 }
 
 /// What the server says when the backup ends.
@@ -187,7 +189,7 @@ impl Session {
         let rows = self.ask(clock, "could not ask the server for its time").await?;
         let clock = rows.first().and_then(|seconds| seconds.parse().ok());
         let (Some(start_lsn), Some(clock_unix)) = (lsn, clock) else { return Err(nonsense()) };
-        Ok(Started { start_lsn, clock_unix })
+        Ok(Started { start_lsn, clock_unix, read_from: crate::ops::now() })
     }
 
     /// Uses the session, so that nobody takes it for dead and a lost one is noticed.
