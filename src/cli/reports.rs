@@ -91,6 +91,7 @@ pub(super) struct BackupDone {
     size_bytes: u64,
     stored_bytes: u64,
     referenced_bytes: u64,
+    unread_bytes: u64,
     parent: Option<BackupId>,
     source: String,
     taken_from: String,
@@ -112,6 +113,7 @@ impl BackupDone {
             size_bytes: made.size_bytes,
             stored_bytes: made.stored_bytes,
             referenced_bytes: report.referenced_bytes,
+            unread_bytes: report.unread_bytes,
             parent: made.parent.clone(),
             source: made.source.clone(),
             taken_from: made.taken_from.clone(),
@@ -121,7 +123,11 @@ impl BackupDone {
 
     pub(super) fn text(&self) -> String {
         let parent = self.parent.as_ref().map_or_else(String::new, |parent| {
-            format!("; {} is unchanged since {parent}", human_size(self.referenced_bytes))
+            let unread = match self.unread_bytes {
+                0 => String::new(),
+                bytes => format!(" ({} of it not read again)", human_size(bytes)),
+            };
+            format!("; {} is unchanged since {parent}{unread}", human_size(self.referenced_bytes))
         });
         let damaged = damaged_pages(&self.damaged_pages);
         format!(

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::backup_restore::{
     assert_no_backup, assert_restored_as_backed_up, hosts, shape, the_main_job,
 };
-use crate::harness::{Archived, ClusterBuilder, MAJORS, NEWEST, flip_bit, wait_for};
+use crate::harness::{Archived, ClusterBuilder, MAJORS, NEWEST, files_below, flip_bit, wait_for};
 
 const FILES: [&str; 4] = ["backup", "--fast", "--source", "files"];
 
@@ -225,7 +225,7 @@ fn a_lost_session_gives_the_backup_up() {
     let running = place.highwater.spawn(&SLOWLY);
     let file = place.highwater.repo_directory();
     wait_for("the backup begins", Duration::from_secs(30), || {
-        crate::harness::files_below(&file).iter().any(|path| path.ends_with("begun.json"))
+        files_below(&file).iter().any(|path| path.ends_with("begun.json"))
     });
     place.cluster.wait_until("select count(*) from pg_stat_activity where query like '%clock_timestamp%' and pid <> pg_backend_pid()", "1");
     place.cluster.immediate_stop();
@@ -287,4 +287,133 @@ fn backups_of_both_sources_reference_each_other() {
     copy.start();
     copy.wait_until("select pg_is_in_recovery()", "f");
     assert_eq!(copy.dump(), wanted);
+}
+
+/// Waits until everything in the data directory was last changed so long ago that the next backup's
+/// successor can take it as unchanged.
+fn wait_until_settled(place: &Archived) {
+    use std::os::unix::fs::MetadataExt;
+    place.cluster.sql("checkpoint");
+    let newest = || {
+        let changed = |path| std::fs::metadata(place.cluster.pgdata.join("base").join(path));
+        let times = files_below(&place.cluster.pgdata.join("base"));
+        times.into_iter().filter_map(|path| Some(changed(path).ok()?.ctime())).max().unwrap()
+    };
+    wait_for("the files are old enough", Duration::from_secs(60), || {
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+        i64::try_from(now).unwrap() > newest() + 6
+    });
+}
+
+/// A backup of files as its report tells it.
+fn reported(place: &Archived, more: &[&str]) -> serde_json::Value {
+    place.highwater.run(&[&FILES[..], &["--json"], more].concat()).done().json()
+}
+
+#[test]
+fn files_that_nobody_wrote_to_are_not_read_again() {
+    for major in [14, NEWEST] {
+        let place = Archived::by_server_with(major, |builder| builder.tablespace("aside"));
+        place.cluster.pgbench(&["-i", "-q", "-s", "4"]);
+        place
+            .cluster
+            .sql("create table kept tablespace aside as select generate_series(1, 90000) n");
+        place.cluster.sql("create table written as select generate_series(1, 90000) n");
+        place.cluster.sql("vacuum freeze analyze");
+        wait_until_settled(&place);
+        let unread = |report: &serde_json::Value| report["unread_bytes"].as_u64().unwrap();
+        assert_eq!(unread(&reported(&place, &[])), 0, "there is nothing before it");
+        place.cluster.sql("update written set n = 0 where n = 45000; checkpoint");
+        let second = reported(&place, &[]);
+        let size = second["size_bytes"].as_u64().unwrap();
+        assert!(unread(&second) > size / 10 * 8, "{second}");
+        assert!(unread(&second) < size, "what was written to is read: {second}");
+        assert!(second["stored_bytes"].as_u64().unwrap() < size / 50, "{second}");
+        // A third one, with a parent that did not read them either.
+        let third = reported(&place, &[]);
+        assert!(unread(&third) > size / 10 * 8, "{third}");
+        assert_eq!(unread(&reported(&place, &["--rehash"])), 0);
+        assert_eq!(unread(&reported(&place, &["--manifest-checksums", "sha256"])), 0);
+        let wanted = place.cluster.dump();
+        place.cluster.archive_now();
+        let origin = place.cluster.tablespace("aside");
+        for (n, report) in [second, third].iter().enumerate() {
+            let aside = place.lab.directory(&format!("aside-{n}"));
+            let map = format!("{}={}", origin.display(), aside.display());
+            let id = report["id"].as_str().unwrap();
+            let arguments = ["--backup", id, "--tablespace-map", &map];
+            let mut copy = place.restore(&format!("copy-{n}"), &arguments);
+            assert_restored_as_backed_up(&copy);
+            copy.start();
+            copy.wait_until("select pg_is_in_recovery()", "f");
+            assert_eq!(
+                copy.dump().replace(aside.to_str().unwrap(), origin.to_str().unwrap()),
+                wanted
+            );
+            copy.amcheck();
+        }
+    }
+}
+
+#[test]
+fn a_file_of_the_same_size_and_time_with_other_bytes_is_read() {
+    let place = Archived::by_server(NEWEST);
+    let notes = place.lab.write("pg/base/1/notes", b"one");
+    wait_until_settled(&place);
+    let time = std::fs::metadata(&notes).unwrap().modified().unwrap();
+    reported(&place, &[]);
+    std::fs::write(&notes, b"two").unwrap();
+    std::fs::File::options().write(true).open(&notes).unwrap().set_modified(time).unwrap();
+    assert!(reported(&place, &[])["unread_bytes"].as_u64().unwrap() > 0);
+    let newest = place.highwater.info()["backups"][1]["id"].as_str().unwrap().to_owned();
+    let copy = place.restore("copy", &["--backup", &newest]);
+    assert_eq!(std::fs::read(copy.pgdata.join("base/1/notes")).unwrap(), b"two");
+}
+
+#[test]
+fn a_file_with_a_damaged_page_is_read_and_named_by_every_backup() {
+    let mut place = Archived::by_server(NEWEST);
+    place.cluster.sql("create table t as select generate_series(1, 50000) n; checkpoint");
+    let file = place.cluster.sql("select pg_relation_filepath('t')");
+    place.cluster.fast_stop();
+    flip_bit(&place.cluster.pgdata.join(&file), 3 * 8192 + 5000);
+    place.cluster.start();
+    wait_until_settled(&place);
+    for _ in 0..2 {
+        place.highwater.run(&FILES).ends_with(4).says(&format!("{file}, block 3\n"));
+    }
+    let info = place.highwater.info();
+    assert_eq!(info["backups"][1]["damaged_pages"]["count"], 1, "{info}");
+}
+
+#[test]
+fn each_of_a_chain_of_backups_under_load_restores_alone_to_the_same_end() {
+    let place = Archived::by_server(NEWEST);
+    place.cluster.pgbench(&["-i", "-q", "-s", "3"]);
+    wait_until_settled(&place);
+    for round in 0..10 {
+        let mut writing = place.cluster.pgbench_in_background(&["-n", "-c", "2", "-t", "150"]);
+        let source = if round == 4 { "stream" } else { "files" };
+        place.highwater.run(&["backup", "--fast", "--source", source]).done();
+        assert!(writing.wait().unwrap().success());
+        place
+            .cluster
+            .sql(&format!("create table round{round} as select generate_series(1, 5000) n"));
+    }
+    let wanted = place.cluster.dump();
+    place.cluster.archive_now();
+    let info = place.highwater.info();
+    let backups = info["backups"].as_array().unwrap();
+    assert_eq!(backups.len(), 10);
+    for (n, backup) in backups.iter().enumerate() {
+        let id = backup["id"].as_str().unwrap();
+        let mut copy = place.restore(&format!("copy-{n}"), &["--backup", id]);
+        assert_restored_as_backed_up(&copy);
+        copy.start();
+        copy.wait_until("select pg_is_in_recovery()", "f");
+        assert_eq!(copy.dump(), wanted, "backup {n}");
+        copy.amcheck();
+        copy.fast_stop();
+        std::fs::remove_dir_all(&copy.pgdata).unwrap();
+    }
 }

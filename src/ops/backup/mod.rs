@@ -105,6 +105,8 @@ pub struct Report {
     pub backup: Committed,
     /// Bytes that were referenced in the parent instead of being stored.
     pub referenced_bytes: u64,
+    /// Bytes of files among them that were not even read.
+    pub unread_bytes: u64,
 }
 
 /// Takes a backup, unless `stop` is wanted before it is committed.
@@ -323,7 +325,8 @@ impl Making<'_> {
         };
         self.commit_was_sent.store(true, Ordering::SeqCst);
         writer.commit(&index, &committed).await.map_err(|e| self.not_known(e))?;
-        Ok(Report { backup: committed, referenced_bytes: recorded.referenced_bytes })
+        let (referenced_bytes, unread_bytes) = (recorded.referenced_bytes, received.unread_bytes);
+        Ok(Report { backup: committed, referenced_bytes, unread_bytes })
     }
 
     /// Returns since when the parent's files may be taken as unchanged, in nanoseconds since 1970;

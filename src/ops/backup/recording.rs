@@ -42,6 +42,8 @@ pub(super) struct Received {
     pub(super) label_written_unix: i64,
     /// When the reading of files began, unless they were streamed.
     pub(super) read_from: Option<PgTimestamp>,
+    /// Bytes of files that were not read, since nobody wrote to them after the backup before.
+    pub(super) unread_bytes: u64,
     /// Pages that were damaged on the server's disk; a stream with such ends in an error instead.
     pub(super) damaged_pages: DamagedPages,
 }
@@ -80,6 +82,7 @@ pub(super) struct Recording<'a> {
     begin: Option<Begin>,
     end: Option<(Lsn, Timeline)>,
     read_from: Option<PgTimestamp>,
+    unread_bytes: u64,
     damaged_pages: DamagedPages,
 }
 
@@ -99,6 +102,7 @@ impl<'a> Recording<'a> {
             begin: None,
             end: None,
             read_from: None,
+            unread_bytes: 0,
             damaged_pages: DamagedPages::default(),
         }
     }
@@ -199,6 +203,7 @@ impl<'a> Recording<'a> {
         }
         let ended = self.recorder.end(Some(checksum.clone()), maps).await;
         ended.map_err(|e| making.not_stored(e))?;
+        self.unread_bytes += size;
         Ok(checksum)
     }
 
@@ -327,6 +332,7 @@ impl<'a> Recording<'a> {
             group_access: control_mode & 0o040 != 0,
             label_written_unix: label.1,
             read_from: self.read_from,
+            unread_bytes: self.unread_bytes,
             damaged_pages: self.damaged_pages,
         };
         Ok((self.recorder, received))
