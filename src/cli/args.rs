@@ -191,10 +191,17 @@ pub struct ReceiveArgs {
 /// Arguments of `backup`.
 #[derive(Args)]
 pub struct BackupArgs {
-    /// Where the files come from: stream (a replication connection)
+    /// Where the files come from: stream (a replication connection) or files (the data
+    /// directory, on the server's own host)
     #[arg(long, value_name = "SOURCE", default_value = "stream", hide_possible_values = true)]
     source: BackupSource,
-    /// Workers that compress and store [env: HIGHWATER_JOBS]
+    /// The data directory for --source files, if the server may not be asked [env: HIGHWATER_PGDATA]
+    #[arg(long, value_name = "DIR")]
+    pgdata: Option<PathBuf>,
+    /// With --source files: read every file, those too that look untouched since the last backup
+    #[arg(long)]
+    rehash: bool,
+    /// Workers that read, compress and store [env: HIGHWATER_JOBS]
     #[arg(long, value_name = "N")]
     jobs: Option<String>,
     /// Begin with an immediate checkpoint instead of a spread one
@@ -209,13 +216,13 @@ pub struct BackupArgs {
     /// The label in backup_label
     #[arg(long, value_name = "TEXT", value_parser = parse_label)]
     label: Option<String>,
-    /// The most that the server may send each second, such as 50MB
+    /// The most that is sent or read each second, such as 50MB
     #[arg(long, value_name = "RATE", value_parser = parse_max_rate)]
     max_rate: Option<u64>,
     /// How long to wait for the backup's WAL [env: HIGHWATER_WAL_TIMEOUT]
     #[arg(long, value_name = "TIME")]
     wal_timeout: Option<String>,
-    /// Checksums that the server puts into the manifest: crc32c (fast) or sha256
+    /// Checksums in the manifest: crc32c (fast) or sha256
     #[arg(long, value_name = "KIND", default_value = "crc32c", hide_possible_values = true)]
     manifest_checksums: ManifestChecksums,
 }
@@ -351,6 +358,7 @@ impl CommandLine {
             Command::Backup(args) => {
                 flags.set(Id::Jobs, args.jobs.clone());
                 flags.set(Id::WalTimeout, args.wal_timeout.clone());
+                flags.set(Id::Pgdata, absolute_text(args.pgdata.clone())?);
                 Request::Backup(args.into_request()?)
             }
             Command::Restore(args) => {
@@ -371,6 +379,7 @@ impl BackupArgs {
             .map_err(|reason| usage(&reason, "give each annotation once: --annotate KEY=VALUE"))?;
         Ok(BackupRequest {
             source: self.source,
+            rehash: self.rehash,
             fast: self.fast,
             prefer_standby: self.prefer_standby,
             annotations: self.annotate,

@@ -14,8 +14,8 @@ use super::drivers::{
 use super::environment::Environment;
 use super::output::Output;
 use super::requests::{
-    ArchiveGetRequest, ArchivePushRequest, BackupRequest, CheckRequest, InfoRequest, InitRequest,
-    ManifestChecksums, ReceiveRequest, Request, RestoreRequest,
+    ArchiveGetRequest, ArchivePushRequest, BackupRequest, BackupSource, CheckRequest, InfoRequest,
+    InitRequest, ManifestChecksums, ReceiveRequest, Request, RestoreRequest,
 };
 use super::settings::{NOTHING_DONE, Settings};
 use super::{man, progress, reports, signals};
@@ -80,7 +80,7 @@ pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(),
         Request::ArchiveGet(request) => return archive_get(request, surroundings),
         Request::FetchAhead => fetch_ahead(surroundings)?,
         Request::Receive(request) => receive(request, surroundings)?,
-        Request::Backup(request) => backup(request, surroundings)?,
+        Request::Backup(request) => return backup(request, surroundings),
         Request::Restore(request) => restore(*request, surroundings)?,
         Request::Info(request) => info(&request, surroundings)?,
     }
@@ -240,11 +240,16 @@ fn receive(request: ReceiveRequest, surroundings: &Surroundings<'_>) -> Result<(
     surroundings.output.report(&report, reports::receive)
 }
 
-fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
+fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(), Ended> {
     let opened = open_repository(surroundings)?;
     let settings = surroundings.settings;
     let jobs = settings.jobs.value;
+    let pgdata = settings.pgdata.as_ref().map(|pgdata| pgdata.value.clone());
     let request = ops::backup::Request {
+        source: match request.source {
+            BackupSource::Stream => ops::backup::Source::Stream,
+            BackupSource::Files => ops::backup::Source::Files { pgdata, rehash: request.rehash },
+        },
         server: server(surroundings)?,
         prefer_standby: request.prefer_standby,
         label: request.label.unwrap_or_else(|| "highwater".to_owned()),
@@ -268,7 +273,11 @@ fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(),
         signals::stoppable(surroundings.output, work).await
     });
     listener.finish();
-    surroundings.output.report(&reports::BackupDone::of(&outcome?), reports::BackupDone::text)
+    let report = outcome?;
+    surroundings.output.report(&reports::BackupDone::of(&report), reports::BackupDone::text)?;
+    // The backup stands, and whoever looks at exit codes must hear of it all the same.
+    let is_sound = report.backup.damaged_pages.is_empty();
+    if is_sound { Ok(()) } else { Err(Ended::Said(Kind::Integrity)) }
 }
 
 fn restore(request: RestoreRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {

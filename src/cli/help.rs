@@ -80,9 +80,11 @@ Examples:
   highwater backup
   highwater backup --fast --annotate why='before the release'
   highwater backup --dsn 'host=db1,db2 user=highwater' --prefer-standby
+  highwater backup --source files    on the server's own host: faster, and it checks each page
 
 The backup counts from the moment its WAL is in the repository; until then, and after any
-failure, it does not exist for restore.";
+failure, it does not exist for restore. With --source files, exit code 4 and a report mean a
+backup that stands and names pages that are damaged on the server's disk.";
 
 /// Under `restore --help`.
 pub const RESTORE: &str = "\

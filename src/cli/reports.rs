@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::output::columns;
 use super::units::human_size;
-use crate::format::BackupId;
+use crate::format::{BackupId, DamagedPages};
 use crate::ops::restore::PlanReport;
 use crate::ops::{archive_get, archive_push, backup, check, info, init, receive, restore};
 use crate::pg::{Lsn, PgTimestamp, ServerVersion, Timeline};
@@ -91,8 +91,12 @@ pub(super) struct BackupDone {
     size_bytes: u64,
     stored_bytes: u64,
     referenced_bytes: u64,
+    unread_bytes: u64,
     parent: Option<BackupId>,
+    source: String,
     taken_from: String,
+    #[serde(skip_serializing_if = "DamagedPages::is_empty")]
+    damaged_pages: DamagedPages,
 }
 
 impl BackupDone {
@@ -109,18 +113,26 @@ impl BackupDone {
             size_bytes: made.size_bytes,
             stored_bytes: made.stored_bytes,
             referenced_bytes: report.referenced_bytes,
+            unread_bytes: report.unread_bytes,
             parent: made.parent.clone(),
+            source: made.source.clone(),
             taken_from: made.taken_from.clone(),
+            damaged_pages: made.damaged_pages.clone(),
         }
     }
 
     pub(super) fn text(&self) -> String {
         let parent = self.parent.as_ref().map_or_else(String::new, |parent| {
-            format!("; {} is unchanged since {parent}", human_size(self.referenced_bytes))
+            let unread = match self.unread_bytes {
+                0 => String::new(),
+                bytes => format!(" ({} of it not read again)", human_size(bytes)),
+            };
+            format!("; {} is unchanged since {parent}{unread}", human_size(self.referenced_bytes))
         });
+        let damaged = damaged_pages(&self.damaged_pages);
         format!(
             "backup {} is complete: {} in {} files, {} stored{parent}\n\
-             its WAL, {} to {} on timeline {}, is in the repository\n",
+             its WAL, {} to {} on timeline {}, is in the repository\n{damaged}",
             self.id,
             human_size(self.size_bytes),
             self.files,
@@ -130,6 +142,22 @@ impl BackupDone {
             self.timeline,
         )
     }
+}
+
+/// Says which pages were damaged, and what that means.
+fn damaged_pages(pages: &DamagedPages) -> String {
+    if pages.is_empty() {
+        return String::new();
+    }
+    let mut text = format!(
+        "DAMAGED ON THE SERVER: {} pages fail their checksum and are stored as they are. Keep all earlier backups, \
+         and find out what holds them (pg_amcheck, pg_checksums) before anything else:\n",
+        pages.count
+    );
+    for page in &pages.named {
+        text.push_str(&format!("  {}, block {}\n", page.file, page.block));
+    }
+    text
 }
 
 pub(super) fn restore_plan(plan: &PlanReport) -> String {
@@ -318,6 +346,9 @@ fn backups(report: &info::Report) -> String {
     for backup in &report.backups {
         for (key, value) in &backup.annotations {
             text.push_str(&format!("  {}: {key} = {value}\n", backup.id));
+        }
+        if let Some(pages) = &backup.damaged_pages {
+            text.push_str(&format!("{}: {}", backup.id, damaged_pages(pages)));
         }
     }
     for backup in &report.unfinished_backups {

@@ -93,6 +93,8 @@ pub struct ReceiveRequest {
 pub enum BackupSource {
     /// PostgreSQL sends them over a replication connection.
     Stream,
+    /// They are read from the data directory, on the server's own host.
+    Files,
 }
 
 /// Which checksums PostgreSQL is asked to put into the backup manifest.
@@ -109,6 +111,8 @@ pub enum ManifestChecksums {
 pub struct BackupRequest {
     /// Where the bytes come from.
     pub source: BackupSource,
+    /// Read every file, those too that nobody seems to have written to.
+    pub rehash: bool,
     /// Ask for an immediate checkpoint instead of a spread one.
     pub fast: bool,
     /// Prefer a standby among the hosts of the connection string.
@@ -117,7 +121,7 @@ pub struct BackupRequest {
     pub annotations: Vec<(String, String)>,
     /// The backup's label in `backup_label`; one line.
     pub label: Option<String>,
-    /// The most that the server may send, in bytes per second.
+    /// The most that may be sent or read, in bytes per second.
     pub max_rate: Option<u64>,
     /// Checksums in the manifest.
     pub manifest_checksums: ManifestChecksums,

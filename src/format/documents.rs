@@ -202,6 +202,43 @@ pub struct Reference {
     pub packs: Vec<PackUse>,
 }
 
+/// The most damaged pages that `committed.json` names.
+pub const DAMAGED_PAGES_NAMED_MAX: usize = 100;
+
+/// A page whose checksum was wrong on the server's own disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedPage {
+    /// The file, below the data directory.
+    pub file: String,
+    /// The block, counted from the beginning of that file.
+    pub block: u64,
+}
+
+/// Pages that were damaged on the server's own disk when the backup read them; they are stored as
+/// they were.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DamagedPages {
+    /// How many.
+    pub count: u64,
+    /// The first [`DAMAGED_PAGES_NAMED_MAX`] of them.
+    pub named: Vec<DamagedPage>,
+}
+
+impl DamagedPages {
+    /// Returns whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Adds one.
+    pub fn push(&mut self, page: DamagedPage) {
+        self.count += 1;
+        if self.named.len() < DAMAGED_PAGES_NAMED_MAX {
+            self.named.push(page);
+        }
+    }
+}
+
 /// Settings that a server must have at least when it replays this cluster's WAL
 /// with `hot_standby = on` (PostgreSQL manual, "Hot Standby", administrator's overview).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -246,7 +283,7 @@ pub struct Committed {
     /// What the operator wrote beside it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
-    /// How it was taken: `stream`.
+    /// How it was taken: `stream` or `files`.
     pub source: String,
     /// `primary` or `standby`.
     pub taken_from: String,
@@ -281,6 +318,13 @@ pub struct Committed {
     /// The backup it referenced chunks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<BackupId>,
+    /// When the reading of files began, by the clock of their host; only where they were read from
+    /// the data directory itself. A file's stamp that is well before this is worth comparing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_from: Option<PgTimestamp>,
+    /// Pages that were damaged on the server's disk already.
+    #[serde(default, skip_serializing_if = "DamagedPages::is_empty")]
+    pub damaged_pages: DamagedPages,
     /// The least settings for replay.
     pub limits: ServerLimits,
     /// The version of Highwater.
@@ -358,6 +402,8 @@ impl Committed {
             packs: 0,
             references: Vec::new(),
             parent: None,
+            read_from: None,
+            damaged_pages: DamagedPages::default(),
             limits: ServerLimits {
                 max_connections: 100,
                 max_worker_processes: 8,

@@ -30,6 +30,17 @@ pub enum EntryKind {
     Directory,
 }
 
+/// What a file looked like before it was read, for a later backup to see that nobody wrote to it since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct FileStamp {
+    /// Modification time, nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// Change time, nanoseconds since 1970: every write sets it, and nothing can set it back.
+    pub ctime_ns: i64,
+    /// The inode's number.
+    pub inode: u64,
+}
+
 /// Where a file's bytes are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FileContent {
@@ -55,6 +66,8 @@ pub struct FileEntry {
     /// The checksum in PostgreSQL's backup manifest, as `<algorithm>:<hex>`, which was compared
     /// with the bytes received; absent for the few files that the manifest leaves out.
     pub checksum: Option<String>,
+    /// What it looked like before it was read; only where it was read from the data directory itself.
+    pub stamp: Option<FileStamp>,
     /// The content; empty for a directory.
     pub content: FileContent,
 }
@@ -85,6 +98,8 @@ struct Line {
     size: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     checksum: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    stamp: Option<FileStamp>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     chunks: Vec<ChunkEntry>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -117,6 +132,7 @@ pub fn write_line(entry: &FileEntry, out: &mut Vec<u8>) -> Result<(), ListError>
         mtime: entry.mtime,
         size: entry.size,
         checksum: entry.checksum.clone(),
+        stamp: entry.stamp,
         chunks,
         maps,
     };
@@ -151,6 +167,7 @@ pub fn parse_line(line: &[u8]) -> Result<FileEntry, ListError> {
         mtime: line.mtime,
         size: line.size,
         checksum: line.checksum,
+        stamp: line.stamp,
         content,
     })
 }
@@ -180,7 +197,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_path_comes_back(path in prop::collection::vec(1u8.., 1..60), size: u64, mtime: i64) {
+        fn any_path_comes_back(
+            path in prop::collection::vec(1u8.., 1..60),
+            size: u64,
+            mtime: i64,
+            stamp in prop::option::of(any::<(i64, i64, u64)>()),
+        ) {
+            let stamp = stamp
+                .map(|(mtime_ns, ctime_ns, inode)| FileStamp { mtime_ns, ctime_ns, inode });
             let entry = FileEntry {
                 path,
                 kind: EntryKind::File,
@@ -188,6 +212,7 @@ mod tests {
                 mtime,
                 size,
                 checksum: Some("crc32c:00000000".to_owned()),
+                stamp,
                 content: FileContent::Inline(Vec::new()),
             };
             let mut line = Vec::new();

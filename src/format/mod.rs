@@ -18,12 +18,12 @@ pub use chunks::{
 };
 pub use codec::{Codec, CodecError, FrameCompressor, FrameWriter, Packing, read_frames};
 pub use documents::{
-    Begun, Committed, Document, DocumentError, FORMAT_VERSION, FileIndex, Identity, PackUse,
-    Reference, ServerLimits, TablespaceAt,
+    Begun, Committed, DAMAGED_PAGES_NAMED_MAX, DamagedPage, DamagedPages, Document, DocumentError,
+    FORMAT_VERSION, FileIndex, Identity, PackUse, Reference, ServerLimits, TablespaceAt,
 };
 pub use file_list::{
-    EntryKind, FileContent, FileEntry, INLINE_CHUNKS_MAX, LIST_FRAME_BYTES, ListError, parse_line,
-    write_line,
+    EntryKind, FileContent, FileEntry, FileStamp, INLINE_CHUNKS_MAX, LIST_FRAME_BYTES, ListError,
+    parse_line, write_line,
 };
 pub use names::{BackupId, ClusterName, NameError, Place, WalObject, parse_wal_object};
 pub use sealed::{

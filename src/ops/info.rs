@@ -8,7 +8,7 @@ use super::current_identity;
 use super::failures::of_repo;
 use super::wal_times::{StoredWay, histories_of, reach};
 use crate::failure::Failure;
-use crate::format::{BackupId, Committed, Identity};
+use crate::format::{BackupId, Committed, DamagedPages, Identity};
 use crate::pg::{Lsn, PgTimestamp, SystemId, Timeline, TimelineHistory};
 use crate::plan::restore::{Holdings, candidates};
 use crate::plan::window::{gaps, window};
@@ -66,6 +66,9 @@ pub struct BackupInfo {
     pub taken_from: String,
     /// What the operator wrote beside it.
     pub annotations: BTreeMap<String, String>,
+    /// Pages that were damaged on the server's disk when they were read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub damaged_pages: Option<DamagedPages>,
     /// Whether the WAL that makes it consistent is here.
     pub usable: bool,
     /// The system identifier, where it is not the current incarnation's.
@@ -272,6 +275,7 @@ fn backups_info(
     committed
         .map(|backup| BackupInfo {
             usable: usable.contains(&backup.id),
+            damaged_pages: (!backup.damaged_pages.is_empty()).then_some(backup.damaged_pages),
             started_at: backup.started_at,
             finished_at: backup.finished_at,
             timeline: backup.timeline,

@@ -44,6 +44,21 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
     crc_fast::crc32_iscsi(bytes)
 }
 
+/// Returns the CRC-32C of two stretches, one behind the other, given that of each; `second_bytes`
+/// is the length of the second.
+pub fn crc32c_joined(first: u32, second: u32, second_bytes: u64) -> u32 {
+    let joined = crc_fast::checksum_combine(
+        CrcAlgorithm::Crc32Iscsi,
+        u64::from(first),
+        u64::from(second),
+        second_bytes,
+    );
+    // The digest of a 32-bit CRC fits 32 bits by definition.
+    #[allow(clippy::cast_possible_truncation)]
+    let joined = joined as u32;
+    joined
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,5 +75,8 @@ mod tests {
         assert_eq!(parts.value(), 0xE306_9283);
         parts.reset();
         assert_eq!(parts.value(), crc32c(b""));
+        assert_eq!(crc32c_joined(crc32c(b"12345"), crc32c(b"6789"), 4), 0xE306_9283);
+        assert_eq!(crc32c_joined(crc32c(b"123456789"), crc32c(b""), 0), 0xE306_9283);
+        assert_eq!(crc32c_joined(crc32c(b""), crc32c(b"123456789"), 9), 0xE306_9283);
     }
 }

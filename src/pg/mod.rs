@@ -10,7 +10,10 @@ mod crc32c;
 mod history;
 mod lsn;
 mod manifest;
+mod manifest_write;
+mod page;
 mod record_walk;
+mod relation_file;
 mod tablespace_map;
 mod timestamp;
 mod version;
@@ -28,13 +31,16 @@ pub use control::{
     CONTROL_FILE_BYTES, CheckpointCopy, ClusterState, ControlFile, ControlFileError, StandbyLimits,
     WalLevel,
 };
-pub use crc32c::{Crc32c, crc32c};
+pub use crc32c::{Crc32c, crc32c, crc32c_joined};
 pub use history::{HISTORY_FILE_BYTES_MAX, HistoryError, TimelineHistory, TimelineStretch};
 pub use lsn::{Lsn, ParseLsnError, SegmentSize, SystemId, Timeline};
 pub use manifest::{
     ChecksumAlgorithm, ManifestChecksum, ManifestEnd, ManifestError, ManifestFile, ManifestReader,
     WalRange,
 };
+pub use manifest_write::{ManifestWriter, ManifestedFile, wal_ranges_of};
+pub use page::{PageState, page_checksum, page_lsn, page_state};
+pub use relation_file::{Fork, RelationDirectory, RelationFile, is_temporary_relation};
 pub use tablespace_map::{TablespaceMap, TablespaceMapEntry, TablespaceMapError};
 pub use timestamp::{ParsePgTimestampError, PgTimestamp};
 pub use version::{MajorVersion, ParseServerVersionError, ServerVersion};

@@ -18,9 +18,13 @@
 //! | [`RecoverySettings`] | `postgresql.auto.conf` and the signal file |
 //! | [`Spool`] | what was pushed and fetched ahead |
 //! | [`server_state`] and its neighbours | what is there already |
+//! | [`ClusterWalk`] | which files of a running cluster belong to a base backup |
+//! | [`ReadFile`], [`check_pages`] | reading them while the server writes |
 
+mod cluster_walk;
 mod disk;
 mod finisher;
+mod page_read;
 mod places;
 mod recovery_settings;
 mod restore_marker;
@@ -33,8 +37,13 @@ mod tar_stream;
 mod tree;
 mod tree_plan;
 
+pub use cluster_walk::{
+    ClusterWalk, FileLook, Found, FoundDirectory, FoundFile, TablespaceLink, WalkRules,
+    has_own_times, tablespaces_of,
+};
 pub use disk::{DiskError, Owner, free_bytes};
 pub use finisher::Finisher;
+pub use page_read::{PageRules, ReadFile, SuspectPage, check_pages};
 pub use places::{Places, Stranger};
 pub use recovery_settings::{
     CommandWord, RECOVERY_SETTINGS, RESTORE_POINT_NAME_BYTES_MAX, RecoveryMode, RecoverySettings,
@@ -44,8 +53,8 @@ pub use recovery_settings::{
 pub use restore_marker::{RESTORE_MARKER_NAME, RestoreMarker};
 pub use running::{
     CONTROL_FILE_BYTES, PgVersionError, PostmasterPid, PostmasterPidError, Rereads, ServerState,
-    SignalFiles, StableReadError, major_version, process_is_alive, read_control_bytes, read_stable,
-    server_state, signal_files,
+    SignalFiles, StableReadError, exported_snapshot, major_version, process_is_alive,
+    read_control_bytes, read_stable, server_state, signal_files,
 };
 pub use safe_path::{PATH_BYTES_MAX, UnsafePath, safe_path};
 pub use spool::{FileFacts, Moment, Spool, SpoolError, SpoolLock};

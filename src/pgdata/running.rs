@@ -136,6 +136,25 @@ pub fn signal_files(pgdata: &Path) -> Result<SignalFiles, DiskError> {
     Ok(SignalFiles { recovery: there("recovery.signal")?, standby: there("standby.signal")? })
 }
 
+/// Returns the process that exported the snapshot of this name, if its file stands in `pgdata`.
+///
+/// The file lives as long as the transaction that exported it (`ExportSnapshot` in
+/// `src/backend/utils/time/snapmgr.c`), and its second line is `pid:<backend>`.
+///
+/// Errors: a directory that may not be looked into. A missing file or directory is `None`.
+pub fn exported_snapshot(pgdata: &Path, name: &str) -> Result<Option<u32>, DiskError> {
+    if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-') {
+        return Ok(None);
+    }
+    let place = pgdata.join("pg_snapshots").join(name);
+    let bytes = match read_at_most(&place, SMALL_FILE_BYTES_MAX) {
+        Err(DiskError::Missing { .. }) => return Ok(None),
+        read => read?,
+    };
+    let text = String::from_utf8_lossy(&bytes);
+    Ok(text.lines().find_map(|line| line.strip_prefix("pid:")?.parse().ok()))
+}
+
 /// Why `PG_VERSION` gave no version.
 #[derive(Debug, thiserror::Error)]
 pub enum PgVersionError {
@@ -295,6 +314,21 @@ mod tests {
             signal_files(dir.path()).unwrap(),
             SignalFiles { recovery: false, standby: true }
         );
+    }
+
+    #[test]
+    fn an_exported_snapshot_tells_its_process_while_it_stands() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid_in = |name: &str| exported_snapshot(dir.path(), name).unwrap();
+        assert_eq!(pid_in("00000005-00000002-1"), None);
+        fs::create_dir(dir.path().join("pg_snapshots")).unwrap();
+        assert_eq!(pid_in("00000005-00000002-1"), None);
+        // As PostgreSQL 18 wrote it.
+        let text = "vxid:5/2\npid:12345\ndbid:5\niso:2\nro:0\nxmin:754\nxmax:754\nxcnt:0\n";
+        fs::write(dir.path().join("pg_snapshots/00000005-00000002-1"), text).unwrap();
+        assert_eq!(pid_in("00000005-00000002-1"), Some(12345));
+        fs::write(dir.path().join("other"), text).unwrap();
+        assert_eq!((pid_in("../other"), pid_in("")), (None, None));
     }
 
     #[test]

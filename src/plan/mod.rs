@@ -7,10 +7,12 @@ pub mod backup;
 pub mod delta;
 #[cfg(test)]
 mod examples;
+pub mod file_reading;
 pub mod lineage;
 pub mod pace;
 pub mod receive;
 pub mod restore;
 pub mod spool;
 pub mod target;
+pub mod unchanged;
 pub mod window;

@@ -237,7 +237,7 @@ mod tests {
     fn clients_that_come_back_soon_are_waited_for_until_all_are_there() {
         let (pace, now) = turns(2 * MS);
         let until = pace.gathers_until(3).unwrap();
-        assert!(until > now + 2 * MS && until < now + 5 * MS, "{:?}", until - now);
+        assert!(until > now + 2 * MS && until < now + 5 * MS, "{until:?} after {now:?}");
         assert_eq!(pace.gathers_until(8), None);
     }
 

@@ -11,8 +11,9 @@ use std::collections::{BTreeMap, VecDeque};
 use super::backup_writer::Ticket;
 use super::{BackupWriter, RepoError};
 use crate::format::{
-    BackupId, ChunkDigest, ChunkEntry, ChunkMap, EntryKind, FileContent, FileEntry, FrameRef,
-    INLINE_CHUNKS_MAX, LIST_FRAME_BYTES, MAP_CHUNKS_MAX, PackUse, Reference, Run, write_line,
+    BackupId, ChunkDigest, ChunkEntry, ChunkMap, EntryKind, FileContent, FileEntry, FileStamp,
+    FrameRef, INLINE_CHUNKS_MAX, LIST_FRAME_BYTES, MAP_CHUNKS_MAX, PackUse, Reference, Run,
+    write_line,
 };
 use crate::store::Key;
 
@@ -64,6 +65,7 @@ enum Chunk {
 struct WaitingFile {
     meta: FileMeta,
     checksum: Option<String>,
+    stamp: Option<FileStamp>,
     chunks: Vec<Chunk>,
     /// Map frames that are pushed already, of the file's earlier chunks.
     maps: Vec<Map>,
@@ -132,6 +134,7 @@ impl FileRecorder {
         self.current = Some(WaitingFile {
             meta,
             checksum: None,
+            stamp: None,
             chunks: Vec::new(),
             maps: Vec::new(),
             oldest,
@@ -140,6 +143,7 @@ impl FileRecorder {
 
     /// Adds the current file's next chunk, which must be stored.
     pub async fn store(&mut self, digest: ChunkDigest, bytes: &[u8]) -> Result<(), RepoError> {
+        self.close_full_map().await?;
         if !self.data.is_empty() && self.data.len() + bytes.len() > DATA_FRAME_BYTES {
             self.close_data_frame().await?;
         }
@@ -147,14 +151,17 @@ impl FileRecorder {
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         self.data.extend_from_slice(bytes);
         let frame = self.data_ticket;
-        self.add(Chunk::New { digest, frame, in_frame, bytes: len }).await
+        self.add(Chunk::New { digest, frame, in_frame, bytes: len });
+        Ok(())
     }
 
     /// Adds the current file's next chunk, which an earlier backup holds or which is
     /// all zeros. `bytes` is its length.
     pub async fn reference(&mut self, entry: ChunkEntry, bytes: u64) -> Result<(), RepoError> {
+        self.close_full_map().await?;
         self.referenced_bytes += bytes;
-        self.add(Chunk::Known(entry)).await
+        self.add(Chunk::Known(entry));
+        Ok(())
     }
 
     /// Says the size of the current file, where it was not known when it began.
@@ -164,20 +171,42 @@ impl FileRecorder {
         }
     }
 
-    async fn add(&mut self, chunk: Chunk) -> Result<(), RepoError> {
-        let Some(file) = &mut self.current else { return Ok(()) };
-        file.chunks.push(chunk);
-        // A large file writes its maps as it goes, so that its memory stays bounded.
-        if file.chunks.len() == MAP_CHUNKS_MAX {
-            self.close_data_frame().await?;
-            self.writer.place_all().await?;
-            if let Some(mut file) = self.current.take() {
-                let map = self.take_map(&mut file)?;
-                let ticket = self.push(map.encode()).await?;
-                file.maps.push(Map::Pushed(ticket));
-                file.oldest = self.data_ticket;
-                self.current = Some(file);
-            }
+    /// Says what the current file looked like before it was read.
+    pub fn set_stamp(&mut self, stamp: FileStamp) {
+        if let Some(file) = &mut self.current {
+            file.stamp = Some(stamp);
+        }
+    }
+
+    /// Counts a chunk of the current file that an earlier backup holds, where [`Self::end`] will name
+    /// the maps that it stands in.
+    pub fn count_referenced(&mut self, entry: &ChunkEntry, bytes: u64) {
+        self.referenced_bytes += bytes;
+        self.count_runs(entry);
+    }
+
+    fn add(&mut self, chunk: Chunk) {
+        if let Some(file) = &mut self.current {
+            file.chunks.push(chunk);
+        }
+    }
+
+    /// Writes the map of the current file's chunks once it is full and another chunk follows, so that
+    /// memory stays bounded. The last map waits for the file's end, when it is known whether the
+    /// whole file is the parent's.
+    async fn close_full_map(&mut self) -> Result<(), RepoError> {
+        let is_full = |file: &WaitingFile| file.chunks.len() == MAP_CHUNKS_MAX;
+        if !self.current.as_ref().is_some_and(is_full) {
+            return Ok(());
+        }
+        self.close_data_frame().await?;
+        self.writer.place_all().await?;
+        if let Some(mut file) = self.current.take() {
+            let map = self.take_map(&mut file)?;
+            let ticket = self.push(map.encode()).await?;
+            file.maps.push(Map::Pushed(ticket));
+            file.oldest = self.data_ticket;
+            self.current = Some(file);
         }
         Ok(())
     }
@@ -320,7 +349,8 @@ impl FileRecorder {
             maps.push(Map::Pushed(self.push(map.encode()).await?));
         }
         let FileMeta { path, kind, mode, mtime, size } = file.meta;
-        let entry = FileEntry { path, kind, mode, mtime, size, checksum: file.checksum, content };
+        let (checksum, stamp) = (file.checksum, file.stamp);
+        let entry = FileEntry { path, kind, mode, mtime, size, checksum, stamp, content };
         self.mapped.push_back((entry, maps));
         Ok(())
     }

@@ -31,7 +31,7 @@ pub use frames::FrameFetcher;
 pub use identity::{Claim, claim_of};
 pub use inventory::{TimelineWal, WalInventory};
 pub use objects::{Put, SealedObject};
-pub use parent::ParentFiles;
+pub use parent::{KnownFiles, ParentFiles};
 pub use wal::{PIECE_BYTES, WHOLE_SEGMENT_BYTES_MAX, WalSealer};
 pub use wal_fetch::{SegmentSource, StoredPrefix};
 

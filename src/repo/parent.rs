@@ -1,15 +1,38 @@
 //! The backup before this one: looking up a file's chunks in it, in bounded memory.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 
 use super::frames::FrameFetcher;
 use super::{RepoError, Repository};
-use crate::format::{BackupId, ChunkEntry, FileContent, FileEntry, FrameRef};
+use crate::format::{BackupId, ChunkEntry, FileContent, FileEntry, FileStamp, FrameRef};
 
 /// Paths that the index holds at most (48 MiB of memory). Files beyond are stored
 /// anew instead of being referenced: dearer, never wrong.
 const INDEX_MAX: usize = 1_500_000;
+
+/// Files of an earlier backup that can be told unchanged by how they look, as hashes of path, size and
+/// stamp. Two that share one of 64 bits are told apart when the file's line is looked up.
+#[derive(Debug, Default)]
+pub struct KnownFiles {
+    hasher: RandomState,
+    looks: HashSet<u64>,
+}
+
+impl KnownFiles {
+    /// Returns whether a file that looks like this is among them.
+    pub fn holds(&self, path: &[u8], size: u64, stamp: FileStamp) -> bool {
+        self.looks.contains(&self.hasher.hash_one((path, size, stamp)))
+    }
+
+    fn add(&mut self, entry: &FileEntry) {
+        if let Some(stamp) = entry.stamp {
+            let look = self.hasher.hash_one((entry.path.as_slice(), entry.size, stamp));
+            self.looks.insert(look);
+        }
+    }
+}
 
 /// An index from path to line of the parent's file list: 16 bytes and change for each.
 #[derive(Debug)]
@@ -22,27 +45,43 @@ pub struct ParentFiles {
     /// and the other is stored anew, since the path in the line is compared.
     index: HashMap<u64, u32>,
     frames: Vec<FrameRef>,
+    known: Arc<KnownFiles>,
     /// The list frame read last; neighbours in one backup are mostly neighbours in the next.
     cached: Option<(u32, HashMap<Vec<u8>, FileEntry>)>,
 }
 
 impl ParentFiles {
-    /// Reads the parent's whole file list once and indexes it.
-    pub async fn load(repository: &Repository, id: &BackupId) -> Result<Self, RepoError> {
+    /// Reads the parent's whole file list once and indexes it. Of files with a stamp, those that
+    /// `can_be_known` takes are remembered by how they looked.
+    pub async fn load(
+        repository: &Repository,
+        id: &BackupId,
+        can_be_known: impl Fn(&FileEntry) -> bool,
+    ) -> Result<Self, RepoError> {
         let frames = repository.file_index(id).await?.frames;
         let hasher = RandomState::new();
         let mut index = HashMap::new();
+        let mut known = KnownFiles::default();
         for (number, frame) in frames.iter().enumerate() {
             let number = u32::try_from(number).unwrap_or(u32::MAX);
             for entry in repository.file_entries(frame).await? {
                 if index.len() < INDEX_MAX {
                     index.insert(hasher.hash_one(&entry.path), number);
+                    if entry.stamp.is_some() && can_be_known(&entry) {
+                        known.add(&entry);
+                    }
                 }
             }
         }
         let fetcher = FrameFetcher::new(repository.clone());
         let repository = repository.clone();
-        Ok(Self { repository, fetcher, id: id.clone(), hasher, index, frames, cached: None })
+        let (id, known, cached) = (id.clone(), Arc::new(known), None);
+        Ok(Self { repository, fetcher, id, hasher, index, frames, known, cached })
+    }
+
+    /// Returns the files that can be told unchanged.
+    pub fn known(&self) -> Arc<KnownFiles> {
+        Arc::clone(&self.known)
     }
 
     /// Returns the parent's id.

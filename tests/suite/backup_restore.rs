@@ -9,8 +9,8 @@ use crate::harness::{
     Archived, Cluster, ClusterBuilder, MAJORS, NEWEST, Target, files_below, finish, flip_bit,
 };
 
-/// The story of the README, on one major version.
-fn the_main_job(major: u32) {
+/// The story of the README, on one major version, with this backup.
+pub(crate) fn the_main_job(major: u32, backup: &[&str]) {
     let mut place = Archived::by_server_with(major, |builder| builder.tablespace("aside"));
     place.highwater.run(&["check"]).done();
     place.cluster.pgbench(&["-i", "-q", "-s", "2"]);
@@ -21,7 +21,7 @@ fn the_main_job(major: u32) {
     place.cluster.sql("create unlogged table fleeting as select generate_series(1, 1000) n");
     // The server is written to all through the backup.
     let mut writing = place.cluster.pgbench_in_background(&["-c", "2", "-t", "500"]);
-    place.highwater.run(&["backup", "--fast"]).done();
+    place.highwater.run(backup).done();
     assert!(writing.wait().unwrap().success());
     place.cluster.pgbench(&["-c", "2", "-t", "100"]);
     place.cluster.sql("update moved set t = 'changed' where n % 7 = 0");
@@ -68,6 +68,8 @@ fn the_main_job(major: u32) {
     assert_eq!(checksums, "0");
 }
 
+const STREAM: [&str; 2] = ["backup", "--fast"];
+
 /// Every table that the story writes to; the first is dropped in it.
 const TABLES: [&str; 4] = ["pgbench_accounts", "pgbench_tellers", "pgbench_history", "moved"];
 
@@ -84,7 +86,7 @@ fn content(cluster: &Cluster, tables: &[&str]) -> String {
 /// Compares the directory with the server's own manifest of the backup. What
 /// restore writes itself is left out: PostgreSQL's tool ignores the settings
 /// and the signal file by default.
-fn assert_restored_as_backed_up(copy: &Cluster) {
+pub(crate) fn assert_restored_as_backed_up(copy: &Cluster) {
     let mut verify = copy.tool("pg_verifybackup");
     verify.args(["--no-parse-wal", "--ignore=tablespace_map"]).arg(&copy.pgdata);
     finish(verify);
@@ -92,7 +94,7 @@ fn assert_restored_as_backed_up(copy: &Cluster) {
 
 /// One test for each major version, so that each is seen, run and fails by itself.
 macro_rules! the_main_job_on {
-    ($($test:ident: $major:expr;)*) => { $(#[test] fn $test() { the_main_job($major); })* };
+    ($($test:ident: $major:expr;)*) => { $(#[test] fn $test() { the_main_job($major, &STREAM); })* };
 }
 
 the_main_job_on! {
@@ -299,7 +301,7 @@ fn a_backup_whose_wal_does_not_arrive_is_not_recorded_and_leaves_nothing() {
 
 /// Neither a backup nor the remains of one.
 #[track_caller]
-fn assert_no_backup(place: &Archived) {
+pub(crate) fn assert_no_backup(place: &Archived) {
     let info = place.highwater.info();
     assert_eq!(info["backups"].as_array().unwrap().len(), 0, "{info}");
     assert_eq!(info["unfinished_backups"].as_array().unwrap().len(), 0, "{info}");
@@ -311,7 +313,7 @@ fn assert_no_backup(place: &Archived) {
 }
 
 /// The servers of a list, reached over their sockets.
-fn hosts(servers: &[&Cluster]) -> String {
+pub(crate) fn hosts(servers: &[&Cluster]) -> String {
     let list = |of: &dyn Fn(&Cluster) -> String| {
         servers.iter().map(|server| of(server)).collect::<Vec<_>>().join(",")
     };
@@ -355,7 +357,7 @@ fn a_standby_gives_the_backup_and_its_primary_ends_the_segment() {
 
 /// Paths below a data directory with their modes; what restore writes itself and what
 /// comes after the backup is left out.
-fn shape(pgdata: &Path) -> BTreeMap<PathBuf, u32> {
+pub(crate) fn shape(pgdata: &Path) -> BTreeMap<PathBuf, u32> {
     let own = ["recovery.signal", "tablespace_map", "postgresql.auto.conf", "backup_manifest"];
     let mut found = BTreeMap::new();
     let mut open = vec![pgdata.to_path_buf()];

@@ -18,6 +18,7 @@ mod harness;
 
 mod ahead;
 mod archive;
+mod backup_files;
 mod backup_restore;
 mod by_hand;
 mod delta;

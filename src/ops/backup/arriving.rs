@@ -9,8 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::files::unexpected;
 use super::not_received;
+use super::recording::unexpected;
 use crate::failure::Failure;
 use crate::format::{CHUNK_BYTES, EntryKind};
 use crate::ops::progress::Progress;

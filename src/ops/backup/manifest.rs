@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
 use super::UNHARMED;
-use super::files::unexpected;
+use super::recording::unexpected;
 use crate::failure::{Failure, Kind};
 use crate::pg::{Crc32c, ManifestFile, ManifestReader};
 use crate::walsender::ManifestChecksums;

@@ -1,8 +1,8 @@
-//! `backup`: a base backup over the replication protocol.
+//! `backup`: a base backup, over the replication protocol or from the data directory itself.
 //!
 //! ```text
-//! begun -> BASE_BACKUP's stream -> chunks -> packs -> file list -> manifest compared
-//!       -> its WAL is in the repository -> committed
+//! begun -> BASE_BACKUP's stream, manifest compared  -> chunks -> packs -> file list
+//!          or the files between start and stop      -> its WAL is in the repository -> committed
 //! ```
 //!
 //! Until `committed.json` stands there is no backup, whatever happens; what a
@@ -10,12 +10,15 @@
 
 mod arriving;
 mod digests;
-mod files;
+mod local;
 mod manifest;
+mod recording;
 mod server;
+mod stream;
 mod wal;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,16 +31,18 @@ use super::stop::StopRequest;
 use super::{claimed_identity, now};
 use crate::failure::{Failure, Kind, StopSignal};
 use crate::format::{
-    BackupId, Begun, Codec, Committed, FORMAT_VERSION, FileIndex, Identity, ServerLimits,
-    TablespaceAt,
+    BackupId, Begun, Codec, Committed, FORMAT_VERSION, FileEntry, FileIndex, Identity,
+    ServerLimits, TablespaceAt,
 };
 use crate::pg::PgTimestamp;
+use crate::plan::unchanged::{Doubt, is_worth_comparing, settled_before};
 use crate::repo::{
     BackupWriter, FileRecorder, ParentFiles, RecordedFiles, RepoError, Repository, Uploads,
 };
 use crate::store::StoreError;
 use crate::walsender::{ConnInfo, ManifestChecksums, PgError};
-use files::Received;
+use local::Local;
+use recording::Received;
 use server::Server;
 
 /// Backups of one second that are told apart.
@@ -49,9 +54,25 @@ const UPLOADS_END_MAX: Duration = Duration::from_mins(1);
 const UNHARMED: &str =
     "No backup was recorded; earlier backups, archived WAL and the server are as they were.";
 
+/// Where the files come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// The server sends them over a replication connection.
+    Stream,
+    /// They are read from the server's data directory, on its own host.
+    Files {
+        /// The directory, where the server cannot be asked for it or has it elsewhere.
+        pgdata: Option<PathBuf>,
+        /// Read every file, those too that nobody seems to have written to since the backup before.
+        rehash: bool,
+    },
+}
+
 /// What is asked.
 #[derive(Debug, Clone)]
 pub struct Request {
+    /// Where the files come from.
+    pub source: Source,
     /// The server or servers.
     pub server: ConnInfo,
     /// Take it from a standby where one is fit.
@@ -62,13 +83,13 @@ pub struct Request {
     pub annotations: BTreeMap<String, String>,
     /// Ask for a fast checkpoint instead of a spread one.
     pub fast_checkpoint: bool,
-    /// The most that the server may send, in KiB per second.
+    /// The most that may be sent or read, in KiB per second.
     pub max_rate_kb: Option<u32>,
     /// Which checksums the manifest carries.
     pub manifest_checksums: ManifestChecksums,
     /// How frames are compressed.
     pub codec: Codec,
-    /// Frames compressed at a time.
+    /// Frames compressed at a time, and files read at a time.
     pub jobs: usize,
     /// The ceiling of memory.
     pub memory_max_bytes: u64,
@@ -85,6 +106,8 @@ pub struct Report {
     pub backup: Committed,
     /// Bytes that were referenced in the parent instead of being stored.
     pub referenced_bytes: u64,
+    /// Bytes of files among them that were not even read.
+    pub unread_bytes: u64,
 }
 
 /// Takes a backup, unless `stop` is wanted before it is committed.
@@ -99,7 +122,7 @@ pub async fn run(
         ready = Ready::find(repository, request) => ready?,
         signal = stop.wanted() => return Err(stopped(signal)),
     };
-    let Ready { server, identity, parent, started_at } = ready;
+    let Ready { origin, facts, identity, parent, started_at } = ready;
     // Not to be given up half-way: only its answer says under which id the backup began.
     let writer = begin(repository, request, &identity, parent.as_ref(), started_at).await?;
     let (id, uploads) = (writer.id().clone(), writer.uploads());
@@ -110,7 +133,8 @@ pub async fn run(
         progress,
         commit_was_sent: AtomicBool::new(false),
     };
-    let outcome = making.carry_out_unless(&mut stop, server, writer, parent, started_at).await;
+    let work = Box::pin(making.carry_out(origin, facts, writer, parent, started_at));
+    let outcome = making.carry_out_unless(&mut stop, work).await;
     // Once its last object was sent, the backup may exist although the answer was lost, or come to
     // exist a moment later: then nothing of it may be removed.
     if outcome.is_err() && !making.commit_was_sent.load(Ordering::SeqCst) {
@@ -119,9 +143,16 @@ pub async fn run(
     outcome
 }
 
+/// Where the files come from, ready to give them.
+enum Origin {
+    Stream(Box<Server>),
+    Files(Local),
+}
+
 /// What is known before a backup begins.
 struct Ready {
-    server: Server,
+    origin: Origin,
+    facts: server::Facts,
     identity: Identity,
     parent: Option<Committed>,
     started_at: PgTimestamp,
@@ -136,9 +167,17 @@ impl Ready {
         let of = (server.facts.system_id, server.facts.timeline);
         let connection = &mut server.connection;
         store_history(repository, connection, of, request.codec, UNHARMED).await?;
+        let facts = server.facts.clone();
+        let origin = match &request.source {
+            Source::Stream => Origin::Stream(Box::new(server)),
+            Source::Files { pgdata, .. } => {
+                server.connection.close().await;
+                Origin::Files(Local::find(request, pgdata.as_deref(), &facts).await?)
+            }
+        };
         let started_at = now();
         let parent = newest_backup(repository, &identity).await?;
-        Ok(Self { server, identity, parent, started_at })
+        Ok(Self { origin, facts, identity, parent, started_at })
     }
 }
 
@@ -222,12 +261,9 @@ impl Making<'_> {
     async fn carry_out_unless(
         &self,
         stop: &mut StopRequest,
-        server: Server,
-        writer: BackupWriter,
-        parent: Option<Committed>,
-        started_at: PgTimestamp,
+        work: impl Future<Output = Result<Report, Failure>>,
     ) -> Result<Report, Failure> {
-        let mut working = pin!(self.carry_out(server, writer, parent, started_at));
+        let mut working = pin!(work);
         let signal = tokio::select! {
             outcome = &mut working => return outcome,
             signal = stop.wanted() => signal,
@@ -252,17 +288,25 @@ impl Making<'_> {
 
     async fn carry_out(
         &self,
-        server: Server,
+        origin: Origin,
+        facts: server::Facts,
         writer: BackupWriter,
         parent: Option<Committed>,
         started_at: PgTimestamp,
     ) -> Result<Report, Failure> {
-        let facts = server.facts.clone();
         let id = writer.id().clone();
-        let parent_files = self.load_parent(parent.as_ref()).await?;
+        let settled = parent.as_ref().and_then(|parent| self.settled_before(parent, &origin));
+        let parent_files = self.load_parent(parent.as_ref(), settled).await?;
         let parent_id = parent_files.as_ref().map(|files| files.id().clone());
         let recorder = FileRecorder::new(writer);
-        let (recorder, received) = files::receive(self, server, recorder, parent_files).await?;
+        let (recorder, received) = match origin {
+            Origin::Stream(server) => {
+                stream::receive(self, *server, recorder, parent_files).await?
+            }
+            Origin::Files(local) => {
+                Box::pin(local.take(self, &facts, recorder, parent_files)).await?
+            }
+        };
         self.progress.note("storing the last packs");
         let (writer, recorded) = recorder.finish().await.map_err(|e| self.not_stored(e))?;
         self.progress.note("waiting for the backup's WAL to be archived");
@@ -280,7 +324,41 @@ impl Making<'_> {
         let index = FileIndex::new(id, recorded.entries, recorded.list_frames);
         self.commit_was_sent.store(true, Ordering::SeqCst);
         writer.commit(&index, &committed).await.map_err(|e| self.not_known(e))?;
-        Ok(Report { backup: committed, referenced_bytes: recorded.referenced_bytes })
+        let (referenced_bytes, unread_bytes) = (recorded.referenced_bytes, received.unread_bytes);
+        Ok(Report { backup: committed, referenced_bytes, unread_bytes })
+    }
+
+    /// Returns since when the parent's files may be taken as unchanged, in nanoseconds since 1970;
+    /// `None` if every file is to be read.
+    fn settled_before(&self, parent: &Committed, origin: &Origin) -> Option<i64> {
+        let (Source::Files { rehash: false, .. }, Origin::Files(local)) =
+            (&self.request.source, origin)
+        else {
+            return None;
+        };
+        if !local.has_own_times() {
+            tracing::info!(
+                "every file is read: the times of a file system of another machine prove nothing"
+            );
+            return None;
+        }
+        match settled_before(parent, now()) {
+            Ok(settled) => Some(settled),
+            Err(Doubt::NoStamps) => None,
+            Err(Doubt::Damage) => {
+                tracing::info!(
+                    "every file is read: the backup before has more damaged pages than it names"
+                );
+                None
+            }
+            Err(Doubt::Clock) => {
+                tracing::warn!(
+                    "every file is read: this host's clock was set back during or after backup {}",
+                    parent.id
+                );
+                None
+            }
+        }
     }
 
     /// Loads the parent's file list, unless the parent is gone by now or cannot be
@@ -288,6 +366,7 @@ impl Making<'_> {
     async fn load_parent(
         &self,
         parent: Option<&Committed>,
+        settled_before_ns: Option<i64>,
     ) -> Result<Option<ParentFiles>, Failure> {
         let Some(parent) = parent else { return Ok(None) };
         // `begun.json` names the parent already. Whoever deletes it deletes its
@@ -296,7 +375,12 @@ impl Making<'_> {
         if self.repository.committed(&parent.id).await.map_err(failed)?.is_none() {
             return Ok(None);
         }
-        match ParentFiles::load(self.repository, &parent.id).await {
+        let checksums = local::checksum_name(self.request.manifest_checksums);
+        let can_be_known = |entry: &FileEntry| {
+            settled_before_ns
+                .is_some_and(|settled| is_worth_comparing(entry, parent, settled, checksums))
+        };
+        match ParentFiles::load(self.repository, &parent.id, can_be_known).await {
             Ok(files) => Ok(Some(files)),
             Err(error @ (RepoError::Damaged { .. } | RepoError::NotReadable { .. })) => {
                 tracing::warn!("nothing is referenced in backup {}: {error}", parent.id);
@@ -349,7 +433,11 @@ impl Making<'_> {
             group_access: received.group_access,
             label: self.request.label.clone(),
             annotations: self.request.annotations.clone(),
-            source: "stream".to_owned(),
+            source: match self.request.source {
+                Source::Stream => "stream",
+                Source::Files { .. } => "files",
+            }
+            .to_owned(),
             taken_from: if facts.in_recovery { "standby" } else { "primary" }.to_owned(),
             started_at,
             finished_at: now(),
@@ -369,6 +457,8 @@ impl Making<'_> {
             packs: writer.packs(),
             references: recorded.references.clone(),
             parent,
+            read_from: received.read_from,
+            damaged_pages: received.damaged_pages.clone(),
             limits: ServerLimits {
                 max_connections: control.limits.max_connections,
                 max_worker_processes: control.limits.max_worker_processes,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt};
 
-use super::files::Received;
+use super::recording::Received;
 use super::server::Facts;
 use super::{Making, UNHARMED};
 use crate::failure::{Failure, Kind};

@@ -71,7 +71,7 @@ async fn back_up(
     let writer = BackupWriter::begin(repository, &begun, SYSTEM_ID, Codec::DEFAULT, 2).await;
     let mut recorder = FileRecorder::new(writer.unwrap());
     let mut parents = match parent {
-        Some(parent) => Some(ParentFiles::load(repository, parent).await.unwrap()),
+        Some(parent) => Some(ParentFiles::load(repository, parent, |_| false).await.unwrap()),
         None => None,
     };
     for (path, content) in files {
@@ -266,6 +266,6 @@ async fn files_of_more_than_one_map_come_back_and_are_named_by_the_next_backup()
 }
 
 async fn entry_of(repository: &Repository, backup: &Committed, path: &str) -> FileEntry {
-    let mut files = ParentFiles::load(repository, &backup.id).await.unwrap();
+    let mut files = ParentFiles::load(repository, &backup.id, |_| false).await.unwrap();
     files.entry(path.as_bytes()).await.unwrap().unwrap()
 }

@@ -1,30 +1,20 @@
-//! From the server's stream to recorded files: the stages put together, and the last of them.
+//! Files and chunks, from wherever they come, become recorded files: the last stage of every source.
 //!
-//! ```text
-//! stream -> arriving: entries, chunks -> digests: BLAKE3, checksum, zeros -> here: referenced or stored
-//!           (a task)                     (a thread)                          (the backup's own task)
-//! ```
-//!
-//! Each file is cut into chunks as it arrives; a chunk that the parent holds at
-//! the same place is referenced. Memory: twice [`ARRIVED_MAX`] chunks between the stages,
+//! A chunk that the parent holds at the same place is referenced, the others are stored. Memory:
 //! one frame, and the parent's map of the current file.
 
-use std::sync::Arc;
-
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-
-use super::arriving::{ARRIVED_MAX, Arriving, Begin};
-use super::digests::{Digested, digest_all};
-use super::server::Server;
-use super::{Making, UNHARMED, not_received};
+use super::arriving::Begin;
+use super::digests::Digested;
+use super::{Making, UNHARMED};
 use crate::failure::{Failure, Kind};
-use crate::format::{ChunkDigest, ChunkEntry, EntryKind, FileContent, FileEntry, MAP_CHUNKS_MAX};
-use crate::ops::failures::{of_repo, of_task};
-use crate::pg::{BackupLabel, ControlFile, Lsn, Timeline};
-use crate::plan::backup::{ChunkFate, chunk_fate};
+use crate::format::{
+    ChunkDigest, ChunkEntry, DamagedPages, EntryKind, FileContent, FileEntry, FileStamp,
+    MAP_CHUNKS_MAX,
+};
+use crate::ops::failures::of_repo;
+use crate::pg::{BackupLabel, ControlFile, Lsn, PgTimestamp, Timeline};
+use crate::plan::backup::{ChunkFate, chunk_fate, chunk_len, chunks_of};
 use crate::repo::{FileMeta, FileRecorder, ParentFiles, RepoError};
-use crate::walsender::{BackupOptions, BaseBackup};
 
 /// Files that are kept in memory besides being stored, because the backup's own record needs them.
 const CAPTURED: [&str; 2] = ["backup_label", "global/pg_control"];
@@ -38,10 +28,6 @@ const MANIFEST_MODE: u32 = 0o600;
 /// The manifest is stored beside the files it lists, as pg_basebackup leaves it.
 const MANIFEST_NAME: &str = "backup_manifest";
 
-/// From this major version on, an archive ends with its zero blocks; before, the server left them out
-/// (`src/backend/backup/basebackup.c`, `sendTablespace` and its callers).
-const TAR_END_MARKED_FROM: u32 = 15;
-
 /// What came besides files.
 pub(super) struct Received {
     pub(super) start_lsn: Lsn,
@@ -54,55 +40,12 @@ pub(super) struct Received {
     pub(super) group_access: bool,
     /// The server's clock when it wrote `backup_label`, seconds since 1970.
     pub(super) label_written_unix: i64,
-}
-
-/// Receives the whole backup. Everything has been compared with the manifest when it returns.
-pub(super) async fn receive(
-    making: &Making<'_>,
-    server: Server,
-    recorder: FileRecorder,
-    parent: Option<ParentFiles>,
-) -> Result<(FileRecorder, Received), Failure> {
-    let request = making.request;
-    let options = BackupOptions {
-        label: request.label.clone(),
-        fast_checkpoint: request.fast_checkpoint,
-        max_rate_kb: request.max_rate_kb,
-        manifest_checksums: request.manifest_checksums,
-        progress: true,
-        ..BackupOptions::default()
-    };
-    making.progress.note("waiting for the server's checkpoint");
-    let tar_end_marked = server.facts.version.major().0 >= TAR_END_MARKED_FROM;
-    let stream = BaseBackup::start(server.connection, &options).await.map_err(not_received)?;
-    let (to_digests, arrived) = mpsc::channel(ARRIVED_MAX);
-    let (to_recording, mut digested) = mpsc::channel(ARRIVED_MAX);
-    // Aborted when this is given up, so that nobody goes on receiving.
-    let mut stages = JoinSet::new();
-    let progress = Arc::clone(&making.progress);
-    stages.spawn(Arriving::new(to_digests, progress, tar_end_marked).run(stream));
-    let checksums = request.manifest_checksums;
-    let digests =
-        tokio::task::spawn_blocking(move || digest_all(arrived, &to_recording, checksums));
-    let mut recording = Recording {
-        making,
-        recorder,
-        parent,
-        file: None,
-        in_manifest: false,
-        captured: Captured::default(),
-        begin: None,
-        end: None,
-    };
-    while let Some(next) = digested.recv().await {
-        recording.take(next).await?;
-    }
-    // Whichever stage broke first, those behind it only saw an early end.
-    while let Some(ended) = stages.join_next().await {
-        ended.map_err(|error| of_task(error, UNHARMED))??;
-    }
-    digests.await.map_err(|error| of_task(error, UNHARMED))??;
-    recording.finish()
+    /// When the reading of files began, unless they were streamed.
+    pub(super) read_from: Option<PgTimestamp>,
+    /// Bytes of files that were not read, since nobody wrote to them after the backup before.
+    pub(super) unread_bytes: u64,
+    /// Pages that were damaged on the server's disk; a stream with such ends in an error instead.
+    pub(super) damaged_pages: DamagedPages,
 }
 
 #[derive(Default)]
@@ -128,7 +71,8 @@ struct Current {
     capture: Option<Vec<u8>>,
 }
 
-struct Recording<'a> {
+/// Records one backup: entries in any order, each file's chunks between its entry and its end.
+pub(super) struct Recording<'a> {
     making: &'a Making<'a>,
     recorder: FileRecorder,
     parent: Option<ParentFiles>,
@@ -137,36 +81,130 @@ struct Recording<'a> {
     captured: Captured,
     begin: Option<Begin>,
     end: Option<(Lsn, Timeline)>,
+    read_from: Option<PgTimestamp>,
+    unread_bytes: u64,
+    damaged_pages: DamagedPages,
 }
 
-impl Recording<'_> {
-    async fn take(&mut self, next: Digested) -> Result<(), Failure> {
+impl<'a> Recording<'a> {
+    pub(super) fn new(
+        making: &'a Making<'a>,
+        recorder: FileRecorder,
+        parent: Option<ParentFiles>,
+    ) -> Self {
+        Self {
+            making,
+            recorder,
+            parent,
+            file: None,
+            in_manifest: false,
+            captured: Captured::default(),
+            begin: None,
+            end: None,
+            read_from: None,
+            unread_bytes: 0,
+            damaged_pages: DamagedPages::default(),
+        }
+    }
+
+    pub(super) async fn take(&mut self, next: Digested) -> Result<(), Failure> {
         match next {
-            Digested::Start(begin) => self.begin = Some(begin),
-            Digested::Entry(meta) if meta.kind == EntryKind::Directory => {
-                self.recorder.begin(meta);
-                self.recorder.end(None, None).await.map_err(|e| self.not_stored(e))?;
-            }
-            Digested::Entry(meta) => {
-                let parent = match &mut self.parent {
-                    Some(files) => {
-                        files.entry(&meta.path).await.map_err(|e| not_read(self.making, e))?
-                    }
-                    None => None,
-                };
-                self.begin_file(meta, parent.filter(|entry| entry.kind == EntryKind::File));
-            }
-            Digested::Manifest => {
-                self.in_manifest = true;
-                self.begin_manifest();
-            }
+            Digested::Start(begin) => self.start(begin),
+            Digested::Entry(meta) => self.entry(meta).await?,
+            Digested::Manifest => self.manifest(),
             Digested::Chunk { bytes, digest, is_zeros } => {
                 self.chunk(&bytes, digest, is_zeros).await?;
             }
             Digested::FileEnd { checksum } => self.end_file(checksum).await?,
-            Digested::End { stop_lsn, timeline } => self.end = Some((stop_lsn, timeline)),
+            Digested::End { stop_lsn, timeline } => self.stop(stop_lsn, timeline),
         }
         Ok(())
+    }
+
+    pub(super) fn start(&mut self, begin: Begin) {
+        self.begin = Some(begin);
+    }
+
+    /// Records a directory, or begins a file.
+    pub(super) async fn entry(&mut self, meta: FileMeta) -> Result<(), Failure> {
+        if meta.kind == EntryKind::Directory {
+            self.recorder.begin(meta);
+            return self.recorder.end(None, None).await.map_err(|e| self.not_stored(e));
+        }
+        let parent = match &mut self.parent {
+            Some(files) => files.entry(&meta.path).await.map_err(|e| not_read(self.making, e))?,
+            None => None,
+        };
+        self.begin_file(meta, parent.filter(|entry| entry.kind == EntryKind::File));
+        Ok(())
+    }
+
+    /// Begins the manifest, the last of all files.
+    pub(super) fn manifest(&mut self) {
+        self.in_manifest = true;
+        self.begin_manifest();
+    }
+
+    pub(super) fn stop(&mut self, stop_lsn: Lsn, timeline: Timeline) {
+        self.end = Some((stop_lsn, timeline));
+    }
+
+    /// Says what is known only of files that were read from the data directory: since when, and which
+    /// pages were damaged.
+    pub(super) fn files_were_read(&mut self, read_from: PgTimestamp, damaged: DamagedPages) {
+        self.read_from = Some(read_from);
+        self.damaged_pages = damaged;
+    }
+
+    /// Says what the current file looked like before it was read.
+    pub(super) fn stamp(&mut self, stamp: FileStamp) {
+        self.recorder.set_stamp(stamp);
+    }
+
+    /// Records a file that is as the parent has it, and returns its checksum.
+    pub(super) async fn unchanged(
+        &mut self,
+        meta: FileMeta,
+        stamp: FileStamp,
+    ) -> Result<String, Failure> {
+        let (making, size) = (self.making, meta.size);
+        let Some(files) = &mut self.parent else { return Err(not_known(&meta)) };
+        let entry = files.entry(&meta.path).await.map_err(|e| not_read(making, e))?;
+        let Some(entry) = entry.filter(|e| e.size == size && e.stamp == Some(stamp)) else {
+            return Err(not_known(&meta));
+        };
+        let Some(checksum) = entry.checksum.clone() else { return Err(not_known(&meta)) };
+        self.recorder.begin(meta);
+        self.recorder.set_stamp(stamp);
+        let maps = match &entry.content {
+            FileContent::Maps(maps) => Some(maps.clone()),
+            FileContent::Inline(_) => None,
+        };
+        let mut number = 0;
+        for map in 0..maps.as_ref().map_or(1, Vec::len) {
+            for chunk in files.chunks(&entry, map).await.map_err(|e| not_read(making, e))? {
+                let len = chunk_len(size, number);
+                if !chunk.is_whole(len) {
+                    return Err(badly_listed(&entry));
+                }
+                number += 1;
+                match &maps {
+                    Some(_) => self.recorder.count_referenced(&chunk, u64::from(len)),
+                    None => self
+                        .recorder
+                        .reference(chunk, u64::from(len))
+                        .await
+                        .map_err(|e| making.not_stored(e))?,
+                }
+            }
+        }
+        if number != chunks_of(size) {
+            return Err(badly_listed(&entry));
+        }
+        let ended = self.recorder.end(Some(checksum.clone()), maps).await;
+        ended.map_err(|e| making.not_stored(e))?;
+        self.unread_bytes += size;
+        Ok(checksum)
     }
 
     fn begin_file(&mut self, meta: FileMeta, parent: Option<FileEntry>) {
@@ -198,7 +236,8 @@ impl Recording<'_> {
         self.begin_file(meta, None);
     }
 
-    async fn chunk(
+    /// Takes the current file's next chunk: whole but for the last.
+    pub(super) async fn chunk(
         &mut self,
         bytes: &[u8],
         digest: ChunkDigest,
@@ -235,7 +274,8 @@ impl Recording<'_> {
         done.map_err(|e| self.not_stored(e))
     }
 
-    async fn end_file(&mut self, checksum: Option<String>) -> Result<(), Failure> {
+    /// Ends the current file, with its checksum for the file list.
+    pub(super) async fn end_file(&mut self, checksum: Option<String>) -> Result<(), Failure> {
         let Some(mut file) = self.file.take() else { return Ok(()) };
         if self.in_manifest {
             file.size = file.received;
@@ -265,7 +305,7 @@ impl Recording<'_> {
         self.making.not_stored(error)
     }
 
-    fn finish(self) -> Result<(FileRecorder, Received), Failure> {
+    pub(super) fn finish(self) -> Result<(FileRecorder, Received), Failure> {
         let (Some(begin), Some((stop_lsn, stop_timeline))) = (self.begin, self.end) else {
             return Err(unexpected("the stream ended without its start and end positions"));
         };
@@ -291,6 +331,9 @@ impl Recording<'_> {
             control,
             group_access: control_mode & 0o040 != 0,
             label_written_unix: label.1,
+            read_from: self.read_from,
+            unread_bytes: self.unread_bytes,
+            damaged_pages: self.damaged_pages,
         };
         Ok((self.recorder, received))
     }
@@ -300,6 +343,26 @@ fn not_read(making: &Making<'_>, error: RepoError) -> Failure {
     let what =
         format!("could not read the backup before this one in {}", making.repository.describe());
     of_repo(error, what, UNHARMED)
+}
+
+fn not_known(meta: &FileMeta) -> Failure {
+    let path = String::from_utf8_lossy(&meta.path);
+    Failure::new(
+        Kind::Bug,
+        format!("`{path}` was taken for unchanged and is not in the backup before"),
+        UNHARMED,
+        "Take the backup again with `--rehash`, and please report this.",
+    )
+}
+
+fn badly_listed(entry: &FileEntry) -> Failure {
+    let path = String::from_utf8_lossy(&entry.path);
+    Failure::new(
+        Kind::Integrity,
+        format!("the backup before this one does not list all of `{path}`"),
+        UNHARMED,
+        "Take the backup again with `--rehash`, which reads every file, and keep the earlier one for inspection.",
+    )
 }
 
 pub(super) fn unexpected(what: impl Into<String>) -> Failure {
