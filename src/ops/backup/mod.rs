@@ -146,7 +146,7 @@ pub async fn run(
 /// Where the files come from, ready to give them.
 enum Origin {
     Stream(Box<Server>),
-    Files(Local),
+    Files(Box<Local>),
 }
 
 /// What is known before a backup begins.
@@ -172,7 +172,7 @@ impl Ready {
             Source::Stream => Origin::Stream(Box::new(server)),
             Source::Files { pgdata, .. } => {
                 server.connection.close().await;
-                Origin::Files(Local::find(request, pgdata.as_deref(), &facts).await?)
+                Origin::Files(Box::new(Local::find(request, pgdata.as_deref(), &facts).await?))
             }
         };
         let started_at = now();
