@@ -137,10 +137,13 @@ fn a_note_of_another_repository_or_cluster_name_is_not_believed() {
     assert_is_stored_in(&second, &place, &names[1]);
 }
 
+/// Its name, and how it is done to a spool.
+type Fault = (&'static str, fn(&Path));
+
 const READ_ONLY: &str = "it cannot be written";
 
 /// What may be wrong with a spool; each is done to the spool that the binary would use.
-fn faults() -> Vec<(&'static str, fn(&Path))> {
+fn faults() -> Vec<Fault> {
     fn chmod(path: &Path, mode: u32) {
         std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
     }
