@@ -102,7 +102,8 @@ class Lab:
         if self.user:
             more |= {"user": self.user[0], "group": self.user[1], "extra_groups": []}
         environment = self.env | (env or {})
-        return subprocess.Popen([str(a) for a in args], env=environment, cwd=self.cwd, **more)
+        more.setdefault("cwd", self.cwd)
+        return subprocess.Popen([str(a) for a in args], env=environment, **more)
 
     def run(self, args, env=None):
         """Runs a command that must succeed, and returns what it printed."""
@@ -112,7 +113,7 @@ class Lab:
             raise RuntimeError(f"{args} ended with {child.returncode}:\n{said[-4000:]}")
         return said
 
-    def cost(self, args, env=None):
+    def cost(self, args, env=None, cwd=None):
         """Runs a command that must succeed, and returns what it took.
 
         GNU time starts it, since the kernel counts the memory of the process
@@ -122,7 +123,10 @@ class Lab:
         timed = ["/usr/bin/time", "-f", "%M", "-o", peak, *args]
         with open(self.place / "said", "wb") as said:
             began = time.monotonic()
-            child = self.popen(timed, env, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+            child = self.popen(
+                timed, env, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+                cwd=cwd or self.cwd,
+            )
             _, status, usage = os.wait4(child.pid, 0)
             wall = time.monotonic() - began
             child.returncode = os.waitstatus_to_exitcode(status)
@@ -130,6 +134,19 @@ class Lab:
             said = (self.place / "said").read_text(errors="replace")
             raise RuntimeError(f"{args} ended with {child.returncode}:\n{said[-4000:]}")
         return Cost(wall, usage.ru_utime + usage.ru_stime, int(peak.read_text().split()[-1]))
+
+    def standing_server(self, segments):
+        """Makes a directory in which a server seems to run and these segments wait to be archived."""
+        server = self.place / "wal"
+        status = server / "pg_wal/archive_status"
+        script = [
+            f"mkdir -p {status} {server}/global",
+            f"cp {self.place}/data/global/pg_control {server}/global",
+            f"cp {self.place}/data/postmaster.pid {server}",
+            *(f"touch {status}/{segment.name}.ready" for segment in segments),
+        ]
+        self.run(["sh", "-ec", "\n".join(script)])
+        return server
 
     def sql(self, text):
         return self.run(["psql", "-XAtqc", text]).strip()

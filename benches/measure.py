@@ -12,8 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from lab import REPO, Lab
-from tools import BACKUP_TOOLS, WAL_TOOLS, Highwater
+from lab import REPO, Cost, Lab
+from tools import BACKLOG_TOOLS, BACKUP_TOOLS, WAL_TOOLS, Highwater
 
 SEGMENTS = int(os.environ.get("BENCH_SEGMENTS", "20"))
 SCALES = [int(scale) for scale in os.environ.get("BENCH_SCALE", "20,80").split(",")]
@@ -144,6 +144,52 @@ def measure_wal(lab, results, store, segments):
         results.show(table, "ms", 16.777)
 
 
+def measure_backlog(lab, results, store, segments):
+    """Archives and fetches all segments, one command after another, as a server does that lags behind."""
+    push, get = (
+        f"{verb} {len(segments)} segments, {PLACES[store]}"
+        for verb in ("archive a backlog of", "recovery fetches")
+    )
+    server = lab.standing_server(segments)
+
+    def all_of(table, tool, command_of, pause=0.0, check=None):
+        walls, cpu, peak = [], 0.0, 0
+        for segment in segments:
+            if not (command := command_of(segment)):
+                return
+            cost = lab.cost(command, tool.env, server)
+            walls.append(cost.wall)
+            cpu, peak = cpu + cost.cpu, max(peak, cost.rss_kib)
+            if check:
+                check(segment)
+            time.sleep(pause)
+        results.add(table, tool.name, Cost(sum(walls), cpu, peak))
+        median = statistics.median(walls) * 1000
+        note(f"{tool.name}: {table}: {median:.1f} ms is the median command")
+
+    def fetched(segment):
+        target = server / "pg_wal/RECOVERYXLOG"
+        if not filecmp.cmp(segment, target, shallow=False):
+            raise RuntimeError("another segment came back")
+        # As the server does before each call.
+        target.unlink()
+
+    def once(tool):
+        tool.before_backup()
+        # Only a call as the server's own works ahead.
+        ours = isinstance(tool, Highwater)
+        all_of(push, tool, lambda s: tool.push(Path("pg_wal") / s.name if ours else s))
+        target = "pg_wal/RECOVERYXLOG"
+        # The pause stands for replay.
+        all_of(get, tool, lambda segment: tool.get(segment, target), 0.03, fetched)
+
+    tools = each(results, [make(lab) for make in BACKLOG_TOOLS], lambda tool: tool.prepare(store))
+    for _ in range(RUNS):
+        tools = each(results, tools, once)
+    for table in (push, get):
+        results.show(table, "s", len(segments) * 16.777)
+
+
 def load_database(lab, scale):
     note(f"pgbench -i -s {scale}")
     lab.run(["pgbench", "-i", "-q", "-s", str(scale)])
@@ -250,6 +296,7 @@ def main():
             if store == "s3":
                 lab.wait_for_gateway()
             measure_wal(lab, results, store, segments)
+            measure_backlog(lab, results, store, segments)
             results.save()
         for scale in SCALES:
             load_database(lab, scale)

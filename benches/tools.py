@@ -123,6 +123,16 @@ class Highwater(Tool):
         return [self.lab.highwater, "restore", "--delta", "--pgdata", target]
 
 
+class HighwaterDirect(Highwater):
+    """The same without working ahead."""
+
+    name = "highwater, nothing ahead"
+
+    def before_backup(self):
+        super().before_backup()
+        self.env |= {"HIGHWATER_SPOOL": "none"}
+
+
 class PgBasebackup(Tool):
     name = "pg_basebackup plain"
     form = ("-Fp",)
@@ -258,3 +268,4 @@ class Barman(Tool):
 
 WAL_TOOLS = (Highwater, Copy, Zstd, PgBackRest, Barman)
 BACKUP_TOOLS = (Highwater, PgBasebackup, PgBasebackupTar, PgBackRest, Barman)
+BACKLOG_TOOLS = (Highwater, HighwaterDirect, Copy, Zstd, PgBackRest)

@@ -46,6 +46,7 @@ In postgresql.conf:
 With settings by flag:
   archive_command = 'highwater --repo s3://backups/pg --cluster main archive-push %p'
 
+Segments that wait behind it are stored as well, and their own calls are short.
 Exit 0 means stored and durable. The same file again is success; another file under the same
 name is refused (exit 3). Failures exit 1 to 125, so that pg_stat_archiver counts them and
 PostgreSQL keeps the file and tries again.";

@@ -27,6 +27,7 @@ pub mod progress;
 pub mod redact;
 mod reports;
 pub mod requests;
+mod setting_values;
 pub mod settings;
 pub mod settings_file;
 pub mod settings_table;

@@ -17,15 +17,19 @@ use std::time::Duration;
 
 use super::environment::Environment;
 use super::redact;
+pub use super::setting_values::{SlotChoice, SpoolChoice};
+use super::setting_values::{
+    absolute, is_cluster_name, parse_slot, parse_spool, parse_switch, within_count,
+    within_duration, within_size,
+};
 use super::settings_file::SettingsFile;
 use super::settings_table::{
     Accepts, CONFIG_VARIABLE, Id, OPTION_VARIABLE_PREFIX, TABLE, is_secret_option, setting,
 };
-use super::units::{parse_duration, parse_size, setting_duration, setting_size};
+use super::units::{setting_duration, setting_size};
 use crate::failure::{Failure, Kind};
 use crate::format::Codec;
 use crate::spelling::nearest;
-use crate::walsender::SlotName;
 
 /// What is true of every failure before a command begins.
 pub const NOTHING_DONE: &str = "nothing was read from or written to the repository or PostgreSQL";
@@ -196,21 +200,6 @@ pub struct OptionValue {
     pub secret: bool,
     /// Where it came from.
     pub origin: Origin,
-}
-
-/// What was said about the replication slot: its name, or that there is to be none.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SlotChoice(pub Option<SlotName>);
-
-/// Where work ahead of PostgreSQL is noted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SpoolChoice {
-    /// In a directory beside the WAL.
-    BesideWal,
-    /// In this directory; absolute.
-    Directory(PathBuf),
-    /// Nothing is done ahead.
-    None,
 }
 
 /// Checked settings. May hold secrets (`repo`, `dsn`, options): deliberately without `Debug`.
@@ -413,11 +402,7 @@ impl Check<'_> {
     }
 
     fn duration(&self, id: Id) -> Result<Sourced<Duration>, Failure> {
-        self.or_default(id, |text| {
-            let Accepts::Duration { min, max } = setting(id).accepts else { return None };
-            let range = Duration::from_secs(min)..=Duration::from_secs(max);
-            parse_duration(text).filter(|time| range.contains(time))
-        })
+        self.or_default(id, |text| within_duration(id, text))
     }
 }
 
@@ -484,53 +469,6 @@ fn required<'a>(
             ),
         )
     })
-}
-
-/// `[A-Za-z0-9][A-Za-z0-9._-]{0,62}`: safe in every store's keys, in URLs and in shells.
-fn is_cluster_name(text: &str) -> bool {
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    (1..=63).contains(&text.len())
-        && text.bytes().all(legal)
-        && text.as_bytes()[0].is_ascii_alphanumeric()
-}
-
-fn absolute(text: &str) -> Option<PathBuf> {
-    text.starts_with('/').then(|| PathBuf::from(text))
-}
-
-/// Reads the name of a replication slot; `none` is the wish to have none.
-fn parse_slot(text: &str) -> Option<SlotChoice> {
-    if text == "none" {
-        return Some(SlotChoice(None));
-    }
-    text.parse().ok().map(|slot| SlotChoice(Some(slot)))
-}
-
-fn parse_spool(text: &str) -> Option<SpoolChoice> {
-    match text {
-        "none" => Some(SpoolChoice::None),
-        "pg_wal" => Some(SpoolChoice::BesideWal),
-        _ => absolute(text).map(SpoolChoice::Directory),
-    }
-}
-
-fn parse_switch(text: &str) -> Option<bool> {
-    match text.to_ascii_lowercase().as_str() {
-        "on" | "true" | "yes" | "1" => Some(true),
-        "off" | "false" | "no" | "0" => Some(false),
-        _ => None,
-    }
-}
-
-fn within_count(id: Id, text: &str) -> Option<usize> {
-    let Accepts::Count { min, max } = setting(id).accepts else { return None };
-    let number = text.parse::<u64>().ok().filter(|number| (min..=max).contains(number))?;
-    usize::try_from(number).ok()
-}
-
-fn within_size(id: Id, text: &str) -> Option<u64> {
-    let Accepts::Size { min, max } = setting(id).accepts else { return None };
-    parse_size(text).filter(|bytes| (min..=max).contains(bytes))
 }
 
 #[cfg(test)]

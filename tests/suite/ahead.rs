@@ -2,7 +2,8 @@
 //! what is told stays true: nothing is acknowledged that is not stored, nothing is served that is not the segment.
 
 use crate::harness::{
-    Archived, Highwater, Lab, NEWEST, Random, Run, flip_bit, passes_within, rounds, wait_for,
+    Archived, Highwater, Lab, NEWEST, NO_SMALL_DISK, Random, Run, Running, flip_bit, not_run,
+    on_small_disk, passes_within, rounds, wait_for,
 };
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
@@ -136,6 +137,9 @@ fn a_note_of_another_repository_or_cluster_name_is_not_believed() {
     assert_is_stored_in(&second, &place, &names[1]);
 }
 
+/// Its name, and how it is done to a spool.
+type Fault = (&'static str, fn(&Path));
+
 const READ_ONLY: &str = "it cannot be written";
 
 /// What is wrong, and how a spool becomes so.
@@ -194,6 +198,37 @@ fn a_spool_that_cannot_be_used_makes_a_push_neither_fail_nor_lie() {
         }
         std::fs::set_permissions(spool(&place), PermissionsExt::from_mode(0o700)).unwrap();
     }
+}
+
+/// Runs a shell script in the data directory with a spool on a file system of 4 MiB; `$1` is the binary.
+fn with_small_spool(place: &Archived, script: &str, names: &[String]) -> Option<Run> {
+    let mount = place.lab.directory("small");
+    let mut command = on_small_disk(&mount, script)?;
+    let highwater = in_pgdata(place).with_env("HIGHWATER_SPOOL", mount.to_str().unwrap());
+    highwater.settings_for(&mut command);
+    command.arg(highwater.command().get_program()).args(names);
+    Some(Running::start(command, script.into()).wait())
+}
+
+#[test]
+fn a_spool_on_a_full_disk_or_another_file_system_harms_nothing() {
+    // Bytes are compared in the script: it sees the small file system, and nobody else does.
+    let pushes = "push() { \"$hw\" -v archive-push pg_wal/$1; }; hw=$1; shift; \
+                  push $1 && push $2 && cat /dev/zero > \"$0/fill\"; \
+                  push $3 && rm \"$0/fill\" && push $4 && push $5";
+    let (place, names) = with_backlog(1, 5);
+    let Some(run) = with_small_spool(&place, pushes, &names) else {
+        return not_run("ahead::a_spool_on_a_full_disk_or_another_file_system", NO_SMALL_DISK);
+    };
+    run.done();
+    for name in &names {
+        assert_is_stored(&place, name);
+    }
+    let gets = "get() { rm -f pg_wal/RECOVERYXLOG; \"$hw\" archive-get $1 pg_wal/RECOVERYXLOG && \
+                cmp pg_wal/$1 pg_wal/RECOVERYXLOG; }; hw=$1; shift; \
+                get $1 && get $2 && cat /dev/zero > \"$0/fill\"; get $3 && get $4 && get $5";
+    let (place, names) = with_archive(1, 5);
+    with_small_spool(&place, gets, &names).unwrap().done();
 }
 
 #[test]

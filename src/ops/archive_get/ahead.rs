@@ -71,7 +71,6 @@ pub fn take_fetched(request: &Request) -> Option<Report> {
         spool.remove(&segment.to_string());
         return None;
     }
-    leave_word(&spool, segment);
     let source = Some(SegmentSource::Whole);
     Some(Report { name: WalFileName::Segment(segment), source })
 }

@@ -98,7 +98,9 @@ fn damage(pgdata: &Path, elsewhere: &Path, path: &str, kind: u32, number: u64) {
     let away = elsewhere.join(format!("{kind}-{number}"));
     let parent = path.parent().unwrap();
     let size = fs::symlink_metadata(&path).map_or(0, |facts| facts.len());
-    let options = || fs::OpenOptions::new().write(true).open(&path);
+    // Opening a pipe that an earlier damage made would wait for a reader.
+    let options =
+        || path.is_file().then(|| fs::OpenOptions::new().write(true).open(&path).ok()).flatten();
     let clear = || match fs::symlink_metadata(&path) {
         Ok(facts) if facts.is_dir() => fs::remove_dir_all(&path).unwrap(),
         Ok(_) => fs::remove_file(&path).unwrap(),
