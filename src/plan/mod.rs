@@ -4,6 +4,7 @@
 //! tested by values alone.
 
 pub mod backup;
+pub mod changed_chunks;
 #[cfg(test)]
 mod examples;
 pub mod file_reading;
