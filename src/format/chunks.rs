@@ -15,6 +15,7 @@
 //!     u8 runs, then each:
 //!         u16 source | u8 codec (0 none, 1 zstd, 2 lz4) | u32 pack | u32 frame offset | u32 frame stored bytes | u32 frame plain bytes
 //!         u32 offset in the plain frame | u32 offset in the chunk | u32 bytes
+//! u32 each                                  CRC-32C of each chunk, or nothing at all
 //! ```
 
 use serde::{Deserialize, Serialize};
@@ -130,6 +131,8 @@ impl ChunkEntry {
 pub struct ChunkMap {
     /// The chunks.
     pub chunks: Vec<ChunkEntry>,
+    /// CRC-32C of each chunk, of which that of a file can be joined; empty where they are not known.
+    pub crcs: Vec<u32>,
 }
 
 /// The bytes are not a chunk map.
@@ -186,6 +189,9 @@ impl ChunkMap {
         }
         out.extend_from_slice(&u32::try_from(self.chunks.len()).unwrap_or(u32::MAX).to_le_bytes());
         out.extend_from_slice(&entries);
+        if self.crcs.len() == self.chunks.len() {
+            out.extend(self.crcs.iter().flat_map(|crc| crc.to_le_bytes()));
+        }
         out
     }
 
@@ -219,7 +225,9 @@ impl ChunkMap {
             let runs = (0..runs).map(|_| rest.run(&sources)).collect::<Result<_, _>>()?;
             chunks.push(ChunkEntry { digest: ChunkDigest(digest), runs });
         }
-        if rest.0.is_empty() { Ok(Self { chunks }) } else { Err(ChunkMapError::WrongLength) }
+        let count = if rest.0.is_empty() { 0 } else { count };
+        let crcs = (0..count).map(|_| rest.u32()).collect::<Result<_, _>>()?;
+        if rest.0.is_empty() { Ok(Self { chunks, crcs }) } else { Err(ChunkMapError::WrongLength) }
     }
 }
 
@@ -287,7 +295,12 @@ mod tests {
     fn any_map() -> impl Strategy<Value = ChunkMap> {
         let chunk = (any::<[u8; 16]>(), prop::collection::vec(any_run(), 0..=RUNS_MAX))
             .prop_map(|(digest, runs)| ChunkEntry { digest: ChunkDigest(digest), runs });
-        prop::collection::vec(chunk, 0..20).prop_map(|chunks| ChunkMap { chunks })
+        (prop::collection::vec((chunk, any::<u32>()), 0..20), any::<bool>()).prop_map(
+            |(chunks, with_crcs)| {
+                let (chunks, crcs): (Vec<_>, Vec<_>) = chunks.into_iter().unzip();
+                ChunkMap { chunks, crcs: if with_crcs { crcs } else { Vec::new() } }
+            },
+        )
     }
 
     #[test]
@@ -327,7 +340,9 @@ mod tests {
         fn a_cut_or_longer_map_is_refused(map in any_map(), cut: prop::sample::Index, extra: u8) {
             let mut bytes = map.encode();
             let cut = cut.index(bytes.len());
-            prop_assert!(ChunkMap::decode(&bytes[..cut]).is_err());
+            // Without its checksums a map is whole as well.
+            let is_whole = cut == bytes.len() - map.crcs.len() * 4;
+            prop_assert_eq!(ChunkMap::decode(&bytes[..cut]).is_err(), !is_whole);
             bytes.push(extra);
             prop_assert!(ChunkMap::decode(&bytes).is_err());
         }

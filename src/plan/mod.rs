@@ -4,6 +4,7 @@
 //! tested by values alone.
 
 pub mod backup;
+pub mod changed_chunks;
 pub mod delta;
 #[cfg(test)]
 mod examples;

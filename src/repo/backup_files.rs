@@ -67,6 +67,8 @@ struct WaitingFile {
     checksum: Option<String>,
     stamp: Option<FileStamp>,
     chunks: Vec<Chunk>,
+    /// CRC-32C of each of them, or of none.
+    crcs: Vec<u32>,
     /// Map frames that are pushed already, of the file's earlier chunks.
     maps: Vec<Map>,
     /// The first frame that it needs.
@@ -136,6 +138,7 @@ impl FileRecorder {
             checksum: None,
             stamp: None,
             chunks: Vec::new(),
+            crcs: Vec::new(),
             maps: Vec::new(),
             oldest,
         });
@@ -162,6 +165,13 @@ impl FileRecorder {
         self.referenced_bytes += bytes;
         self.add(Chunk::Known(entry));
         Ok(())
+    }
+
+    /// Says the CRC-32C of the chunk that was added last; of each or of none.
+    pub fn set_crc(&mut self, crc: u32) {
+        if let Some(file) = &mut self.current {
+            file.crcs.push(crc);
+        }
     }
 
     /// Says the size of the current file, where it was not known when it began.
@@ -370,7 +380,7 @@ impl FileRecorder {
             self.count_runs(&entry);
             chunks.push(entry);
         }
-        Ok(ChunkMap { chunks })
+        Ok(ChunkMap { chunks, crcs: std::mem::take(&mut file.crcs) })
     }
 
     async fn write_entry(&mut self, entry: &FileEntry) -> Result<(), RepoError> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::frames::FrameFetcher;
 use super::{RepoError, Repository};
-use crate::format::{BackupId, ChunkEntry, FileContent, FileEntry, FileStamp, FrameRef};
+use crate::format::{BackupId, ChunkEntry, ChunkMap, FileContent, FileEntry, FileStamp, FrameRef};
 
 /// Paths that the index holds at most (48 MiB of memory). Files beyond are stored
 /// anew instead of being referenced: dearer, never wrong.
@@ -18,12 +18,25 @@ const INDEX_MAX: usize = 1_500_000;
 pub struct KnownFiles {
     hasher: RandomState,
     looks: HashSet<u64>,
+    /// Hash of a path to the size, for files whose chunks stand in maps.
+    mapped: HashMap<u64, u64>,
 }
 
 impl KnownFiles {
     /// Returns whether a file that looks like this is among them.
     pub fn holds(&self, path: &[u8], size: u64, stamp: FileStamp) -> bool {
         self.looks.contains(&self.hasher.hash_one((path, size, stamp)))
+    }
+
+    /// Returns the size of a file whose chunks stand in maps.
+    pub fn size_of(&self, path: &[u8]) -> Option<u64> {
+        self.mapped.get(&self.hasher.hash_one(path)).copied()
+    }
+
+    fn add_mapped(&mut self, entry: &FileEntry) {
+        if matches!(entry.content, FileContent::Maps(_)) {
+            self.mapped.insert(self.hasher.hash_one(entry.path.as_slice()), entry.size);
+        }
     }
 
     fn add(&mut self, entry: &FileEntry) {
@@ -67,6 +80,7 @@ impl ParentFiles {
             for entry in repository.file_entries(frame).await? {
                 if index.len() < INDEX_MAX {
                     index.insert(hasher.hash_one(&entry.path), number);
+                    known.add_mapped(&entry);
                     if entry.stamp.is_some() && can_be_known(&entry) {
                         known.add(&entry);
                     }
@@ -107,12 +121,19 @@ impl ParentFiles {
         entry: &FileEntry,
         map: usize,
     ) -> Result<Vec<ChunkEntry>, RepoError> {
+        Ok(self.map(entry, map).await?.chunks)
+    }
+
+    /// Returns one map of an entry, as [`Self::chunks`] does, with the checksums that it has.
+    pub async fn map(&self, entry: &FileEntry, map: usize) -> Result<ChunkMap, RepoError> {
         match &entry.content {
-            FileContent::Inline(chunks) if map == 0 => Ok(chunks.clone()),
-            FileContent::Inline(_) => Ok(Vec::new()),
+            FileContent::Inline(chunks) if map == 0 => {
+                Ok(ChunkMap { chunks: chunks.clone(), crcs: Vec::new() })
+            }
+            FileContent::Inline(_) => Ok(ChunkMap::default()),
             FileContent::Maps(maps) => match maps.get(map) {
-                None => Ok(Vec::new()),
-                Some(frame) => Ok(self.fetcher.map(frame).await?.chunks),
+                None => Ok(ChunkMap::default()),
+                Some(frame) => self.fetcher.map(frame).await,
             },
         }
     }

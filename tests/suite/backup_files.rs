@@ -417,3 +417,84 @@ fn each_of_a_chain_of_backups_under_load_restores_alone_to_the_same_end() {
         std::fs::remove_dir_all(&copy.pgdata).unwrap();
     }
 }
+
+/// A cluster whose WAL is summarized.
+fn summarizing() -> Archived {
+    Archived::by_server_with(NEWEST, |builder| builder.conf("summarize_wal = on"))
+}
+
+#[test]
+fn with_wal_summaries_only_what_changed_of_a_table_is_read() {
+    let place = summarizing();
+    place.cluster.pgbench(&["-i", "-q", "-s", "10"]);
+    place.cluster.sql("vacuum freeze analyze");
+    let first = reported(&place, &[]);
+    assert_eq!(first["unread_bytes"], 0, "{first}");
+    place.cluster.sql("update pgbench_accounts set abalance = 1 where aid % 20000 = 7");
+    let second = reported(&place, &[]);
+    let bytes = |report: &serde_json::Value, name: &str| report[name].as_u64().unwrap();
+    let table = place.cluster.sql("select pg_relation_size('pgbench_accounts')");
+    let table: u64 = table.parse().unwrap();
+    assert!(bytes(&second, "unread_bytes") > table / 2, "{second}");
+    assert!(bytes(&second, "stored_bytes") * 4 < bytes(&first, "stored_bytes"), "{second}");
+    // Rows go, pages are cut off and written anew, the map of visible pages is cleared.
+    place.cluster.sql("delete from pgbench_accounts where aid > 600000");
+    place.cluster.sql("vacuum pgbench_accounts");
+    let third = reported(&place, &[]);
+    place.cluster.sql("insert into pgbench_accounts select g, 1, 2, 'again' from generate_series(600001, 900000) g");
+    place.cluster.sql("update pgbench_accounts set abalance = 2 where aid % 1000 = 3");
+    place.cluster.sql("create database copied template postgres strategy file_copy");
+    let fourth = reported(&place, &[]);
+    place.cluster.sql("vacuum full pgbench_tellers");
+    place.cluster.sql("drop database copied");
+    place.cluster.sql("create database copied template postgres strategy wal_log");
+    let fifth = reported(&place, &[]);
+    assert_eq!(reported(&place, &["--rehash"])["unread_bytes"], 0);
+    let wanted = place.cluster.dump();
+    place.cluster.archive_now();
+    for (n, report) in [first, second, third, fourth, fifth].iter().enumerate() {
+        let id = report["id"].as_str().unwrap();
+        let mut copy = place.restore(&format!("copy-{n}"), &["--backup", id]);
+        // PostgreSQL's tool computes the checksum of every byte, those too that were not read.
+        assert_restored_as_backed_up(&copy);
+        copy.start();
+        copy.wait_until("select pg_is_in_recovery()", "f");
+        assert_eq!(copy.dump(), wanted, "backup {n}");
+        copy.amcheck();
+        copy.fast_stop();
+    }
+}
+
+#[test]
+fn a_chain_of_backups_with_wal_summaries_under_load_restores_at_each_point() {
+    let place = summarizing();
+    place.cluster.pgbench(&["-i", "-q", "-s", "5"]);
+    let mut unread = 0;
+    for round in 0..12 {
+        let mut writing = place.cluster.pgbench_in_background(&["-n", "-c", "2", "-t", "200"]);
+        let report = reported(&place, &[]);
+        unread += report["unread_bytes"].as_u64().unwrap();
+        assert!(writing.wait().unwrap().success());
+        match round % 4 {
+            0 => place.cluster.sql("delete from pgbench_history where random() < 0.5"),
+            1 => place.cluster.sql("vacuum"),
+            2 => place.cluster.sql("truncate pgbench_history"),
+            _ => place.cluster.sql("reindex table pgbench_accounts"),
+        };
+    }
+    assert!(unread > 100 << 20, "{unread}");
+    let wanted = place.cluster.dump();
+    place.cluster.archive_now();
+    let info = place.highwater.info();
+    for (n, backup) in info["backups"].as_array().unwrap().iter().enumerate() {
+        let id = backup["id"].as_str().unwrap();
+        let mut copy = place.restore(&format!("copy-{n}"), &["--backup", id]);
+        assert_restored_as_backed_up(&copy);
+        copy.start();
+        copy.wait_until("select pg_is_in_recovery()", "f");
+        assert_eq!(copy.dump(), wanted, "backup {n}");
+        copy.amcheck();
+        copy.fast_stop();
+        std::fs::remove_dir_all(&copy.pgdata).unwrap();
+    }
+}

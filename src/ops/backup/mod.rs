@@ -304,7 +304,8 @@ impl Making<'_> {
                 stream::receive(self, *server, recorder, parent_files).await?
             }
             Origin::Files(local) => {
-                Box::pin(local.take(self, &facts, recorder, parent_files)).await?
+                let before = parent.as_ref().filter(|_| parent_files.is_some());
+                Box::pin(local.take(self, &facts, recorder, parent_files, before)).await?
             }
         };
         self.progress.note("storing the last packs");
@@ -326,6 +327,11 @@ impl Making<'_> {
         writer.commit(&index, &committed).await.map_err(|e| self.not_known(e))?;
         let (referenced_bytes, unread_bytes) = (recorded.referenced_bytes, received.unread_bytes);
         Ok(Report { backup: committed, referenced_bytes, unread_bytes })
+    }
+
+    /// Returns whether files are read from the data directory, whose chunks then have checksums.
+    fn reads_files(&self) -> bool {
+        matches!(self.request.source, Source::Files { .. })
     }
 
     /// Returns since when the parent's files may be taken as unchanged, in nanoseconds since 1970;

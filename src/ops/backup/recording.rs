@@ -8,7 +8,7 @@ use super::digests::Digested;
 use super::{Making, UNHARMED};
 use crate::failure::{Failure, Kind};
 use crate::format::{
-    ChunkDigest, ChunkEntry, DamagedPages, EntryKind, FileContent, FileEntry, FileStamp,
+    ChunkDigest, ChunkEntry, ChunkMap, DamagedPages, EntryKind, FileContent, FileEntry, FileStamp,
     MAP_CHUNKS_MAX,
 };
 use crate::ops::failures::of_repo;
@@ -65,10 +65,20 @@ struct Current {
     chunks: u64,
     parent: Option<FileEntry>,
     /// The parent's chunks of the gigabyte that is arriving.
-    parent_chunks: Vec<ChunkEntry>,
+    parent_map: ChunkMap,
+    /// Whether the parent's maps have no checksums of chunks.
+    parent_lacks_crcs: bool,
     /// Whether every chunk so far is the parent's.
     unchanged: bool,
     capture: Option<Vec<u8>>,
+}
+
+impl Current {
+    /// Returns the map that the next chunk belongs to, and its place there.
+    fn place_in_maps(&self) -> (usize, usize) {
+        let chunk = usize::try_from(self.chunks).unwrap_or(usize::MAX);
+        (chunk / MAP_CHUNKS_MAX, chunk % MAP_CHUNKS_MAX)
+    }
 }
 
 /// Records one backup: entries in any order, each file's chunks between its entry and its end.
@@ -113,7 +123,7 @@ impl<'a> Recording<'a> {
             Digested::Entry(meta) => self.entry(meta).await?,
             Digested::Manifest => self.manifest(),
             Digested::Chunk { bytes, digest, is_zeros } => {
-                self.chunk(&bytes, digest, is_zeros).await?;
+                self.chunk(&bytes, digest, is_zeros, None).await?;
             }
             Digested::FileEnd { checksum } => self.end_file(checksum).await?,
             Digested::End { stop_lsn, timeline } => self.stop(stop_lsn, timeline),
@@ -185,7 +195,7 @@ impl<'a> Recording<'a> {
             for chunk in files.chunks(&entry, map).await.map_err(|e| not_read(making, e))? {
                 let len = chunk_len(size, number);
                 if !chunk.is_whole(len) {
-                    return Err(badly_listed(&entry));
+                    return Err(badly_listed(&entry.path));
                 }
                 number += 1;
                 match &maps {
@@ -199,7 +209,7 @@ impl<'a> Recording<'a> {
             }
         }
         if number != chunks_of(size) {
-            return Err(badly_listed(&entry));
+            return Err(badly_listed(&entry.path));
         }
         let ended = self.recorder.end(Some(checksum.clone()), maps).await;
         ended.map_err(|e| making.not_stored(e))?;
@@ -218,7 +228,8 @@ impl<'a> Recording<'a> {
             received: 0,
             chunks: 0,
             parent,
-            parent_chunks: Vec::new(),
+            parent_map: ChunkMap::default(),
+            parent_lacks_crcs: false,
             capture: (wanted && meta.size <= CAPTURED_BYTES_MAX).then(Vec::new),
         });
         self.recorder.begin(meta);
@@ -242,22 +253,17 @@ impl<'a> Recording<'a> {
         bytes: &[u8],
         digest: ChunkDigest,
         is_zeros: bool,
+        crc: Option<u32>,
     ) -> Result<(), Failure> {
+        self.load_parents_map().await?;
         let Some(file) = &mut self.file else { return Ok(()) };
         file.received += bytes.len() as u64;
         if let Some(capture) = &mut file.capture {
             capture.extend_from_slice(bytes);
         }
-        let in_map = usize::try_from(file.chunks).unwrap_or(usize::MAX) % MAP_CHUNKS_MAX;
-        if in_map == 0
-            && let (Some(files), Some(entry)) = (&self.parent, &file.parent)
-        {
-            let map = usize::try_from(file.chunks).unwrap_or(usize::MAX) / MAP_CHUNKS_MAX;
-            let chunks = files.chunks(entry, map).await;
-            file.parent_chunks = chunks.map_err(|e| not_read(self.making, e))?;
-        }
+        let (_, in_map) = file.place_in_maps();
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        let parents = file.parent_chunks.get(in_map);
+        let parents = file.parent_map.chunks.get(in_map);
         // For a file that stays as it was, its zeros must have been zeros too.
         file.unchanged &= parents.is_some_and(|parent| parent.digest == digest);
         file.chunks += 1;
@@ -271,7 +277,54 @@ impl<'a> Recording<'a> {
                 self.recorder.store(digest, bytes).await
             }
         };
-        done.map_err(|e| self.not_stored(e))
+        done.map_err(|e| self.not_stored(e))?;
+        if let Some(crc) = crc {
+            self.recorder.set_crc(crc);
+        }
+        Ok(())
+    }
+
+    /// Adds the next `count` chunks of the current file as the parent has them; returns the CRC-32C
+    /// and the length of each.
+    pub(super) async fn keep(&mut self, count: u64) -> Result<Vec<(u32, u64)>, Failure> {
+        let mut kept = Vec::new();
+        for _ in 0..count {
+            self.load_parents_map().await?;
+            let Some(file) = &mut self.file else { return Ok(kept) };
+            let (_, in_map) = file.place_in_maps();
+            let len = chunk_len(file.size, file.chunks);
+            let map = &file.parent_map;
+            let (Some(chunk), Some(crc)) = (map.chunks.get(in_map), map.crcs.get(in_map)) else {
+                return Err(badly_listed(&file.path));
+            };
+            if !chunk.is_whole(len) {
+                return Err(badly_listed(&file.path));
+            }
+            let (chunk, crc) = (chunk.clone(), *crc);
+            file.received += u64::from(len);
+            file.chunks += 1;
+            self.unread_bytes += u64::from(len);
+            let known = if chunk.runs.is_empty() { 0 } else { u64::from(len) };
+            let done = self.recorder.reference(chunk, known).await;
+            done.map_err(|e| self.making.not_stored(e))?;
+            self.recorder.set_crc(crc);
+            kept.push((crc, u64::from(len)));
+        }
+        Ok(kept)
+    }
+
+    /// Loads the parent's chunks of the gigabyte that begins, if one does.
+    async fn load_parents_map(&mut self) -> Result<(), Failure> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        let (map, in_map) = file.place_in_maps();
+        if in_map == 0
+            && let (Some(files), Some(entry)) = (&self.parent, &file.parent)
+        {
+            let loaded = files.map(entry, map).await;
+            file.parent_map = loaded.map_err(|e| not_read(self.making, e))?;
+            file.parent_lacks_crcs |= file.parent_map.crcs.is_empty();
+        }
+        Ok(())
     }
 
     /// Ends the current file, with its checksum for the file list.
@@ -286,7 +339,10 @@ impl<'a> Recording<'a> {
         }
         // The parent's maps serve as they are when not one chunk differs.
         let maps = match &file.parent {
-            Some(FileEntry { content: FileContent::Maps(maps), .. }) if file.unchanged => {
+            Some(FileEntry { content: FileContent::Maps(maps), .. })
+                // Maps with checksums take the place of those without.
+                if file.unchanged && !(file.parent_lacks_crcs && self.making.reads_files()) =>
+            {
                 Some(maps.clone())
             }
             _ => None,
@@ -355,8 +411,8 @@ fn not_known(meta: &FileMeta) -> Failure {
     )
 }
 
-fn badly_listed(entry: &FileEntry) -> Failure {
-    let path = String::from_utf8_lossy(&entry.path);
+fn badly_listed(path: &[u8]) -> Failure {
+    let path = String::from_utf8_lossy(path);
     Failure::new(
         Kind::Integrity,
         format!("the backup before this one does not list all of `{path}`"),

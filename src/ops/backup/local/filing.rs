@@ -8,12 +8,12 @@ use super::super::recording::{Received, Recording, unexpected};
 use super::super::server::Facts;
 use super::ends::Ends;
 use super::manifest_draft::ManifestDraft;
-use super::reading::{Data, Event};
+use super::reading::{ChunkFacts, Data, Event};
 use super::session::{Ended, Started};
 use crate::failure::Failure;
 use crate::format::{CHUNK_BYTES, DamagedPage, DamagedPages, EntryKind, FileStamp, digest_chunk};
 use crate::ops::progress::Progress;
-use crate::pg::{Crc32c, Lsn, ManifestedFile, crc32c, crc32c_joined};
+use crate::pg::{Crc32c, Lsn, ManifestedFile, crc32c_joined};
 use crate::plan::file_reading::is_damaged;
 use crate::repo::{FileMeta, FileRecorder, ParentFiles};
 use crate::walsender::ManifestChecksums;
@@ -122,6 +122,15 @@ impl<'a> Filing<'a> {
                 self.recording.stamp(stamp);
                 Ok(())
             }
+            Event::Kept(count) => {
+                for (crc, len) in self.recording.keep(count).await? {
+                    self.progress.advance(len);
+                    if let Some((_, Sum::Crc32c(sum))) = &mut self.file {
+                        *sum = crc32c_joined(*sum, crc, len);
+                    }
+                }
+                Ok(())
+            }
             Event::Unchanged(meta, stamp) => self.unchanged(meta, stamp).await,
             Event::Data(data) => self.data(data, bytes).await,
             Event::FileEnd => self.end_file().await,
@@ -141,11 +150,10 @@ impl<'a> Filing<'a> {
     }
 
     async fn data(&mut self, data: Data, bytes: &[u8]) -> Result<(), Failure> {
-        let Data { at, chunks, crc, suspects } = data;
+        let Data { at, chunks, suspects } = data;
         let bytes = &bytes[at];
         self.progress.advance(bytes.len() as u64);
-        if let Some((meta, sum)) = &mut self.file {
-            sum.take(bytes, crc);
+        if let Some((meta, _)) = &self.file {
             for page in suspects {
                 let file = String::from_utf8_lossy(&meta.path).into_owned();
                 let suspect = (DamagedPage { file, block: page.block }, page.lsn);
@@ -163,10 +171,18 @@ impl<'a> Filing<'a> {
                 }
             }
         }
-        for (chunk, (digest, is_zeros)) in bytes.chunks(CHUNK_BYTES as usize).zip(chunks) {
-            self.recording.chunk(chunk, digest, is_zeros).await?;
+        for (chunk, facts) in bytes.chunks(CHUNK_BYTES as usize).zip(chunks) {
+            self.chunk(chunk, &facts).await?;
         }
         Ok(())
+    }
+
+    async fn chunk(&mut self, bytes: &[u8], facts: &ChunkFacts) -> Result<(), Failure> {
+        if let Some((_, sum)) = &mut self.file {
+            sum.take(bytes, facts.crc);
+        }
+        let ChunkFacts { digest, is_zeros, crc } = *facts;
+        self.recording.chunk(bytes, digest, is_zeros, Some(crc)).await
     }
 
     async fn end_file(&mut self) -> Result<(), Failure> {
@@ -190,10 +206,7 @@ impl<'a> Filing<'a> {
         self.file = Some((meta.clone(), Sum::new(self.checksums)));
         self.recording.entry(meta).await?;
         for chunk in bytes.chunks(CHUNK_BYTES as usize) {
-            if let Some((_, sum)) = &mut self.file {
-                sum.take(chunk, crc32c(chunk));
-            }
-            self.recording.chunk(chunk, digest_chunk(chunk), is_zeros(chunk)).await?;
+            self.chunk(chunk, &ChunkFacts::of(chunk)).await?;
         }
         self.end_file().await
     }
@@ -229,12 +242,12 @@ impl<'a> Filing<'a> {
             rest.extend(part?);
             let whole = rest.len() - rest.len() % CHUNK_BYTES as usize;
             for chunk in rest[..whole].chunks(CHUNK_BYTES as usize) {
-                recording.chunk(chunk, digest_chunk(chunk), false).await?;
+                recording.chunk(chunk, digest_chunk(chunk), false, None).await?;
             }
             rest.drain(..whole);
         }
         if !rest.is_empty() {
-            recording.chunk(&rest, digest_chunk(&rest), false).await?;
+            recording.chunk(&rest, digest_chunk(&rest), false, None).await?;
         }
         recording.end_file(None).await?;
         recording.stop(ended.stop_lsn, ends.stop_timeline);
@@ -251,8 +264,4 @@ impl<'a> Filing<'a> {
         damaged.count += self.suspects_left_out;
         damaged
     }
-}
-
-fn is_zeros(bytes: &[u8]) -> bool {
-    bytes.iter().all(|byte| *byte == 0)
 }

@@ -7,6 +7,7 @@
 //! then:    pg_control -> pg_backup_stop -> backup_label, tablespace_map -> backup_manifest
 //! ```
 
+mod changes;
 mod ends;
 mod filing;
 mod manifest_draft;
@@ -24,7 +25,7 @@ use super::recording::Received;
 use super::server::Facts;
 use super::{Making, Request, UNHARMED};
 use crate::failure::{Failure, Kind};
-use crate::format::EntryKind;
+use crate::format::{Committed, EntryKind};
 use crate::ops::failures::{of_disk, of_task};
 use crate::ops::progress::Progress;
 use crate::pg::{ControlFile, MajorVersion};
@@ -33,12 +34,11 @@ use crate::pgdata::{
     read_control_bytes, read_stable, tablespaces_of,
 };
 use crate::plan::file_reading::reading_plan;
-use crate::repo::{FileMeta, FileRecorder, KnownFiles, ParentFiles};
-use crate::walsender::ManifestChecksums;
+use crate::repo::{FileMeta, FileRecorder, ParentFiles};
 use ends::Ends;
 use filing::Filing;
 pub(super) use filing::name_of as checksum_name;
-use reading::{How, Reading, Stretch};
+use reading::{How, Known, Reading, Stretch};
 use session::{Session, Started};
 
 /// How often the session is used while files are read.
@@ -114,6 +114,7 @@ impl Local {
         facts: &Facts,
         recorder: FileRecorder,
         parent: Option<ParentFiles>,
+        before: Option<&Committed>,
     ) -> Result<(FileRecorder, Received), Failure> {
         let request = making.request;
         let version = facts.version.major();
@@ -125,7 +126,14 @@ impl Local {
         let failed = |error| of_disk(error, "could not read the data directory", UNHARMED);
         let tablespaces = tablespaces_of(&self.pgdata).map_err(failed)?;
         let walk = ClusterWalk::begin(&self.pgdata, rules).map_err(failed)?;
-        let known = parent.as_ref().map(ParentFiles::known);
+        let known = match (parent.as_ref(), before) {
+            (Some(files), Some(before)) => {
+                let control = &self.control;
+                let changes = changes::find(request, facts, control, before, &started).await;
+                Some(Known { files: files.known(), changes: changes.map(Arc::new) })
+            }
+            _ => None,
+        };
         let mut filing = Filing::new(making, facts, recorder, parent, started.start_lsn);
         self.read_files(&mut filing, walk, known, &started, request).await?;
         // Last: on a standby it says how far the files that were read before reach.
@@ -146,7 +154,7 @@ impl Local {
         &mut self,
         filing: &mut Filing<'_>,
         walk: ClusterWalk,
-        known: Option<Arc<KnownFiles>>,
+        known: Option<Known>,
         started: &Started,
         request: &Request,
     ) -> Result<(), Failure> {
@@ -159,7 +167,6 @@ impl Local {
         let how = How {
             plan: reading_plan(request.memory_max_bytes, request.jobs),
             pages,
-            with_crc: request.manifest_checksums == ManifestChecksums::Crc32c,
             rate_max: request.max_rate_kb.map(|kb| u64::from(kb) << 10),
         };
         let mut reading = Reading::begin(walk, how, known)?;

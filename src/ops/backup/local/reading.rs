@@ -8,6 +8,7 @@
 //!
 //! Memory: as many stretches as the plan says; the walk waits when they are all in use.
 
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ use crate::pgdata::{
     ClusterWalk, DiskError, FileLook, Found, FoundFile, PageRules, ReadFile, SuspectPage,
     check_pages,
 };
+use crate::plan::backup::chunks_of;
+use crate::plan::changed_chunks::ChangedChunks;
 use crate::plan::file_reading::{FILES_TOGETHER_MAX, ReadingPlan, STRETCH_BYTES};
 use crate::repo::{FileMeta, KnownFiles};
 
@@ -38,8 +41,6 @@ pub(super) struct How {
     pub(super) plan: ReadingPlan,
     /// `None` where the cluster has no checksums.
     pub(super) pages: Option<PageRules>,
-    /// Whether the manifest's checksum is CRC-32C, which can be made stretch by stretch.
-    pub(super) with_crc: bool,
     /// Bytes per second.
     pub(super) rate_max: Option<u64>,
 }
@@ -60,6 +61,8 @@ pub(super) enum Event {
     File(FileMeta, FileStamp),
     /// A file that is as an earlier backup has it; its bytes were not read.
     Unchanged(FileMeta, FileStamp),
+    /// So many chunks of the file are as the earlier backup has them, and were not read.
+    Kept(u64),
     /// The next bytes of the file.
     Data(Data),
     /// The file is complete.
@@ -71,12 +74,24 @@ pub(super) enum Event {
 pub(super) struct Data {
     /// Where it stands in [`Stretch::bytes`].
     pub(super) at: std::ops::Range<usize>,
-    /// Each chunk's digest, and whether it is all zeros.
-    pub(super) chunks: Vec<(ChunkDigest, bool)>,
-    /// CRC-32C of it, if that was asked for.
-    pub(super) crc: u32,
+    /// Its chunks.
+    pub(super) chunks: Vec<ChunkFacts>,
     /// Pages of it with a wrong checksum.
     pub(super) suspects: Vec<SuspectPage>,
+}
+
+/// What is known of a chunk besides its bytes.
+#[derive(Debug)]
+pub(super) struct ChunkFacts {
+    pub(super) digest: ChunkDigest,
+    pub(super) is_zeros: bool,
+    pub(super) crc: u32,
+}
+
+impl ChunkFacts {
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        Self { digest: digest_chunk(bytes), is_zeros: is_zeros(bytes), crc: crc32c(bytes) }
+    }
 }
 
 type Answer = Result<Stretch, DiskError>;
@@ -87,6 +102,8 @@ struct Job {
 }
 
 enum Item {
+    /// So many chunks of the file that is open are not read; `true` if they are its last.
+    Kept(Option<(FileMeta, FileStamp)>, u64, bool),
     Directory(FileMeta),
     Unchanged(FileMeta, FileStamp),
     /// A file that fits one stretch, with others perhaps.
@@ -106,6 +123,14 @@ struct Part {
     is_last: bool,
 }
 
+/// What an earlier backup holds, and which of it is as it was.
+#[derive(Clone)]
+pub(super) struct Known {
+    pub(super) files: Arc<KnownFiles>,
+    /// What WAL summaries say, if there are any.
+    pub(super) changes: Option<Arc<ChangedChunks>>,
+}
+
 /// A reading in progress. Its threads end by themselves when it is dropped.
 pub(super) struct Reading {
     in_order: mpsc::Receiver<oneshot::Receiver<Answer>>,
@@ -121,7 +146,7 @@ impl Reading {
     pub(super) fn begin(
         walk: ClusterWalk,
         how: How,
-        known: Option<Arc<KnownFiles>>,
+        known: Option<Known>,
     ) -> Result<Self, Failure> {
         let (to_order, in_order) = mpsc::channel(how.plan.stretches_max);
         let (to_readers, jobs) = sync_channel(how.plan.stretches_max);
@@ -179,7 +204,7 @@ struct Walking {
     to_order: mpsc::Sender<oneshot::Receiver<Answer>>,
     to_readers: SyncSender<Job>,
     rate: Rate,
-    known: Option<Arc<KnownFiles>>,
+    known: Option<Known>,
     /// The job that is being gathered, and its bytes.
     items: Vec<Item>,
     bytes: usize,
@@ -245,7 +270,18 @@ impl Walking {
 
     fn is_known(&self, file: &FoundFile) -> bool {
         let known = self.known.as_ref();
-        known.is_some_and(|known| known.holds(&file.path, file.size, stamp_of(file.look)))
+        known.is_some_and(|known| known.files.holds(&file.path, file.size, stamp_of(file.look)))
+    }
+
+    /// Returns the chunks of a large file that are to be read; all, unless WAL summaries say which.
+    fn wanted(&self, file: &FoundFile) -> Vec<Range<u64>> {
+        let all = 0..chunks_of(file.size);
+        let some = self.known.as_ref().and_then(|known| {
+            let before = known.files.size_of(&file.path)?;
+            let (directory, relation) = file.relation?;
+            known.changes.as_ref()?.chunks_to_read(directory, relation, file.size, before)
+        });
+        some.unwrap_or_else(|| vec![all])
     }
 
     fn large(&mut self, file: FoundFile) -> Result<(), Stopped> {
@@ -253,19 +289,31 @@ impl Walking {
         let Some(open) = ReadFile::open(&file.place).map_err(Stopped::Disk)? else { return Ok(()) };
         let open = Arc::new(open);
         let segment = file.relation.map(|(_, relation)| relation.segment);
+        let wanted = self.wanted(&file);
         let (size, stamp) = (file.size, stamp_of(file.look));
         let mut begins = Some((meta_of(file, size), stamp));
-        let mut offset = 0;
-        while offset < size {
-            let len = usize::try_from(size - offset).unwrap_or(usize::MAX).min(STRETCH_BYTES);
-            let is_last = offset + len as u64 == size;
-            let begins = begins.take();
-            let file = Arc::clone(&open);
-            self.items.push(Item::Part(Part { file, segment, begins, offset, len, is_last }));
-            self.bytes = len;
-            self.send()?;
-            offset += len as u64;
+        let mut next = 0;
+        let end = chunks_of(size);
+        for Range { start, end: until } in wanted.into_iter().chain(std::iter::once(end..end)) {
+            if start > next {
+                self.items.push(Item::Kept(begins.take(), start - next, start == end));
+            }
+            let (mut offset, until_byte) =
+                (start * u64::from(CHUNK_BYTES), (until * u64::from(CHUNK_BYTES)).min(size));
+            while offset < until_byte {
+                let left = usize::try_from(until_byte - offset).unwrap_or(usize::MAX);
+                let len = left.min(STRETCH_BYTES);
+                let is_last = offset + len as u64 == size;
+                let begins = begins.take();
+                let file = Arc::clone(&open);
+                self.items.push(Item::Part(Part { file, segment, begins, offset, len, is_last }));
+                self.bytes = len;
+                self.send()?;
+                offset += len as u64;
+            }
+            next = until.max(next);
         }
+        self.send()?;
         Ok(())
     }
 
@@ -350,6 +398,11 @@ fn read_items(items: Vec<Item>, stretch: &mut Stretch, how: How) -> Result<(), D
     let mut at = 0;
     for item in items {
         match item {
+            Item::Kept(begins, chunks, is_last) => {
+                stretch.events.extend(begins.map(|(meta, stamp)| Event::File(meta, stamp)));
+                stretch.events.push(Event::Kept(chunks));
+                stretch.events.extend(is_last.then_some(Event::FileEnd));
+            }
             Item::Directory(meta) => stretch.events.push(Event::Directory(meta)),
             Item::Unchanged(meta, stamp) => stretch.events.push(Event::Unchanged(meta, stamp)),
             Item::Small(file) => at = read_small(file, at, stretch, how)?,
@@ -410,10 +463,8 @@ fn digest(
         (Some(rules), Some(segment)) => check_pages(file, segment, offset, part, rules)?,
         _ => Vec::new(),
     };
-    let digests = |chunk: &[u8]| (digest_chunk(chunk), is_zeros(chunk));
-    let chunks = part.chunks(CHUNK_BYTES as usize).map(digests).collect();
-    let crc = if how.with_crc { crc32c(part) } else { 0 };
-    Ok(Data { at, chunks, crc, suspects })
+    let chunks = part.chunks(CHUNK_BYTES as usize).map(ChunkFacts::of).collect();
+    Ok(Data { at, chunks, suspects })
 }
 
 fn is_zeros(chunk: &[u8]) -> bool {

@@ -90,7 +90,7 @@ impl Session {
         self.ask(settings, "could not prepare the session").await.map(drop)
     }
 
-    async fn ask(&mut self, query: &str, what: &str) -> Result<Rows, Failure> {
+    pub(super) async fn ask(&mut self, query: &str, what: &str) -> Result<Rows, Failure> {
         self.connection.query(query).await.map_err(|error| of_postgres(error, what, UNHARMED))
     }
 
@@ -197,6 +197,11 @@ impl Session {
         self.connection.query("SELECT 1").await.map(drop).map_err(lost)
     }
 
+    /// Closes a session that holds no backup.
+    pub(super) async fn close(self) {
+        self.connection.close().await;
+    }
+
     /// Ends the backup, without waiting for the archive.
     pub(super) async fn stop(mut self) -> Result<Ended, Failure> {
         let call =
@@ -250,7 +255,7 @@ fn lost(error: PgError) -> Failure {
     .because(error)
 }
 
-fn nonsense() -> Failure {
+pub(super) fn nonsense() -> Failure {
     Failure::new(
         Kind::Postgres,
         "the server's answer about the backup cannot be understood",
