@@ -183,7 +183,10 @@ mod tests {
         let size = 4 * CHUNK;
         assert_eq!(read(&changes, file(7, Fork::Main, 0), size, size), Some(vec![0..1, 2..4]));
         changes.add(relation(8), Some(0), []);
-        assert_eq!(read(&changes, file(8, Fork::Main, 0), size, size), Some(vec![0..4]));
+        assert_eq!(
+            read(&changes, file(8, Fork::Main, 0), size, size),
+            Some(Vec::from_iter([0..4]))
+        );
         changes.add(relation(0), Some(0), []);
         assert_eq!(read(&changes, file(9, Fork::Main, 0), size, size), None);
         let elsewhere = RelationDirectory { tablespace: 1663, database: 6 };

@@ -142,9 +142,6 @@ type Fault = (&'static str, fn(&Path));
 
 const READ_ONLY: &str = "it cannot be written";
 
-/// What is wrong, and how a spool becomes so.
-type Fault = (&'static str, fn(&Path));
-
 /// What may be wrong with a spool; each is done to the spool that the binary would use.
 fn faults() -> Vec<Fault> {
     fn chmod(path: &Path, mode: u32) {
