@@ -185,7 +185,7 @@ mod tests {
         changes.add(relation(8), Some(0), []);
         assert_eq!(
             read(&changes, file(8, Fork::Main, 0), size, size),
-            Some(Vec::from_iter([0..4]))
+            Some(std::iter::once(0..4).collect())
         );
         changes.add(relation(0), Some(0), []);
         assert_eq!(read(&changes, file(9, Fork::Main, 0), size, size), None);
