@@ -59,6 +59,7 @@ pub use running::{
 pub use safe_path::{PATH_BYTES_MAX, UnsafePath, safe_path};
 pub use spool::{FileFacts, Moment, Spool, SpoolError, SpoolLock};
 pub use staged::{Durability, Existing, StagedFile, sweep};
+pub use takeover::holds_wal;
 pub use tar_stream::{TarEnd, TarEntry, TarError, TarEvent, TarKind, TarSplitter};
 pub use tree::{FileAttributes, NewFile, NewTree, SyncedTree};
 pub use tree_plan::{Access, TablespaceTarget, TreeError, TreePlan};

@@ -108,6 +108,13 @@ fn check_wal_is_archived(pgdata: &Path) -> Result<(), TreeError> {
     Err(TreeError::UnarchivedWal { path: wal, found, more })
 }
 
+/// Returns whether any file stands in `pg_wal` of a data directory.
+pub fn holds_wal(pgdata: &Path) -> bool {
+    let listing = fs::read_dir(pgdata.join("pg_wal"));
+    let is_file = |entry: fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_file());
+    listing.is_ok_and(|listing| listing.flatten().any(is_file))
+}
+
 /// Removes what stands at `path`, whatever it is; of a link only the link.
 pub(super) fn remove_any(path: &Path) -> Result<(), DiskError> {
     match fs::symlink_metadata(path) {

@@ -1,10 +1,10 @@
 //! Reading frames back from packs: ranged, coalesced, bounded.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
+use futures_util::StreamExt;
 
-use super::objects::collect;
 use super::{RepoError, Repository};
 use crate::format::{ChunkMap, CodecError, FrameRef, read_frames};
 use crate::store::{Key, StoreError};
@@ -12,12 +12,15 @@ use crate::store::{Key, StoreError};
 /// No frame of ours is longer before compression (a map of 16384 chunks with four runs each is below 3 MiB).
 const FRAME_PLAIN_MAX: u32 = 8 << 20;
 
+/// Packs of which it is remembered that their header was checked.
+const CHECKED_MAX: usize = 4096;
+
 /// Reads frames of the packs of a repository.
 #[derive(Debug, Clone)]
 pub struct FrameFetcher {
     repository: Repository,
-    /// The pack whose header was checked last; maps and list lines that follow each other are mostly in one.
-    checked: Arc<Mutex<Option<Key>>>,
+    /// Packs whose header was checked, the last ones.
+    checked: Arc<Mutex<BTreeSet<Key>>>,
 }
 
 impl FrameFetcher {
@@ -47,12 +50,20 @@ impl FrameFetcher {
             }
             Err(error) => return Err(error.into()),
         };
-        let pieces: Vec<Bytes> = collect(pack, reading.bytes, wanted).await?;
-        let len: usize = pieces.iter().map(Bytes::len).sum();
-        if len as u64 != wanted {
+        // In one piece from the start: many small ones beside it would be held as well.
+        let mut stored = Vec::with_capacity(end.saturating_sub(start) as usize);
+        let mut bytes = reading.bytes;
+        while let Some(piece) = bytes.next().await {
+            let piece = piece?;
+            if (stored.len() + piece.len()) as u64 > wanted {
+                return Err(RepoError::damaged(pack, "it is longer than the store said"));
+            }
+            stored.extend_from_slice(&piece);
+        }
+        if stored.len() as u64 != wanted {
             return Err(RepoError::damaged(pack, "it ends before the frames that it should hold"));
         }
-        Ok(pieces.concat())
+        Ok(stored)
     }
 
     /// Decompresses one frame.
@@ -81,10 +92,14 @@ impl FrameFetcher {
 
 impl FrameFetcher {
     async fn check_pack(&self, pack: &Key) -> Result<(), RepoError> {
-        let last = || self.checked.lock().unwrap_or_else(PoisonError::into_inner);
-        if last().as_ref() != Some(pack) {
+        let checked = || self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        if !checked().contains(pack) {
             self.repository.header(pack).await?;
-            *last() = Some(pack.clone());
+            let mut checked = checked();
+            if checked.len() >= CHECKED_MAX {
+                checked.clear();
+            }
+            checked.insert(pack.clone());
         }
         Ok(())
     }

@@ -51,8 +51,11 @@ const WINDOW_BYTES: u64 = 128 << 20;
 const RANGE_BYTES_MAX: u64 = 4 << 20;
 const RANGE_BYTES_MIN: u64 = 256 << 10;
 
-/// The share of the memory ceiling that the ranges of one job may take: the
-/// bytes as fetched, the same in one piece, and a frame decompressed.
+/// Ranges on their way for each job that decompresses and writes: the way to a store is long.
+const FETCHES_PER_JOB: usize = 2;
+
+/// The share of the memory ceiling that the ranges of one job may take: two of them
+/// on their way or fetched, and a frame decompressed.
 const MEMORY_SHARES: u64 = 8;
 
 /// Bytes between two wanted frames that are fetched along rather than asked for apart.
@@ -138,6 +141,7 @@ impl Restoring<'_> {
             window: BTreeMap::new(),
             window_bytes: 0,
             tasks: JoinSet::new(),
+            writers: Arc::new(Semaphore::new(self.jobs.max(1))),
             control: None,
             has_postgresql_conf: false,
             entries: 0,
@@ -235,6 +239,8 @@ struct Filling<'a> {
     window: BTreeMap<FrameRef, Vec<Want>>,
     window_bytes: u64,
     tasks: JoinSet<Result<(), FillError>>,
+    /// Tasks that decompress and write at a time.
+    writers: Arc<Semaphore>,
     control: Option<Vec<u8>>,
     has_postgresql_conf: bool,
     entries: u64,
@@ -458,14 +464,14 @@ impl Filling<'_> {
     }
 
     async fn start(&mut self, range: Vec<(FrameRef, Vec<Want>)>) -> Result<(), FillError> {
-        while self.tasks.len() >= self.restoring.jobs.max(1) {
+        while self.tasks.len() >= FETCHES_PER_JOB * self.restoring.jobs.max(1) {
             if let Some(done) = self.tasks.join_next().await {
                 done.map_err(|error| RepoError::Task(error.into()))??;
             }
         }
         let fetcher = self.looking.fetcher.clone();
         let progress = Arc::clone(&self.restoring.progress);
-        self.tasks.spawn(fill_range(fetcher, progress, range));
+        self.tasks.spawn(fill_range(fetcher, Arc::clone(&self.writers), progress, range));
         Ok(())
     }
 
@@ -523,6 +529,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Fetches neighbouring frames in one request, and writes what is wanted of them.
 async fn fill_range(
     fetcher: FrameFetcher,
+    writers: Arc<Semaphore>,
     progress: Arc<dyn Progress>,
     range: Vec<(FrameRef, Vec<Want>)>,
 ) -> Result<(), FillError> {
@@ -530,7 +537,9 @@ async fn fill_range(
     let pack = fetcher.pack_key(first);
     let start = first.offset;
     let stored = fetcher.range(&pack, start, last.offset.saturating_add(last.stored)).await?;
+    let turn = writers.acquire_owned().await.map_err(|error| RepoError::Task(error.into()))?;
     let work = move || {
+        let _turn = turn;
         for (frame, wants) in &range {
             let at = (frame.offset - start) as usize;
             let plain = fetcher.decode(frame, &stored[at..at + frame.stored as usize])?;

@@ -16,18 +16,23 @@ use std::sync::Arc;
 
 use futures_util::future::try_join_all;
 use futures_util::stream::{self, Stream, StreamExt};
-use tokio::sync::Semaphore;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use crate::format::{
     CHUNK_BYTES, ChunkDigest, ChunkEntry, EntryKind, FileContent, FileEntry, FileIndex,
     MAP_CHUNKS_MAX, digest_chunk,
 };
 use crate::pgdata::{Places, safe_path};
-use crate::plan::backup::chunk_len;
+use crate::plan::backup::{chunk_len, chunks_of};
 use crate::repo::{FrameFetcher, RepoError, Repository};
 
 /// Chunks that are read and hashed in one go: 16 MiB.
 const PART_CHUNKS: usize = 256;
+
+/// Maps that are looked at ahead of whoever takes them, which hides the way to the store; and how many
+/// chunks they may have in all, about 170 bytes of memory each.
+const MAPS_AHEAD: usize = 16;
+const CHUNKS_AHEAD: usize = 2 * MAP_CHUNKS_MAX;
 
 pub(super) const CONTROL_FILE: &[u8] = b"global/pg_control";
 pub(super) const TABLESPACE_MAP: &[u8] = b"tablespace_map";
@@ -37,6 +42,8 @@ pub(super) struct Look {
     pub(super) chunks: Vec<ChunkEntry>,
     /// Which of them stand on the disk as they should be; empty where nothing was looked at.
     pub(super) same: Vec<bool>,
+    /// Its share of what may be held ahead.
+    _room: OwnedSemaphorePermit,
 }
 
 /// Looks at files.
@@ -47,17 +54,17 @@ pub(super) struct Looking {
     standing: Option<Arc<Places>>,
     /// Parts that are read at a time.
     readers: Arc<Semaphore>,
-    jobs: usize,
+    /// Chunks that may be held ahead.
+    room: Arc<Semaphore>,
 }
 
 impl Looking {
     pub(super) fn new(repository: &Repository, standing: Option<Places>, jobs: usize) -> Self {
-        let jobs = jobs.max(1);
         Self {
             fetcher: FrameFetcher::new(repository.clone()),
             standing: standing.map(Arc::new),
-            readers: Arc::new(Semaphore::new(jobs)),
-            jobs,
+            readers: Arc::new(Semaphore::new(jobs.max(1))),
+            room: Arc::new(Semaphore::new(CHUNKS_AHEAD)),
         }
     }
 
@@ -68,7 +75,12 @@ impl Looking {
     ) -> impl Stream<Item = Result<Look, RepoError>> + 'a {
         let files = entries.iter().filter(|entry| is_streamed(entry));
         let maps = files.flat_map(|entry| (0..maps_of(entry)).map(move |map| (entry, map)));
-        stream::iter(maps).map(|(entry, map)| self.look(entry, map)).buffered(self.jobs)
+        // Room is taken in the order of the files, so that the next one wanted always has it.
+        let with_room = stream::iter(maps).then(move |(entry, map)| async move {
+            let room = Arc::clone(&self.room).acquire_many_owned(chunks_in(entry, map)).await;
+            (entry, map, room)
+        });
+        with_room.map(move |(entry, map, room)| self.look(entry, map, room)).buffered(MAPS_AHEAD)
     }
 
     /// Returns the chunks of a map.
@@ -86,10 +98,16 @@ impl Looking {
         }
     }
 
-    async fn look(&self, entry: &FileEntry, map: usize) -> Result<Look, RepoError> {
+    async fn look(
+        &self,
+        entry: &FileEntry,
+        map: usize,
+        room: Result<OwnedSemaphorePermit, AcquireError>,
+    ) -> Result<Look, RepoError> {
+        let room = room.map_err(|error| RepoError::Task(error.into()))?;
         let chunks = self.chunks(entry, map).await?;
         let (Some(standing), Ok(path)) = (&self.standing, safe_path(&entry.path)) else {
-            return Ok(Look { chunks, same: Vec::new() });
+            return Ok(Look { chunks, same: Vec::new(), _room: room });
         };
         let digests: Vec<ChunkDigest> = chunks.iter().map(|chunk| chunk.digest).collect();
         let parts = digests.chunks(PART_CHUNKS).enumerate().map(|(part, digests)| {
@@ -98,7 +116,7 @@ impl Looking {
             self.compare(standing, path, entry.size, first, digests.to_vec())
         });
         let same = try_join_all(parts).await?.concat();
-        Ok(Look { chunks, same })
+        Ok(Look { chunks, same, _room: room })
     }
 
     async fn compare(
@@ -133,6 +151,13 @@ fn same_chunks(file: &File, size: u64, first: u64, digests: &[ChunkDigest]) -> V
         read.is_ok() && digest_chunk(bytes) == *digest
     };
     (first..).zip(digests).map(is_same).collect()
+}
+
+/// Returns how many chunks a map of an entry should have, at least one.
+fn chunks_in(entry: &FileEntry, map: usize) -> u32 {
+    let max = MAP_CHUNKS_MAX as u64;
+    let left = chunks_of(entry.size).saturating_sub(map as u64 * max);
+    u32::try_from(left.clamp(1, max)).unwrap_or(1)
 }
 
 /// Returns whether an entry is a file that is written chunk by chunk; the others are known whole.

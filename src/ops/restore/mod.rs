@@ -22,7 +22,7 @@ use crate::failure::{Failure, Kind};
 use crate::format::{BackupId, Committed};
 use crate::pg::{ClusterState, ControlFile};
 use crate::pgdata::{
-    Access, RecoverySettingsError, TablespaceTarget, TreeError, TreePlan, free_bytes,
+    Access, RecoverySettingsError, TablespaceTarget, TreeError, TreePlan, free_bytes, holds_wal,
     read_control_bytes,
 };
 use crate::plan::target::RecoveryTarget;
@@ -178,6 +178,9 @@ pub async fn check_place(request: &Request, planned: &Planned) -> Result<(), Fai
 /// Says that WAL may be lost which no list names: a server that did not end in good order had no
 /// time to archive its last segment.
 fn warn_of_a_crash(plan: &TreePlan) {
+    if !holds_wal(&plan.pgdata) {
+        return;
+    }
     let Ok(control) = read_control_bytes(&plan.pgdata) else { return };
     let Ok(control) = ControlFile::parse(&control) else { return };
     if !matches!(control.state, ClusterState::ShutDown | ClusterState::ShutDownInRecovery) {
