@@ -8,6 +8,22 @@ use crate::pg::SegmentName;
 use crate::pgdata::{Moment, Spool};
 use crate::plan::spool::{Circumstances, Doubt, Note};
 
+/// What the names of notes end with: of a segment that was pushed, and of one that was fetched.
+pub(super) const STORED: &str = ".stored";
+pub(super) const FETCHED: &str = ".fetched";
+
+/// What the name of the mark ends with that stands while a segment is being fetched.
+pub(super) const COMING: &str = ".coming";
+
+/// The name of the file that holds which segment was asked for last.
+pub(super) const WANTED: &str = "wanted";
+
+/// Returns whether a file of the spool, by its name, is of fetching ahead.
+pub(super) fn is_of_fetching(name: &str) -> bool {
+    let segment = name.strip_suffix(FETCHED).or(name.strip_suffix(COMING)).unwrap_or(name);
+    name == WANTED || SegmentName::parse(segment).is_some()
+}
+
 /// Permission to work ahead, and where that is noted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ahead {
@@ -56,6 +72,17 @@ pub fn wal_directory_of_server(path: &Path) -> Option<&Path> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_of_fetching_are_known_from_those_of_pushing() {
+        for suffix in [FETCHED, COMING, ""] {
+            assert!(is_of_fetching(&format!("000000010000000000000007{suffix}")), "{suffix}");
+        }
+        assert!(is_of_fetching(WANTED));
+        for other in ["000000010000000000000007.stored", "lock", "x", "00000007"] {
+            assert!(!is_of_fetching(other), "{other}");
+        }
+    }
 
     #[test]
     fn only_a_call_of_the_server_itself_works_ahead() {

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 
 use super::{Lineage, Report, Request, check_first_page};
 use crate::failure::{Failure, Kind};
-use crate::ops::ahead::{Ahead, passed_over};
+use crate::ops::ahead::{Ahead, COMING, FETCHED, WANTED, is_of_fetching, passed_over};
 use crate::ops::{control_of, failures};
 use crate::pg::{LONG_PAGE_HEADER_BYTES, SegmentName, WalFileName};
 use crate::pgdata::{
@@ -47,12 +47,6 @@ const COMING_LOOK: Duration = Duration::from_millis(1);
 /// At most one part in so many of the free disk is taken: WAL needs it more.
 const FREE_PARTS: u64 = 4;
 
-/// Holds the name of the segment that was asked for last.
-const WANTED: &str = "wanted";
-
-const NOTE: &str = ".fetched";
-const COMING: &str = ".coming";
-
 /// Where in the process table PostgreSQL itself inherits orphans, in a container without an init.
 const INIT_PID: u32 = 1;
 
@@ -62,7 +56,7 @@ pub fn take_fetched(request: &Request) -> Option<Report> {
     let segment = SegmentName::parse(&request.name)?;
     let spool = ahead.find()?;
     wait_while_coming(&spool, segment);
-    let note_name = format!("{segment}{NOTE}");
+    let note_name = format!("{segment}{FETCHED}");
     let note = ahead.note(&spool, &note_name, segment)?;
     let taken = take_noted(request, &spool, segment, &note);
     // A file that was not good enough once never will be.
@@ -178,7 +172,7 @@ pub async fn fetch_ahead(
     fetching.follow(&data_directory).await;
     fetching.on_the_way.shutdown().await;
     // Who comes late fetches by himself.
-    fetching.spool.tidy(|name| !is_ours(name));
+    fetching.spool.tidy(|name| !is_of_fetching(name));
     Ok(fetching.fetched)
 }
 
@@ -243,7 +237,7 @@ impl Fetching {
             self.known.iter().filter(|name| !hold.contains(name)).copied().collect();
         for segment in let_go {
             self.known.remove(&segment);
-            for suffix in [NOTE, ""] {
+            for suffix in [FETCHED, ""] {
                 self.spool.remove(&format!("{segment}{suffix}"));
             }
         }
@@ -276,7 +270,7 @@ impl Fetching {
                 self.fetched += 1;
                 if !self.known.contains(&segment) {
                     // It was let go while it came.
-                    self.spool.remove(&format!("{segment}{NOTE}"));
+                    self.spool.remove(&format!("{segment}{FETCHED}"));
                     self.spool.remove(&segment.to_string());
                 }
             }
@@ -316,7 +310,7 @@ async fn fetch(
     let facts = File::open(&path).and_then(|file| FileFacts::of(&file));
     let (Ok(facts), Some(now)) = (facts, Moment::now()) else { return false };
     let note = Note::of_fetched(Circumstances { place, segment, now: &now }, facts);
-    spool.write_note(&format!("{segment}{NOTE}"), &note.to_bytes()).is_ok()
+    spool.write_note(&format!("{segment}{FETCHED}"), &note.to_bytes()).is_ok()
 }
 
 /// Returns whether what was fetched is all that there will ever be of a segment of so many bytes.
@@ -326,10 +320,4 @@ fn is_complete(source: SegmentSource, segment_bytes: u64) -> bool {
         SegmentSource::Pieces { valid_bytes } => valid_bytes == segment_bytes,
         SegmentSource::Partial { .. } => false,
     }
-}
-
-/// Returns whether a file of the spool is of fetching ahead.
-fn is_ours(name: &str) -> bool {
-    let segment = name.strip_suffix(NOTE).or(name.strip_suffix(COMING)).unwrap_or(name);
-    name == WANTED || SegmentName::parse(segment).is_some()
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 
 use super::{Push, Report, Request, each_block, push_segment};
-use crate::ops::ahead::passed_over;
+use crate::ops::ahead::{Ahead, STORED, is_of_fetching, passed_over};
 use crate::pg::{SegmentName, SegmentSize, WalFileName};
 use crate::pgdata::{Moment, Spool};
 use crate::plan::spool::{Circumstances, Note, to_push_ahead};
@@ -74,13 +74,19 @@ pub(super) fn following(request: &Request) -> Option<Following> {
         return None;
     }
     let spool = ahead.open()?;
-    spool.tidy(|name| {
-        let noted = name.strip_suffix(NOTE).and_then(SegmentName::parse);
-        noted.is_none_or(|segment| ahead.note(&spool, name, segment).is_some())
-    });
+    tidy(ahead, &spool);
     let is_noted = |segment| ahead.note(&spool, &note_name(segment), segment).is_some();
     let segments = to_push_ahead(segment, size, is_ready, is_noted);
     (!segments.is_empty()).then_some(Following { spool, segments })
+}
+
+/// Removes notes that nobody will believe, and what a killed process had fetched ahead.
+fn tidy(ahead: &Ahead, spool: &Spool) {
+    let nobody_fetches = spool.lock().ok().flatten();
+    spool.tidy(|name| match name.strip_suffix(STORED).and_then(SegmentName::parse) {
+        Some(segment) => ahead.note(spool, name, segment).is_some(),
+        None => nobody_fetches.is_none() || !is_of_fetching(name),
+    });
 }
 
 /// Pushes them, several at a time, and leaves a note of each that the store has confirmed.
@@ -115,11 +121,8 @@ fn note(request: &Request, spool: &Spool, segment: SegmentName, report: Report) 
     }
 }
 
-/// What the names of notes end with.
-const NOTE: &str = ".stored";
-
 fn note_name(segment: SegmentName) -> String {
-    format!("{segment}{NOTE}")
+    format!("{segment}{STORED}")
 }
 
 fn segment_of(path: &Path) -> Option<SegmentName> {
