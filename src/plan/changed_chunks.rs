@@ -126,6 +126,7 @@ mod tests {
     use super::*;
 
     const CHUNK: u64 = CHUNK_BYTES as u64;
+    const FIRST_FOUR: Range<u64> = 0..4;
     const HERE: RelationDirectory = RelationDirectory { tablespace: 1663, database: 5 };
 
     fn relation(number: u32) -> RelFileLocator {
@@ -183,7 +184,7 @@ mod tests {
         let size = 4 * CHUNK;
         assert_eq!(read(&changes, file(7, Fork::Main, 0), size, size), Some(vec![0..1, 2..4]));
         changes.add(relation(8), Some(0), []);
-        assert_eq!(read(&changes, file(8, Fork::Main, 0), size, size), Some(vec![0..4]));
+        assert_eq!(read(&changes, file(8, Fork::Main, 0), size, size), Some(vec![FIRST_FOUR]));
         changes.add(relation(0), Some(0), []);
         assert_eq!(read(&changes, file(9, Fork::Main, 0), size, size), None);
         let elsewhere = RelationDirectory { tablespace: 1663, database: 6 };
