@@ -16,6 +16,10 @@ const FILES: [&str; 4] = ["backup", "--fast", "--source", "files"];
 /// A backup of files that takes some seconds.
 const SLOWLY: [&str; 6] = ["backup", "--fast", "--source", "files", "--max-rate", "4MB"];
 
+/// How many sessions hold the server in backup mode, once its files are being read.
+const IN_BACKUP: &str = "select count(*) from pg_stat_activity where application_name = 'highwater' \
+     and (query = 'SELECT 1' or query like '%clock_timestamp%')";
+
 #[test]
 fn a_lost_cluster_comes_back_from_its_files_on_postgresql_14() {
     the_main_job(MAJORS[0], &FILES);
@@ -204,11 +208,10 @@ fn a_killed_backup_leaves_the_server_out_of_backup_mode() {
     for major in [14, NEWEST] {
         let place = Archived::by_server(major);
         place.cluster.pgbench(&["-i", "-q", "-s", "2"]);
-        let sessions = "select count(*) from pg_stat_activity where application_name = 'highwater'";
         let running = place.highwater.spawn(&SLOWLY);
-        place.cluster.wait_until(&format!("{sessions} and query = 'SELECT 1' or query like '%clock_timestamp%' and application_name = 'highwater'"), "1");
+        place.cluster.wait_until(IN_BACKUP, "1");
         running.kill_after(Duration::ZERO);
-        place.cluster.wait_until(sessions, "0");
+        place.cluster.wait_until(IN_BACKUP, "0");
         let label = place.cluster.pgdata.join("backup_label");
         assert!(!label.exists(), "the server would not start from its own directory");
         place.highwater.run(&FILES).done();
@@ -223,11 +226,7 @@ fn a_lost_session_gives_the_backup_up() {
     let mut place = Archived::by_server(NEWEST);
     place.cluster.pgbench(&["-i", "-q", "-s", "2"]);
     let running = place.highwater.spawn(&SLOWLY);
-    let file = place.highwater.repo_directory();
-    wait_for("the backup begins", Duration::from_secs(30), || {
-        files_below(&file).iter().any(|path| path.ends_with("begun.json"))
-    });
-    place.cluster.wait_until("select count(*) from pg_stat_activity where query like '%clock_timestamp%' and pid <> pg_backend_pid()", "1");
+    place.cluster.wait_until(IN_BACKUP, "1");
     place.cluster.immediate_stop();
     let run = running.wait().ends_with(6);
     run.says("the session that held the server in backup mode was lost");
@@ -497,4 +496,17 @@ fn a_chain_of_backups_with_wal_summaries_under_load_restores_at_each_point() {
         copy.fast_stop();
         std::fs::remove_dir_all(&copy.pgdata).unwrap();
     }
+}
+
+#[test]
+fn a_stopped_backup_of_files_leaves_nothing_and_the_server_as_it_was() {
+    let place = Archived::by_server(NEWEST);
+    place.cluster.pgbench(&["-i", "-q", "-s", "2"]);
+    let running = place.highwater.spawn(&SLOWLY);
+    place.cluster.wait_until(IN_BACKUP, "1");
+    running.signal(rustix::process::Signal::TERM);
+    running.wait().ends_with(143).says("was stopped by SIGTERM");
+    place.cluster.wait_until(IN_BACKUP, "0");
+    assert_no_backup(&place);
+    place.highwater.run(&FILES).done();
 }
