@@ -29,7 +29,7 @@ use crate::pg::{
 use crate::store::{Key, StoreError};
 
 /// How many pieces are read at a time, and how many stored bytes of them.
-const PIECES_IN_FLIGHT: usize = 16;
+const PIECES_IN_FLIGHT: usize = 8;
 const PIECES_IN_FLIGHT_BYTES: u64 = 16 << 20;
 
 /// How many listings must have been read to their end before an end of the pieces is believed.

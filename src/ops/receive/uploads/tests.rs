@@ -6,6 +6,7 @@ use super::*;
 use crate::format::Codec;
 use crate::pg::Timeline;
 use crate::pg::wal_build::{RecordSpec, WalBuilder};
+use crate::plan::receive::{MERGE_COUNT, Merges};
 use crate::repo::SegmentAssembly;
 use crate::store::memory::MemoryStore;
 
@@ -80,20 +81,20 @@ async fn merged_pieces_are_one_object_first_and_gone_then() {
     let place = repository(&memory);
     let (mut assembly, pieces) = received(&place, 700);
     let mut uploads = Uploads::new(&place, SYSTEM, size());
-    let mut merges = crate::plan::receive::Merges::default();
-    for (n, piece) in (0u32..).zip(&pieces[..64]) {
+    let mut merges = Merges::default();
+    for (n, piece) in (0u32..).zip(&pieces[..MERGE_COUNT]) {
         uploads.put_piece(segment(), piece.clone(), 1);
         merges.store(n * 1024, (n + 1) * 1024);
     }
     while !uploads.is_settled() {
         uploads.next().await.unwrap();
     }
-    assert_eq!(memory.keys().len(), 64);
+    assert_eq!(memory.keys().len(), MERGE_COUNT);
     let merge = merges.next_merge().unwrap();
     uploads.put_merge(segment(), merge, assembly.to_merge(merge.start, merge.end).unwrap());
     assert!(uploads.is_tidying() && uploads.is_settled());
     let Settled::Sealed(piece) = uploads.next().await.unwrap() else { unreachable!() };
-    assert_eq!(memory.keys().len(), 64, "sealing stores nothing");
+    assert_eq!(memory.keys().len(), MERGE_COUNT, "sealing stores nothing");
     assert!(uploads.is_tidying());
     assert!(matches!(uploads.next().await.unwrap(), Settled::Stored(_)));
     assert!(!uploads.is_tidying());
