@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use damaged::{advice, settle};
 use futures_util::future::{Either, select};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
 pub use self::ahead::pushed_before;
 use super::ahead::Ahead;
@@ -38,6 +38,12 @@ const READINGS: u32 = 3;
 
 /// The pause before it is read again.
 const REREAD_PAUSE: Duration = Duration::from_millis(200);
+
+/// What segments on their way may hold, in MiB, of the 64 that archiving may have.
+const HELD_MIB: usize = 40;
+
+/// What a segment may hold until it is known how well it compresses, in MiB.
+const UNSEALED_MIB: u32 = 16;
 
 /// No history file or backup history file is longer.
 const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
@@ -86,6 +92,8 @@ struct Push<'a> {
     beside_others: bool,
     /// The identity that was read first; nearly always that of all others.
     identity: &'a OnceCell<Identity>,
+    /// Room for what is held, in MiB.
+    room: &'a Semaphore,
 }
 
 /// Stores one WAL file and, where that is allowed, segments that wait behind it.
@@ -94,9 +102,9 @@ struct Push<'a> {
 /// Speak of the one file alone. Whatever becomes of the others, it was stored when this returns `Ok`.
 pub async fn run(repository: &Repository, request: &Request) -> Result<Report, Failure> {
     let following = ahead::following(request);
-    let identity = OnceCell::new();
+    let (identity, room) = (OnceCell::new(), Semaphore::new(HELD_MIB));
     let beside_others = following.is_some();
-    let push = Push { repository, request, beside_others, identity: &identity };
+    let push = Push { repository, request, beside_others, identity: &identity, room: &room };
     let own = push_in_time(push);
     let Some(following) = following else { return own.await };
     let own = std::pin::pin!(own);
@@ -161,6 +169,8 @@ async fn push_segment(push: Push<'_>, segment: SegmentName) -> Result<Report, Fa
     let identity = identity_of_segment(push).await?;
     let expectation = expectation(request, segment, &identity, Extent::Whole)?;
     let name = WalFileName::Segment(segment);
+    // First come, first served, and the segment that was asked for comes first. Never closed.
+    let mut room = push.room.acquire_many(UNSEALED_MIB).await.ok();
     if identity.segment_size.bytes() > WHOLE_SEGMENT_BYTES_MAX {
         return large::push_segment(push, segment, &identity, expectation).await;
     }
@@ -170,7 +180,14 @@ async fn push_segment(push: Push<'_>, segment: SegmentName) -> Result<Report, Fa
         move || read_whole(&request, &repository, segment, &identity, expectation)
     };
     match read_until_whole(push, read).await? {
-        Ok(read) => store(repository, name, read).await,
+        Ok(read) => {
+            let sealed_mib = read.sealed.header.stored_bytes.div_ceil(1 << 20);
+            let free_mib = u64::from(UNSEALED_MIB).saturating_sub(sealed_mib);
+            if let Some(room) = &mut room {
+                drop(room.split(usize::try_from(free_mib).unwrap_or(0)));
+            }
+            store(repository, name, read).await
+        }
         Err(damage) => settle(repository, request, segment, &identity, damage).await,
     }
 }

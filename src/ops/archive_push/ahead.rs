@@ -21,9 +21,9 @@ use crate::pgdata::{Moment, Spool};
 use crate::plan::spool::{Circumstances, Note, to_push_ahead};
 use crate::repo::Put;
 
-/// Segments on their way at a time besides the one that is asked for: with incompressible WAL, each takes up to
-/// 18 MiB, of the 64 MiB that archiving may have.
-const IN_FLIGHT: usize = 2;
+/// Segments on their way at a time besides the one that is asked for, as far as there is room (`Push::room`): while
+/// some are compressed, others wait for the store.
+const IN_FLIGHT: usize = 3;
 
 /// How long others may still take once the segment that was asked for is stored: PostgreSQL waits meanwhile.
 pub(super) const OTHERS_MAX: Duration = Duration::from_secs(10);
