@@ -103,19 +103,30 @@ impl ChangedChunks {
     }
 }
 
-/// Decides whether summaries, each from a start (included) to an end (excluded), cover the WAL from
-/// `from` to `to` without a hole.
-pub fn covers(summaries: &[(Lsn, Lsn)], from: Lsn, to: Lsn) -> bool {
+/// How far summaries cover WAL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coverage {
+    /// To the end.
+    Whole,
+    /// Up to here, and more may come.
+    Until(Lsn),
+    /// There is a hole, which nothing fills any more.
+    Hole,
+}
+
+/// Tells how far summaries, each from a start (included) to an end (excluded), cover the WAL from
+/// `from` to `to`.
+pub fn coverage(summaries: &[(Lsn, Lsn)], from: Lsn, to: Lsn) -> Coverage {
     let mut summaries = summaries.to_vec();
     summaries.sort_unstable();
     let mut reached = from;
     for (start, end) in summaries {
-        if start > reached {
-            break;
+        if start > reached && reached < to {
+            return Coverage::Hole;
         }
         reached = reached.max(end);
     }
-    reached >= to
+    if reached >= to { Coverage::Whole } else { Coverage::Until(reached) }
 }
 
 #[cfg(test)]
@@ -203,16 +214,17 @@ mod tests {
 
     #[test]
     fn summaries_with_a_hole_do_not_cover() {
-        let covers = |summaries: &[(u64, u64)]| {
+        let found = |summaries: &[(u64, u64)]| {
             let summaries: Vec<_> = summaries.iter().map(|(s, e)| (Lsn(*s), Lsn(*e))).collect();
-            super::covers(&summaries, Lsn(10), Lsn(50))
+            coverage(&summaries, Lsn(10), Lsn(50))
         };
-        assert!(covers(&[(5, 20), (20, 60)]));
-        assert!(covers(&[(20, 50), (10, 20)]));
-        assert!(covers(&[(0, 30), (15, 50)]));
-        for bad in [&[][..], &[(11, 60)], &[(5, 20), (21, 60)], &[(5, 49)]] {
-            assert!(!covers(bad), "{bad:?}");
+        for whole in [&[(5, 20), (20, 60)][..], &[(20, 50), (10, 20)], &[(0, 30), (15, 50)]] {
+            assert_eq!(found(whole), Coverage::Whole, "{whole:?}");
         }
+        assert_eq!(found(&[]), Coverage::Until(Lsn(10)));
+        assert_eq!(found(&[(5, 49)]), Coverage::Until(Lsn(49)));
+        assert_eq!(found(&[(11, 60)]), Coverage::Hole);
+        assert_eq!(found(&[(5, 20), (21, 60)]), Coverage::Hole);
     }
 
     proptest! {

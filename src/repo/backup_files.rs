@@ -311,6 +311,8 @@ impl FileRecorder {
 
     /// Moves on every file and line whose frames have places by now.
     async fn advance(&mut self) -> Result<(), RepoError> {
+        // Thousands of small files wait for one frame: what follows is only worth it when one moved.
+        let mut moved = false;
         while let Some(file) = self.waiting.front() {
             let ready = file.chunks.iter().all(|chunk| match chunk {
                 Chunk::New { frame, .. } => self.writer.place_of(*frame).is_some(),
@@ -320,6 +322,7 @@ impl FileRecorder {
                 break;
             }
             if let Some(file) = self.waiting.pop_front() {
+                moved = true;
                 self.write_out(file).await?;
             }
         }
@@ -333,6 +336,7 @@ impl FileRecorder {
                 .collect();
             let Some(places) = places else { break };
             if let Some((mut entry, _)) = self.mapped.pop_front() {
+                moved = true;
                 for place in &places {
                     self.count(place, place.plain);
                 }
@@ -342,8 +346,10 @@ impl FileRecorder {
                 self.write_entry(&entry).await?;
             }
         }
-        self.collect_list_frames();
-        self.forget_places();
+        if moved {
+            self.collect_list_frames();
+            self.forget_places();
+        }
         Ok(())
     }
 

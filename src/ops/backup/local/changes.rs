@@ -13,14 +13,15 @@ use super::session::{Session, Started};
 use crate::failure::Failure;
 use crate::format::Committed;
 use crate::pg::{ControlFile, Lsn, MajorVersion, RelFileLocator};
-use crate::plan::changed_chunks::{ChangedChunks, covers};
+use crate::plan::changed_chunks::{ChangedChunks, Coverage, coverage};
 use crate::walsender::{ManifestChecksums, Rows};
 
 /// The first version with WAL summaries.
 const SUMMARIES_FROM: MajorVersion = MajorVersion(17);
 
-/// How long the summarizer has to reach the backup's start, and how often is looked.
-const SUMMARIZED_WITHIN: Duration = Duration::from_secs(20);
+/// How long the summarizer may bring nothing new on its way to the backup's start, and how often is
+/// looked.
+const NOTHING_NEW_MAX: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Returns what changed between the start of the backup before and the start of this one; `None`
@@ -89,7 +90,7 @@ impl Asking<'_> {
             add(&mut changes, &rows, row).ok_or_else(super::session::nonsense)?;
         }
         // The contents are those of what stood there: a summary that was removed meanwhile is missing.
-        let is_covered = self.is_covered(&mut session).await?;
+        let is_covered = self.coverage(&mut session).await? == Coverage::Whole;
         session.close().await;
         Ok(is_covered.then_some(changes))
     }
@@ -103,19 +104,20 @@ impl Asking<'_> {
 
     /// Waits until the summarizer has reached the backup's start.
     async fn wait(&self, session: &mut Session) -> Result<bool, Failure> {
-        let deadline = Instant::now() + SUMMARIZED_WITHIN;
+        let (mut reached, mut since) = (Lsn(0), Instant::now());
         loop {
-            if self.is_covered(session).await? {
-                return Ok(true);
-            }
-            if Instant::now() >= deadline {
-                return Ok(false);
+            match self.coverage(session).await? {
+                Coverage::Whole => return Ok(true),
+                Coverage::Hole => return Ok(false),
+                Coverage::Until(end) if end > reached => (reached, since) = (end, Instant::now()),
+                Coverage::Until(_) if since.elapsed() >= NOTHING_NEW_MAX => return Ok(false),
+                Coverage::Until(_) => {}
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
-    async fn is_covered(&self, session: &mut Session) -> Result<bool, Failure> {
+    async fn coverage(&self, session: &mut Session) -> Result<Coverage, Failure> {
         let query =
             format!("SELECT start_lsn, end_lsn FROM {SUMMARIES} WHERE {}", self.condition());
         let rows = session.ask(&query, "could not list the server's WAL summaries").await?;
@@ -123,7 +125,8 @@ impl Asking<'_> {
         let found: Option<Vec<_>> = (0..rows.rows.len())
             .map(|row| Some((lsn(row, "start_lsn")?, lsn(row, "end_lsn")?)))
             .collect();
-        Ok(found.is_some_and(|summaries| covers(&summaries, self.from, self.to)))
+        let found = found.ok_or_else(super::session::nonsense)?;
+        Ok(coverage(&found, self.from, self.to))
     }
 }
 
