@@ -53,7 +53,9 @@ class Lab:
 
     def __init__(self, major):
         self.tree = CACHE / "pg" / str(major)
-        self.place = Path(tempfile.mkdtemp(prefix="hwbench", dir="/tmp"))
+        self.place = Path(tempfile.mkdtemp(
+            prefix="hwbench", dir=os.environ.get("BENCH_PLACE", "/tmp")
+        ))
         self.place.chmod(0o755)
         self.user = None
         if os.geteuid() == 0:

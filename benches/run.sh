@@ -29,6 +29,7 @@
 #
 # For both:
 #
+#   BENCH_PLACE=DIR      where servers and local repositories are made (/tmp)
 #   BENCH_OUT=DIR        where results.md and results.json go (receive.md, receive.json)
 #
 # A quick look at whether all of it works:
