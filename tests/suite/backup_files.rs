@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::backup_restore::{
-    assert_no_backup, assert_restored_as_backed_up, hosts, shape, the_main_job,
+    assert_no_backup, assert_restored_as_backed_up, hosts, shape, the_main_job_on,
 };
 use crate::harness::{Archived, ClusterBuilder, MAJORS, NEWEST, files_below, flip_bit, wait_for};
 
@@ -20,29 +20,13 @@ const SLOWLY: [&str; 6] = ["backup", "--fast", "--source", "files", "--max-rate"
 const IN_BACKUP: &str = "select count(*) from pg_stat_activity where application_name = 'highwater' \
      and (query = 'SELECT 1' or query like '%clock_timestamp%')";
 
-#[test]
-fn a_lost_cluster_comes_back_from_its_files_on_postgresql_14() {
-    the_main_job(MAJORS[0], &FILES);
-}
-
-#[test]
-fn a_lost_cluster_comes_back_from_its_files_on_postgresql_15() {
-    the_main_job(MAJORS[1], &FILES);
-}
-
-#[test]
-fn a_lost_cluster_comes_back_from_its_files_on_postgresql_16() {
-    the_main_job(MAJORS[2], &FILES);
-}
-
-#[test]
-fn a_lost_cluster_comes_back_from_its_files_on_postgresql_17() {
-    the_main_job(MAJORS[3], &FILES);
-}
-
-#[test]
-fn a_lost_cluster_comes_back_from_its_files_on_postgresql_18() {
-    the_main_job(MAJORS[4], &FILES);
+the_main_job_on! {
+    FILES;
+    a_lost_cluster_comes_back_from_its_files_on_postgresql_14: MAJORS[0];
+    a_lost_cluster_comes_back_from_its_files_on_postgresql_15: MAJORS[1];
+    a_lost_cluster_comes_back_from_its_files_on_postgresql_16: MAJORS[2];
+    a_lost_cluster_comes_back_from_its_files_on_postgresql_17: MAJORS[3];
+    a_lost_cluster_comes_back_from_its_files_on_postgresql_18: MAJORS[4];
 }
 
 #[test]

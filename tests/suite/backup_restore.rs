@@ -94,10 +94,14 @@ pub(crate) fn assert_restored_as_backed_up(copy: &Cluster) {
 
 /// One test for each major version, so that each is seen, run and fails by itself.
 macro_rules! the_main_job_on {
-    ($($test:ident: $major:expr;)*) => { $(#[test] fn $test() { the_main_job($major, &STREAM); })* };
+    ($how:expr; $($test:ident: $major:expr;)*) => {
+        $(#[test] fn $test() { $crate::backup_restore::the_main_job($major, &$how); })*
+    };
 }
+pub(crate) use the_main_job_on;
 
 the_main_job_on! {
+    STREAM;
     a_lost_cluster_comes_back_on_postgresql_14: MAJORS[0];
     a_lost_cluster_comes_back_on_postgresql_15: MAJORS[1];
     a_lost_cluster_comes_back_on_postgresql_16: MAJORS[2];
