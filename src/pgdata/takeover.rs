@@ -157,7 +157,7 @@ pub(super) fn keeps_link(link: &Path, target: &Path) -> Result<bool, DiskError> 
 /// Opens a plain file for writing, or makes room for a new one.
 pub(super) fn keep_file(path: &Path) -> Result<Option<File>, DiskError> {
     let mut options = OpenOptions::new();
-    let opened = options.write(true).custom_flags(plain_only()).open(path);
+    let opened = options.read(true).write(true).custom_flags(plain_only()).open(path);
     if let Ok(file) = opened
         && file.metadata().is_ok_and(|facts| is_plain(&facts))
     {

@@ -178,6 +178,7 @@ impl NewTree {
             Some(file) => file,
             // `create_new` is O_CREAT with O_EXCL, which does not follow a link either.
             None => OpenOptions::new()
+                .read(true)
                 .write(true)
                 .create_new(true)
                 .mode(0o600)
@@ -311,6 +312,16 @@ impl NewFile {
         self.file
             .write_all_at(bytes, offset)
             .map_err(|e| DiskError::new("write", &self.path, e).into())
+    }
+
+    /// Reads exactly `bytes.len()` bytes from byte `offset` on, as they were written.
+    ///
+    /// # Errors
+    /// [`TreeError::Disk`], also where the file ends before that.
+    pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<(), TreeError> {
+        self.file
+            .read_exact_at(bytes, offset)
+            .map_err(|e| DiskError::new("read", &self.path, e).into())
     }
 
     /// Returns whether the file stood already, with content that was kept. What of it lies behind its old end,

@@ -2,12 +2,9 @@
 
 use futures_util::{StreamExt, TryStreamExt};
 
-use super::frames::FrameFetcher;
 use super::{RepoError, Repository};
 use crate::causes::in_one_line;
-use crate::format::{
-    BackupId, Begun, Committed, Document, FileEntry, FileIndex, FrameRef, parse_line,
-};
+use crate::format::{BackupId, Begun, Committed, Document, FileIndex};
 use crate::store::Key;
 
 /// How many documents are read at a time.
@@ -161,17 +158,5 @@ impl Repository {
             return Err(RepoError::damaged(&key, "it is the index of another backup"));
         }
         Ok(index)
-    }
-
-    /// Reads the entries in one frame of a file list.
-    pub async fn file_entries(&self, frame: &FrameRef) -> Result<Vec<FileEntry>, RepoError> {
-        let fetcher = FrameFetcher::new(self.clone());
-        let lines = fetcher.frame(frame).await?;
-        let lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        lines
-            .map(|line| {
-                parse_line(line).map_err(|e| RepoError::of_list(&fetcher.pack_key(frame), &e))
-            })
-            .collect()
     }
 }

@@ -27,7 +27,7 @@ pub use backup_files::{FileMeta, FileRecorder, RecordedFiles};
 pub use backup_list::{BackupState, CommittedBackups, UnfinishedBackup, UnreadableBackup};
 pub use backup_writer::{BackupWriter, Uploads};
 pub use error::RepoError;
-pub use frames::FrameFetcher;
+pub use frames::{FileList, FrameFetcher};
 pub use identity::{Claim, claim_of};
 pub use inventory::{TimelineWal, WalInventory};
 pub use objects::{Put, SealedObject};

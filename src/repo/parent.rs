@@ -2,9 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
+use std::pin::pin;
 use std::sync::Arc;
 
-use super::frames::FrameFetcher;
+use futures_util::StreamExt;
+
+use super::frames::{FileList, FrameFetcher};
 use super::{RepoError, Repository};
 use crate::format::{BackupId, ChunkEntry, ChunkMap, FileContent, FileEntry, FileStamp, FrameRef};
 
@@ -50,7 +53,6 @@ impl KnownFiles {
 /// An index from path to line of the parent's file list: 16 bytes and change for each.
 #[derive(Debug)]
 pub struct ParentFiles {
-    repository: Repository,
     fetcher: FrameFetcher,
     id: BackupId,
     hasher: RandomState,
@@ -71,13 +73,14 @@ impl ParentFiles {
         id: &BackupId,
         can_be_known: impl Fn(&FileEntry) -> bool,
     ) -> Result<Self, RepoError> {
-        let frames = repository.file_index(id).await?.frames;
+        let list = FileList::open(repository, id).await?;
         let hasher = RandomState::new();
         let mut index = HashMap::new();
         let mut known = KnownFiles::default();
-        for (number, frame) in frames.iter().enumerate() {
-            let number = u32::try_from(number).unwrap_or(u32::MAX);
-            for entry in repository.file_entries(frame).await? {
+        let mut reading = pin!(list.read());
+        let mut number = 0;
+        while let Some(entries) = reading.next().await.transpose()? {
+            for entry in entries {
                 if index.len() < INDEX_MAX {
                     index.insert(hasher.hash_one(&entry.path), number);
                     known.add_mapped(&entry);
@@ -86,11 +89,11 @@ impl ParentFiles {
                     }
                 }
             }
+            number += 1;
         }
-        let fetcher = FrameFetcher::new(repository.clone());
-        let repository = repository.clone();
+        let (fetcher, frames) = (list.fetcher().clone(), list.frames().to_vec());
         let (id, known, cached) = (id.clone(), Arc::new(known), None);
-        Ok(Self { repository, fetcher, id, hasher, index, frames, known, cached })
+        Ok(Self { fetcher, id, hasher, index, frames, known, cached })
     }
 
     /// Returns the files that can be told unchanged.
@@ -108,7 +111,7 @@ impl ParentFiles {
         let Some(&number) = self.index.get(&self.hasher.hash_one(path)) else { return Ok(None) };
         if self.cached.as_ref().is_none_or(|(cached, _)| *cached != number) {
             let Some(frame) = self.frames.get(number as usize) else { return Ok(None) };
-            let entries = self.repository.file_entries(frame).await?;
+            let entries = self.fetcher.entries(frame).await?;
             let by_path = entries.into_iter().map(|entry| (entry.path.clone(), entry)).collect();
             self.cached = Some((number, by_path));
         }

@@ -3,39 +3,32 @@
 //!
 //! ```text
 //! file list -> chunks, without those that stand already (looking.rs)
-//!           -> wants (a run of a chunk: which frame, which file, where) -> a window of them
-//!           -> by pack and offset -> ranges of neighbouring frames -> tasks: fetch, decode, check, write
+//!           -> what is wanted of which frames (window.rs) -> fetched, decoded, checked, written
 //!           -> the file's last byte is written -> its fsync, on a thread of its own
 //! ```
 //!
-//! Bounded by names below: open files, the window, the bytes of a range, and tasks at a time.
+//! Bounded by names here and there: open files, the window, the bytes of a range, and tasks at a time.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use futures_util::{Stream, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
 
 use super::looking::{Belongings, CONTROL_FILE, Look, Looking, TABLESPACE_MAP, maps_of};
+use super::window::{FillError, OpenFile, Window, locked};
 use super::{UNHARMED, of_tree};
 use crate::failure::Failure;
-use crate::format::{
-    CHUNK_BYTES, ChunkDigest, ChunkEntry, Committed, EntryKind, FileEntry, FileIndex, FrameRef,
-    digest_chunk,
-};
+use crate::format::{CHUNK_BYTES, ChunkEntry, Committed, EntryKind, FileEntry, digest_chunk};
 use crate::ops::failures::{of_repo, of_task};
 use crate::ops::progress::Progress;
 use crate::pgdata::{
-    FileAttributes, Finisher, NewFile, NewTree, Places, RestoreMarker, TreeError, TreePlan,
-    safe_path,
+    FileAttributes, Finisher, NewTree, Places, RestoreMarker, TreeError, TreePlan, safe_path,
 };
 use crate::plan::backup::{chunk_len, chunks_of};
 use crate::plan::delta::{ChunkWork, chunk_work};
-use crate::repo::{FrameFetcher, RepoError, Repository};
+use crate::repo::{FileList, RepoError, Repository};
 
 /// Files open at a time.
 const OPEN_FILES_MAX: usize = 256;
@@ -43,23 +36,6 @@ const OPEN_FILES_MAX: usize = 256;
 /// Files being fsynced at a time. They wait for the disk and not for a processor, and fetching
 /// does not wait for them.
 const FINISHING_MAX: usize = 16;
-
-/// Plain bytes that are gathered before they are sorted by where they are stored.
-const WINDOW_BYTES: u64 = 128 << 20;
-
-/// Stored bytes fetched in one request, if memory allows, and at least.
-const RANGE_BYTES_MAX: u64 = 4 << 20;
-const RANGE_BYTES_MIN: u64 = 256 << 10;
-
-/// Ranges on their way for each job that decompresses and writes: the way to a store is long.
-const FETCHES_PER_JOB: usize = 2;
-
-/// The share of the memory ceiling that the ranges of one job may take: two of them
-/// on their way or fetched, and a frame decompressed.
-const MEMORY_SHARES: u64 = 8;
-
-/// Bytes between two wanted frames that are fetched along rather than asked for apart.
-const RANGE_GAP_MAX: u32 = 128 << 10;
 
 /// What a restore over standing files says once it has begun.
 pub(super) const HALF_TAKEN_OVER: &str = "The repository is as it was. The directory holds files of before and files of the backup and cannot be started by PostgreSQL; the same command with `--delta` goes on with what stands.";
@@ -88,37 +64,9 @@ pub(super) struct Restoring<'a> {
     pub(super) progress: Arc<dyn Progress>,
 }
 
-/// A file being written; whoever writes its last byte sends it to be finished, and its permit
-/// to be open with it.
-struct OpenFile {
-    /// Whether it stood already, with content that was kept.
-    is_kept: bool,
-    file: Mutex<Option<(NewFile, OwnedSemaphorePermit)>>,
-    bytes_left: AtomicU64,
-    finisher: Arc<Mutex<Finisher<OwnedSemaphorePermit>>>,
-}
-
-/// Bytes wanted from a frame.
-struct Want {
-    in_frame: u32,
-    bytes: u32,
-    file: Arc<OpenFile>,
-    offset: u64,
-    /// The digest of exactly these bytes, where the chunk has one run.
-    digest: ChunkDigest,
-}
-
-#[derive(Debug, thiserror::Error)]
-enum FillError {
-    #[error(transparent)]
-    Repo(#[from] RepoError),
-    #[error(transparent)]
-    Tree(#[from] TreeError),
-}
-
 impl Restoring<'_> {
     /// Restores every file but `pg_control`, which is returned.
-    pub(super) async fn run(&self, index: &FileIndex) -> Result<Restored, Failure> {
+    pub(super) async fn run(&self, mut list: FileList) -> Result<Restored, Failure> {
         let marker = RestoreMarker {
             backup: self.backup.id.to_string(),
             started: crate::ops::now().to_string(),
@@ -129,27 +77,31 @@ impl Restoring<'_> {
             .await
             .map_err(|error| of_task(error, UNHARMED))?
             .map_err(|error| of_tree(error, self.unharmed()))?;
-        let (tree, removed) = self.without_strangers(tree, index).await?;
         let standing = self.tree_plan.take_over.map(|_| Places::of(self.tree_plan));
-        let looking = Looking::new(self.repository, standing, self.jobs);
+        let (mut tree, mut removed) = (tree, 0);
+        if standing.is_some() {
+            // Read here for the first time, and for its files below.
+            list = list.kept();
+            (tree, removed) = self.without_strangers(tree, &list).await?;
+        }
+        let fetcher = list.fetcher();
+        let looking = Looking::new(fetcher.clone(), standing, self.jobs);
+        let progress = Arc::clone(&self.progress);
         let mut filling = Filling {
             restoring: self,
             looking: looking.clone(),
             tree,
             finisher: Arc::new(Mutex::new(Finisher::start(FINISHING_MAX))),
             permits: Arc::new(Semaphore::new(OPEN_FILES_MAX)),
-            window: BTreeMap::new(),
-            window_bytes: 0,
-            tasks: JoinSet::new(),
-            writers: Arc::new(Semaphore::new(self.jobs.max(1))),
+            window: Window::new(fetcher.clone(), progress, self.jobs, self.memory_max_bytes),
             control: None,
             has_postgresql_conf: false,
             entries: 0,
             kept_bytes: 0,
             removed,
         };
-        for frame in &index.frames {
-            let entries = self.repository.file_entries(frame).await;
+        let mut reading = pin!(list.read());
+        while let Some(entries) = reading.next().await {
             let entries = entries.map_err(|e| self.not_fetched(e))?;
             let mut looks = pin!(looking.at(&entries));
             for entry in &entries {
@@ -157,27 +109,25 @@ impl Restoring<'_> {
                 filled.map_err(|error| self.not_filled(error))?;
             }
         }
-        if filling.entries != index.entries {
+        if filling.entries != list.entries() {
             return Err(self.damaged(format!(
                 "its file list has {} entries where its index says {}",
-                filling.entries, index.entries
+                filling.entries,
+                list.entries()
             )));
         }
         filling.finish().await.map_err(|error| self.not_filled(error))
     }
 
-    /// Where a tree is taken over, makes its directories and removes what does not belong into them, before
+    /// Makes the directories of a tree that is taken over, and removes what does not belong into them, before
     /// anything needs the room; returns how many names that were.
     async fn without_strangers(
         &self,
         tree: NewTree,
-        index: &FileIndex,
+        list: &FileList,
     ) -> Result<(NewTree, u64), Failure> {
-        if self.tree_plan.take_over.is_none() {
-            return Ok((tree, 0));
-        }
         let mut directories = Vec::new();
-        let read = Belongings::read(self.repository, index, |directory| {
+        let read = Belongings::read(list, |directory| {
             directories.push((directory.path.clone(), directory.mode));
         });
         let belongings = read.await.map_err(|error| self.not_fetched(error))?;
@@ -195,11 +145,6 @@ impl Restoring<'_> {
     /// What an error may say for comfort.
     fn unharmed(&self) -> &'static str {
         if self.tree_plan.take_over.is_some() { HALF_TAKEN_OVER } else { UNHARMED }
-    }
-
-    fn range_bytes_max(&self) -> u32 {
-        let share = self.memory_max_bytes / MEMORY_SHARES / self.jobs.max(1) as u64;
-        u32::try_from(share.clamp(RANGE_BYTES_MIN, RANGE_BYTES_MAX)).unwrap_or(u32::MAX)
     }
 
     fn not_fetched(&self, error: RepoError) -> Failure {
@@ -236,11 +181,7 @@ struct Filling<'a> {
     tree: NewTree,
     finisher: Arc<Mutex<Finisher<OwnedSemaphorePermit>>>,
     permits: Arc<Semaphore>,
-    window: BTreeMap<FrameRef, Vec<Want>>,
-    window_bytes: u64,
-    tasks: JoinSet<Result<(), FillError>>,
-    /// Tasks that decompress and write at a time.
-    writers: Arc<Semaphore>,
+    window: Window,
     control: Option<Vec<u8>>,
     has_postgresql_conf: bool,
     entries: u64,
@@ -283,18 +224,14 @@ impl Filling<'_> {
         let permit = match Arc::clone(&self.permits).try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => {
-                self.send_window().await?;
+                self.window.send().await?;
                 let permit = Arc::clone(&self.permits).acquire_owned().await;
-                permit.map_err(|error| RepoError::Task(error.into()))?
+                permit.map_err(FillError::of_task)?
             }
         };
         let new = self.tree.create_file(&path, attributes)?;
-        let file = Arc::new(OpenFile {
-            is_kept: new.is_kept(),
-            file: Mutex::new(Some((new, permit))),
-            bytes_left: AtomicU64::new(entry.size),
-            finisher: Arc::clone(&self.finisher),
-        });
+        let finisher = Arc::clone(&self.finisher);
+        let file = Arc::new(OpenFile::new(new, permit, entry.size, finisher));
         let mut number = 0;
         for _ in 0..maps_of(entry) {
             let Some(look) = looks.next().await.transpose()? else { break };
@@ -339,41 +276,18 @@ impl Filling<'_> {
             ChunkWork::Keep => {
                 self.kept_bytes += if file.is_kept { u64::from(bytes) } else { 0 };
                 self.restoring.progress.advance(u64::from(bytes));
-                file.written(u64::from(bytes))?;
-                return Ok(());
+                Ok(file.written(u64::from(bytes))?)
             }
             ChunkWork::Clear => {
                 file.clear(offset, u64::from(bytes))?;
                 self.restoring.progress.advance(u64::from(bytes));
-                return Ok(());
+                Ok(())
             }
-            ChunkWork::Bring => {}
+            ChunkWork::Bring => self.window.want(file, offset, bytes, chunk).await,
         }
-        match chunk.runs.as_slice() {
-            [run] => {
-                let want = Want {
-                    in_frame: run.in_frame,
-                    bytes,
-                    file: Arc::clone(file),
-                    offset,
-                    digest: chunk.digest,
-                };
-                self.window.entry(run.frame.clone()).or_default().push(want);
-                self.window_bytes += u64::from(bytes);
-                if self.window_bytes >= WINDOW_BYTES {
-                    self.send_window().await?;
-                }
-            }
-            _ => {
-                let content = self.assemble(&chunk, bytes).await?;
-                file.write_at(&content, offset)?;
-                self.restoring.progress.advance(u64::from(bytes));
-            }
-        }
-        Ok(())
     }
 
-    /// Joins a chunk of several runs and checks it.
+    /// Joins a chunk of a file that is kept in memory and checks it.
     async fn assemble(&self, chunk: &ChunkEntry, bytes: u32) -> Result<Vec<u8>, FillError> {
         let mut content = Vec::with_capacity(bytes as usize);
         for run in &chunk.runs {
@@ -437,56 +351,14 @@ impl Filling<'_> {
         Ok(self.tree.write_file(&path, &content, entry.mode, entry.mtime)?)
     }
 
-    /// Starts the tasks of everything gathered.
-    async fn send_window(&mut self) -> Result<(), FillError> {
-        self.window_bytes = 0;
-        let window = std::mem::take(&mut self.window);
-        let range_bytes_max = self.restoring.range_bytes_max();
-        // Frames sort by backup, pack and offset.
-        let mut range: Vec<(FrameRef, Vec<Want>)> = Vec::new();
-        for (frame, wants) in window {
-            let fits = range.first().zip(range.last()).is_some_and(|((first, _), (last, _))| {
-                let last_end = last.offset.saturating_add(last.stored);
-                (&first.backup, first.pack) == (&frame.backup, frame.pack)
-                    && frame.offset >= last_end
-                    && frame.offset - last_end <= RANGE_GAP_MAX
-                    && frame.offset.saturating_add(frame.stored) - first.offset <= range_bytes_max
-            });
-            if !fits && !range.is_empty() {
-                self.start(std::mem::take(&mut range)).await?;
-            }
-            range.push((frame, wants));
-        }
-        if !range.is_empty() {
-            self.start(range).await?;
-        }
-        Ok(())
-    }
-
-    async fn start(&mut self, range: Vec<(FrameRef, Vec<Want>)>) -> Result<(), FillError> {
-        while self.tasks.len() >= FETCHES_PER_JOB * self.restoring.jobs.max(1) {
-            if let Some(done) = self.tasks.join_next().await {
-                done.map_err(|error| RepoError::Task(error.into()))??;
-            }
-        }
-        let fetcher = self.looking.fetcher.clone();
-        let progress = Arc::clone(&self.restoring.progress);
-        self.tasks.spawn(fill_range(fetcher, Arc::clone(&self.writers), progress, range));
-        Ok(())
-    }
-
     async fn finish(mut self) -> Result<Restored, FillError> {
-        self.send_window().await?;
-        while let Some(done) = self.tasks.join_next().await {
-            done.map_err(|error| RepoError::Task(error.into()))??;
-        }
         let Some(control) = self.control.take() else {
             return Err(self.wrong("it holds no global/pg_control".to_owned()));
         };
-        let finisher = Arc::clone(&self.finisher);
+        let Self { tree, has_postgresql_conf, kept_bytes, removed, window, finisher, .. } = self;
+        window.finish().await?;
         let finishing = tokio::task::spawn_blocking(move || locked(&finisher).join());
-        finishing.await.map_err(|error| RepoError::Task(error.into()))??;
-        let Self { tree, has_postgresql_conf, kept_bytes, removed, .. } = self;
+        finishing.await.map_err(FillError::of_task)??;
         Ok(Restored { tree, control, has_postgresql_conf, kept_bytes, removed })
     }
 
@@ -495,71 +367,6 @@ impl Filling<'_> {
         let key = crate::store::Key::new(place.files(&self.restoring.backup.id));
         RepoError::Damaged { key, why }.into()
     }
-}
-
-impl OpenFile {
-    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), TreeError> {
-        if let Some((file, _)) = &*locked(&self.file) {
-            file.write_at(bytes, offset)?;
-        }
-        self.written(bytes.len() as u64)
-    }
-
-    fn clear(&self, offset: u64, bytes: u64) -> Result<(), TreeError> {
-        if let Some((file, _)) = &*locked(&self.file) {
-            file.clear(offset, bytes)?;
-        }
-        self.written(bytes)
-    }
-
-    /// Counts bytes as done; after the last of them the file goes to be finished.
-    fn written(&self, bytes: u64) -> Result<(), TreeError> {
-        if self.bytes_left.fetch_sub(bytes, Ordering::AcqRel) > bytes {
-            return Ok(());
-        }
-        let Some((file, permit)) = locked(&self.file).take() else { return Ok(()) };
-        locked(&self.finisher).finish(file, permit)
-    }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Fetches neighbouring frames in one request, and writes what is wanted of them.
-async fn fill_range(
-    fetcher: FrameFetcher,
-    writers: Arc<Semaphore>,
-    progress: Arc<dyn Progress>,
-    range: Vec<(FrameRef, Vec<Want>)>,
-) -> Result<(), FillError> {
-    let (Some((first, _)), Some((last, _))) = (range.first(), range.last()) else { return Ok(()) };
-    let pack = fetcher.pack_key(first);
-    let start = first.offset;
-    let stored = fetcher.range(&pack, start, last.offset.saturating_add(last.stored)).await?;
-    let turn = writers.acquire_owned().await.map_err(|error| RepoError::Task(error.into()))?;
-    let work = move || {
-        let _turn = turn;
-        for (frame, wants) in &range {
-            let at = (frame.offset - start) as usize;
-            let plain = fetcher.decode(frame, &stored[at..at + frame.stored as usize])?;
-            for want in wants {
-                let from = want.in_frame as usize;
-                let bytes = plain.get(from..from + want.bytes as usize).unwrap_or_default();
-                if digest_chunk(bytes) != want.digest {
-                    let why = format!(
-                        "the chunk at byte {from} of the frame at {} has another digest",
-                        frame.offset
-                    );
-                    return Err(RepoError::Damaged { key: pack, why }.into());
-                }
-                want.file.write_at(bytes, want.offset)?;
-                progress.advance(u64::from(want.bytes));
-            }
-        }
-        Ok(())
-    };
-    tokio::task::spawn_blocking(work).await.map_err(|error| RepoError::Task(error.into()))?
 }
 
 #[cfg(test)]

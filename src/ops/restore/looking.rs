@@ -12,6 +12,7 @@ use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::future::try_join_all;
@@ -19,12 +20,12 @@ use futures_util::stream::{self, Stream, StreamExt};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use crate::format::{
-    CHUNK_BYTES, ChunkDigest, ChunkEntry, EntryKind, FileContent, FileEntry, FileIndex,
-    MAP_CHUNKS_MAX, digest_chunk,
+    CHUNK_BYTES, ChunkDigest, ChunkEntry, EntryKind, FileContent, FileEntry, MAP_CHUNKS_MAX,
+    digest_chunk,
 };
 use crate::pgdata::{Places, safe_path};
 use crate::plan::backup::{chunk_len, chunks_of};
-use crate::repo::{FrameFetcher, RepoError, Repository};
+use crate::repo::{FileList, FrameFetcher, RepoError};
 
 /// Chunks that are read and hashed in one go: 16 MiB.
 const PART_CHUNKS: usize = 256;
@@ -59,9 +60,9 @@ pub(super) struct Looking {
 }
 
 impl Looking {
-    pub(super) fn new(repository: &Repository, standing: Option<Places>, jobs: usize) -> Self {
+    pub(super) fn new(fetcher: FrameFetcher, standing: Option<Places>, jobs: usize) -> Self {
         Self {
-            fetcher: FrameFetcher::new(repository.clone()),
+            fetcher,
             standing: standing.map(Arc::new),
             readers: Arc::new(Semaphore::new(jobs.max(1))),
             room: Arc::new(Semaphore::new(CHUNKS_AHEAD)),
@@ -180,13 +181,13 @@ pub(super) struct Belongings(HashSet<ChunkDigest>);
 impl Belongings {
     /// Reads the file list, and shows each directory.
     pub(super) async fn read(
-        repository: &Repository,
-        index: &FileIndex,
+        list: &FileList,
         mut on_directory: impl FnMut(&FileEntry),
     ) -> Result<Self, RepoError> {
         let mut belongings = Self::default();
-        for frame in &index.frames {
-            for entry in repository.file_entries(frame).await? {
+        let mut reading = pin!(list.read());
+        while let Some(entries) = reading.next().await.transpose()? {
+            for entry in entries {
                 // One that is not safe is refused where it would be made.
                 let Ok(path) = safe_path(&entry.path) else { continue };
                 // Its parents are known once one of them is.

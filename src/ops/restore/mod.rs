@@ -12,6 +12,7 @@ mod looking;
 mod plan;
 mod settings;
 mod survey;
+mod window;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use crate::pgdata::{
     read_control_bytes,
 };
 use crate::plan::target::RecoveryTarget;
-use crate::repo::Repository;
+use crate::repo::{FileList, Repository};
 
 pub use plan::{PlanReport, Planned, make_plan};
 pub use survey::{Survey, survey};
@@ -93,7 +94,7 @@ pub async fn carry_out(
     let settings = settings::recovery_settings(request, &planned.report)?;
     let restore_command = settings.restore_command.clone();
     let tree_plan = tree_plan(request, &backup)?;
-    let index = repository.file_index(&backup.id).await.map_err(|error| {
+    let list = FileList::open(repository, &backup.id).await.map_err(|error| {
         of_repo(error, format!("could not read the file list of backup {}", backup.id), UNHARMED)
     })?;
     progress.total(Some(backup.size_bytes));
@@ -106,7 +107,7 @@ pub async fn carry_out(
         memory_max_bytes: request.memory_max_bytes,
         progress: progress.clone(),
     };
-    let restored = restoring.run(&index).await?;
+    let restored = restoring.run(list).await?;
     check_control(&restored.control, &backup)?;
     progress.note("writing recovery settings");
     let written_at = super::now().to_string();

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use futures_util::future::try_join;
 use serde::Serialize;
 
 use super::{Request, Survey, UNHARMED};
@@ -148,15 +149,18 @@ async fn gather(
 ) -> Result<Gathered, RepoError> {
     let system_id = identity.system_identifier;
     // A damaged backup must not stand in the way of another, asked for by name or not.
-    let backups = match &request.backup {
-        Some(id) => CommittedBackups {
-            readable: repository.committed(id).await?.into_iter().collect(),
-            unreadable: Vec::new(),
-        },
-        None => repository.committed_backups(system_id).await?,
+    let backups = async {
+        Ok::<_, RepoError>(match &request.backup {
+            Some(id) => CommittedBackups {
+                readable: repository.committed(id).await?.into_iter().collect(),
+                unreadable: Vec::new(),
+            },
+            None => repository.committed_backups(system_id).await?,
+        })
     };
+    let inventory = repository.wal_inventory(system_id, identity.segment_size);
+    let (backups, inventory) = try_join(backups, inventory).await?;
     let CommittedBackups { readable: backups, unreadable } = backups;
-    let inventory = repository.wal_inventory(system_id, identity.segment_size).await?;
     let histories = histories_of(repository, system_id, inventory.histories.clone()).await?;
     Ok(Gathered { identity, backups, unreadable, coverage: inventory.coverage(), histories })
 }

@@ -1,5 +1,6 @@
 //! What a restore over standing files would do; nothing is changed.
 
+use std::collections::VecDeque;
 use std::pin::pin;
 
 use futures_util::StreamExt;
@@ -13,7 +14,10 @@ use crate::ops::failures::{of_repo, of_task};
 use crate::pgdata::Places;
 use crate::plan::backup::chunk_len;
 use crate::plan::delta::{ChunkWork, chunk_work};
-use crate::repo::{RepoError, Repository};
+use crate::repo::{FileList, RepoError, Repository};
+
+/// Frames that are remembered as counted.
+const FRAMES_COUNTED: usize = 32;
 
 /// What stands and what has to be brought. Field names are part of the contract of `--json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -28,8 +32,9 @@ pub struct Survey {
     pub removed: u64,
     /// Stored bytes that are fetched.
     pub fetch_bytes: u64,
+    /// The frames that were counted last.
     #[serde(skip)]
-    last_frame: Option<FrameRef>,
+    counted: VecDeque<FrameRef>,
 }
 
 impl Survey {
@@ -47,10 +52,12 @@ impl Survey {
                     self.changed_bytes += bytes;
                     changes = true;
                     for run in chunk.runs {
-                        // Frames hold neighbouring chunks, so those of one follow each other.
-                        if self.last_frame.as_ref() != Some(&run.frame) {
+                        // Frames hold neighbouring chunks or pages, so those of one follow each other,
+                        // with those of a few others in between.
+                        if !self.counted.contains(&run.frame) {
                             self.fetch_bytes += u64::from(run.frame.stored);
-                            self.last_frame = Some(run.frame);
+                            self.counted.truncate(FRAMES_COUNTED - 1);
+                            self.counted.push_front(run.frame);
                         }
                     }
                 }
@@ -73,12 +80,12 @@ pub async fn survey(
         of_repo(error, format!("could not read the files of backup {}", backup.id), UNHARMED)
     };
     let places = Places::of(&tree_plan(request, backup)?);
-    let index = repository.file_index(&backup.id).await.map_err(failed)?;
-    let belongings = Belongings::read(repository, &index, |_| {}).await.map_err(failed)?;
-    let looking = Looking::new(repository, Some(places.clone()), request.jobs);
+    let list = FileList::open(repository, &backup.id).await.map_err(failed)?.kept();
+    let belongings = Belongings::read(&list, |_| {}).await.map_err(failed)?;
+    let looking = Looking::new(list.fetcher().clone(), Some(places.clone()), request.jobs);
     let mut survey = Survey::default();
-    for frame in &index.frames {
-        let entries = repository.file_entries(frame).await.map_err(failed)?;
+    let mut reading = pin!(list.read());
+    while let Some(entries) = reading.next().await.transpose().map_err(failed)? {
         let mut looks = pin!(looking.at(&entries));
         for entry in entries.iter().filter(|entry| is_streamed(entry)) {
             let (mut changes, mut number) = (false, 0);

@@ -9,13 +9,14 @@ mod delta;
 
 use super::*;
 use crate::format::{
-    BackupId, Begun, Codec, FORMAT_VERSION, FileContent, INLINE_CHUNKS_MAX, MAP_CHUNKS_MAX,
+    BackupId, Begun, Codec, FORMAT_VERSION, FileContent, FileIndex, FrameRef, INLINE_CHUNKS_MAX,
+    MAP_CHUNKS_MAX,
 };
 use crate::ops::Silent;
 use crate::pg::{PgTimestamp, SystemId};
 use crate::pgdata::{Access, Owner};
 use crate::plan::backup::{ChunkFate, chunk_fate};
-use crate::repo::{BackupWriter, FileMeta, FileRecorder, ParentFiles};
+use crate::repo::{BackupWriter, FileMeta, FileRecorder, FrameFetcher, ParentFiles};
 use crate::store::memory::MemoryStore;
 
 const SYSTEM_ID: SystemId = SystemId(7);
@@ -160,8 +161,8 @@ async fn assert_restores(repository: &Repository, backup: &Committed, files: &Fi
         memory_max_bytes: 64 << 20,
         progress: Arc::new(Silent),
     };
-    let index = repository.file_index(&backup.id).await.unwrap();
-    let restored = restoring.run(&index).await.unwrap();
+    let list = FileList::open(repository, &backup.id).await.unwrap();
+    let restored = restoring.run(list).await.unwrap();
     let control = &files["global/pg_control"];
     assert_eq!(restored.control, control.chunk(0).unwrap());
     for (path, content) in files.iter().filter(|(path, _)| **path != "global/pg_control") {
@@ -188,9 +189,10 @@ async fn packs_read(repository: &Repository, backup: &Committed) -> BTreeSet<(Ba
     let fetcher = FrameFetcher::new(repository.clone());
     let mut packs = BTreeSet::new();
     let mut note = |frame: &FrameRef| packs.insert((frame.backup.clone(), frame.pack));
-    for frame in repository.file_index(&backup.id).await.unwrap().frames {
-        note(&frame);
-        for entry in repository.file_entries(&frame).await.unwrap() {
+    let list = FileList::open(repository, &backup.id).await.unwrap();
+    for frame in list.frames() {
+        note(frame);
+        for entry in fetcher.entries(frame).await.unwrap() {
             let mut chunks = Vec::new();
             match entry.content {
                 FileContent::Inline(inline) => chunks = inline,

@@ -62,8 +62,8 @@ async fn restore(
         memory_max_bytes: 64 << 20,
         progress: Arc::new(Silent),
     };
-    let index = repository.file_index(&backup.id).await.unwrap();
-    let restored = restoring.run(&index).await.unwrap();
+    let list = FileList::open(repository, &backup.id).await.unwrap();
+    let restored = restoring.run(list).await.unwrap();
     (restored.kept_bytes, restored.removed)
 }
 
