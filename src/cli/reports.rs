@@ -92,6 +92,10 @@ pub(super) struct BackupDone {
     stored_bytes: u64,
     referenced_bytes: u64,
     unread_bytes: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    resumed: Vec<BackupId>,
+    #[serde(skip_serializing_if = "is_zero")]
+    resumed_bytes: u64,
     parent: Option<BackupId>,
     source: String,
     taken_from: String,
@@ -114,6 +118,8 @@ impl BackupDone {
             stored_bytes: made.stored_bytes,
             referenced_bytes: report.referenced_bytes,
             unread_bytes: report.unread_bytes,
+            resumed: report.resumed.clone(),
+            resumed_bytes: report.resumed_bytes,
             parent: made.parent.clone(),
             source: made.source.clone(),
             taken_from: made.taken_from.clone(),
@@ -129,9 +135,16 @@ impl BackupDone {
             };
             format!("; {} is unchanged since {parent}{unread}", human_size(self.referenced_bytes))
         });
+        let resumed = if self.resumed.is_empty() {
+            String::new()
+        } else {
+            let ids: Vec<&str> = self.resumed.iter().map(BackupId::as_str).collect();
+            let bytes = human_size(self.resumed_bytes);
+            format!("{bytes} had been stored by {}, which was never finished\n", ids.join(", "))
+        };
         let damaged = damaged_pages(&self.damaged_pages);
         format!(
-            "backup {} is complete: {} in {} files, {} stored{parent}\n\
+            "backup {} is complete: {} in {} files, {} stored{parent}\n{resumed}\
              its WAL, {} to {} on timeline {}, is in the repository\n{damaged}",
             self.id,
             human_size(self.size_bytes),
@@ -142,6 +155,11 @@ impl BackupDone {
             self.timeline,
         )
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature.
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// Says which pages were damaged, and what that means.
@@ -354,7 +372,12 @@ fn backups(report: &info::Report) -> String {
     for backup in &report.unfinished_backups {
         let begun = backup.begun_at.map_or_else(String::new, |time| format!(", begun {time}"));
         let host = backup.host.as_ref().map_or_else(String::new, |host| format!(" on {host}"));
-        text.push_str(&format!("unfinished: {}{begun}{host} (running, or dead)\n", backup.id));
+        let needed = match backup.needed_by.first() {
+            Some(id) => format!("; backup {id} needs packs of it: it must stay"),
+            None => String::new(),
+        };
+        let id = &backup.id;
+        text.push_str(&format!("unfinished: {id}{begun}{host} (running, or dead){needed}\n"));
     }
     for backup in &report.damaged_backups {
         text.push_str(&format!("DAMAGED: {}: {}\n", backup.id, backup.why));

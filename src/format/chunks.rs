@@ -1,8 +1,8 @@
 //! Chunks, the frames that hold them, and the map from a file to its chunks.
 //!
 //! A file is cut at fixed offsets into chunks of 64 KiB. A chunk is a list of
-//! *runs*, each a stretch of bytes inside a frame of some pack; normally there is one. A
-//! chunk of zeros has none and is stored as nothing. The digest is always that of the whole chunk.
+//! *runs*, each a stretch of bytes inside a frame of some pack; normally there is one, and more where
+//! only the pages that changed were stored by a later backup. A chunk of zeros has none and is stored as nothing. The digest is always that of the whole chunk.
 //!
 //! The map of up to [`MAP_CHUNKS_MAX`] chunks is a frame of its own, so that a later
 //! backup names an unchanged file's map instead of writing it again. Little endian:
@@ -28,8 +28,9 @@ pub const CHUNK_BYTES: u32 = 64 << 10;
 /// The most chunks that one map frame describes: 1 GiB of file.
 pub const MAP_CHUNKS_MAX: usize = 16384;
 
-/// The most runs that a chunk may have before it is stored whole again.
-const RUNS_MAX: usize = 4;
+/// The most runs that a chunk may have: its own, and four stretches of pages that changed since, which
+/// cut it into five. Beyond, it is stored whole again.
+pub const RUNS_MAX: usize = 9;
 
 const MAGIC: &[u8; 4] = b"HWM1";
 
@@ -98,6 +99,20 @@ pub struct Run {
     pub in_chunk: u32,
     /// How many bytes.
     pub bytes: u32,
+}
+
+/// A part of a chunk that is being recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChunkPart {
+    /// Bytes that are stored already.
+    Kept(Run),
+    /// Bytes that are to be stored.
+    New {
+        /// Where they begin in the chunk.
+        in_chunk: u32,
+        /// How many.
+        bytes: u32,
+    },
 }
 
 /// One chunk of a file.

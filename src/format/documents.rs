@@ -160,7 +160,8 @@ pub struct Begun {
     /// The backup whose chunks it may reference.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<BackupId>,
-    /// Every backup whose packs the parent references, the parent included.
+    /// Every other backup whose packs it may reference: those whose packs the parent references, and unfinished
+    /// ones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub leans_on: Vec<BackupId>,
     /// The version of Highwater.

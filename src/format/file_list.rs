@@ -7,7 +7,7 @@
 //! ```text
 //! {"path":"base/5","kind":"directory","mode":448,"mtime":1763779200}
 //! {"path":"PG_VERSION","kind":"file","mode":384,"mtime":…,"size":3,"checksum":"crc32c:…","chunks":[{"digest":…,"runs":[…]}]}
-//! {"path":"base/5/16384","kind":"file",…,"size":1073741824,"maps":[{"backup":…,"pack":3,"offset":…,"stored":…,"plain":…}]}
+//! {"path":"base/5/16384","kind":"file",…,"size":1073741824,"maps":[{"backup":…,"pack":3,"offset":…,"stored":…,"plain":…}],"page_maps":[[{"backup":…}]]}
 //! ```
 
 use serde::{Deserialize, Serialize};
@@ -70,6 +70,9 @@ pub struct FileEntry {
     pub stamp: Option<FileStamp>,
     /// The content; empty for a directory.
     pub content: FileContent,
+    /// For each of its maps, the frames of page maps that tell the pages of chunks in it. Some may be missing:
+    /// a chunk whose pages are not told is stored whole when it changes.
+    pub page_maps: Vec<Vec<FrameRef>>,
 }
 
 /// A line of the list is not one.
@@ -104,6 +107,8 @@ struct Line {
     chunks: Vec<ChunkEntry>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     maps: Vec<FrameRef>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    page_maps: Vec<Vec<FrameRef>>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature.
@@ -135,6 +140,7 @@ pub fn write_line(entry: &FileEntry, out: &mut Vec<u8>) -> Result<(), ListError>
         stamp: entry.stamp,
         chunks,
         maps,
+        page_maps: entry.page_maps.clone(),
     };
     serde_json::to_writer(&mut *out, &line)?;
     out.push(b'\n');
@@ -169,6 +175,7 @@ pub fn parse_line(line: &[u8]) -> Result<FileEntry, ListError> {
         checksum: line.checksum,
         stamp: line.stamp,
         content,
+        page_maps: line.page_maps,
     })
 }
 
@@ -214,6 +221,7 @@ mod tests {
                 checksum: Some("crc32c:00000000".to_owned()),
                 stamp,
                 content: FileContent::Inline(Vec::new()),
+                page_maps: Vec::new(),
             };
             let mut line = Vec::new();
             write_line(&entry, &mut line).unwrap();

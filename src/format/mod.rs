@@ -9,12 +9,14 @@ mod codec;
 mod documents;
 mod file_list;
 mod names;
+mod pack_index;
+mod page_map;
 mod sealed;
 mod wal_summary;
 
 pub use chunks::{
-    CHUNK_BYTES, ChunkDigest, ChunkEntry, ChunkMap, ChunkMapError, FrameRef, MAP_CHUNKS_MAX, Run,
-    digest_chunk,
+    CHUNK_BYTES, ChunkDigest, ChunkEntry, ChunkMap, ChunkMapError, ChunkPart, FrameRef,
+    MAP_CHUNKS_MAX, RUNS_MAX, Run, digest_chunk,
 };
 pub use codec::{Codec, CodecError, FrameCompressor, FrameWriter, Packing, read_frames};
 pub use documents::{
@@ -26,8 +28,13 @@ pub use file_list::{
     parse_line, write_line,
 };
 pub use names::{BackupId, ClusterName, NameError, Place, WalObject, parse_wal_object};
+pub use pack_index::{IndexedFrame, PackIndexError, Piece, decode_pack_index, encode_pack_index};
+pub use page_map::{
+    PAGE_BYTES, PAGES, PageDigests, PageMap, PageMapError, digest_pages, encode_page_map,
+    page_map_bytes,
+};
 pub use sealed::{
-    HEADER_PROBE_BYTES, Header, Kind, PACK_HEADER_BYTES, RestorePointMark, SealError, WalSummary,
-    encode_header, encode_header_padded, parse_header,
+    HEADER_PROBE_BYTES, Header, IndexAt, Kind, PACK_HEADER_BYTES, RestorePointMark, SealError,
+    WalSummary, encode_header, encode_header_padded, parse_header,
 };
 pub use wal_summary::SummaryBuilder;

@@ -130,6 +130,20 @@ pub struct Header {
     /// What the WAL in it holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wal: Option<WalSummary>,
+    /// Where the index of a pack stands that holds data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<IndexAt>,
+}
+
+/// Where the index of a pack stands in it: a frame of the pack's codec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexAt {
+    /// The offset in the pack, header included.
+    pub offset: u32,
+    /// Its length as stored.
+    pub stored: u32,
+    /// Its length before compression.
+    pub plain: u32,
 }
 
 impl Document for Header {
@@ -258,6 +272,7 @@ impl Header {
             blake3: None,
             key: None,
             wal: None,
+            index: None,
         }
     }
 }

@@ -85,6 +85,9 @@ pub struct UnfinishedInfo {
     pub begun_at: Option<PgTimestamp>,
     /// Where.
     pub host: Option<String>,
+    /// Backups that need packs of it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub needed_by: Vec<BackupId>,
 }
 
 /// A backup of which a document cannot be read.
@@ -247,10 +250,23 @@ fn unfinished(states: &[BackupState]) -> Vec<UnfinishedInfo> {
             id: backup.id.clone(),
             begun_at: backup.begun.as_ref().map(|begun| begun.begun_at),
             host: backup.begun.as_ref().map(|begun| begun.host.clone()),
+            needed_by: needing(states, &backup.id),
         }),
         BackupState::Committed(_) | BackupState::Unreadable(_) => None,
     });
     unfinished.collect()
+}
+
+/// Returns the committed backups that need a pack of another one.
+fn needing(states: &[BackupState], id: &BackupId) -> Vec<BackupId> {
+    let needing = states.iter().filter_map(|state| match state {
+        BackupState::Committed(backup) => {
+            let needs = backup.references.iter().any(|reference| reference.backup == *id);
+            needs.then(|| backup.id.clone())
+        }
+        BackupState::Unfinished(_) | BackupState::Unreadable(_) => None,
+    });
+    needing.collect()
 }
 
 fn damaged(states: &[BackupState]) -> Vec<DamagedInfo> {

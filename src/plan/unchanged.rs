@@ -93,6 +93,7 @@ mod tests {
             checksum: Some("crc32c:00000000".to_owned()),
             stamp: Some(FileStamp { mtime_ns, ctime_ns, inode: 1 }),
             content: FileContent::Inline(Vec::new()),
+            page_maps: Vec::new(),
         }
     }
 

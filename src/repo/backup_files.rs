@@ -6,16 +6,20 @@
 //! into its line), and the line waits for the map's place in turn. Both queues
 //! are short: a frame is placed at most a few pushes after it was filled.
 
+mod waiting;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use super::backup_writer::Ticket;
-use super::{BackupWriter, RepoError};
+use super::{BackupWriter, Leftovers, RepoError};
 use crate::format::{
-    BackupId, ChunkDigest, ChunkEntry, ChunkMap, EntryKind, FileContent, FileEntry, FileStamp,
-    FrameRef, INLINE_CHUNKS_MAX, LIST_FRAME_BYTES, MAP_CHUNKS_MAX, PackUse, Reference, Run,
-    write_line,
+    BackupId, ChunkDigest, ChunkEntry, ChunkMap, ChunkPart, EntryKind, FileContent, FileEntry,
+    FileStamp, FrameRef, INLINE_CHUNKS_MAX, LIST_FRAME_BYTES, MAP_CHUNKS_MAX, PackUse, PageDigests,
+    Piece, Reference, Run, digest_chunk, encode_page_map, write_line,
 };
 use crate::store::Key;
+pub use waiting::KnownMaps;
+use waiting::{Chunk, Map, MappedFile, NewRun, WaitingFile};
 
 /// A frame of data is closed when it holds so many plain bytes: large enough to
 /// compress well, small enough that one chunk can be fetched without much beside it.
@@ -47,38 +51,14 @@ pub struct RecordedFiles {
     pub files: u64,
     /// Bytes of all files.
     pub size_bytes: u64,
-    /// Bytes of chunks that the parent had already.
+    /// Bytes of chunks, and of pages of chunks, that the parent had already.
     pub referenced_bytes: u64,
+    /// Unfinished backups of which something was taken over, and its plain bytes.
+    pub resumed: Vec<BackupId>,
+    /// See `resumed`.
+    pub resumed_bytes: u64,
     /// Every pack that is needed, by backup.
     pub references: Vec<Reference>,
-}
-
-#[derive(Debug)]
-enum Chunk {
-    /// Zeros, or a chunk that an earlier backup holds.
-    Known(ChunkEntry),
-    /// Stored by this backup.
-    New { digest: ChunkDigest, frame: Ticket, in_frame: u32, bytes: u32 },
-}
-
-#[derive(Debug)]
-struct WaitingFile {
-    meta: FileMeta,
-    checksum: Option<String>,
-    stamp: Option<FileStamp>,
-    chunks: Vec<Chunk>,
-    /// CRC-32C of each of them, or of none.
-    crcs: Vec<u32>,
-    /// Map frames that are pushed already, of the file's earlier chunks.
-    maps: Vec<Map>,
-    /// The first frame that it needs.
-    oldest: Ticket,
-}
-
-#[derive(Debug)]
-enum Map {
-    Pushed(Ticket),
-    Known(FrameRef),
 }
 
 /// Records the files of one backup, one after another.
@@ -86,13 +66,16 @@ enum Map {
 pub struct FileRecorder {
     writer: BackupWriter,
     next_ticket: Ticket,
+    leftovers: Leftovers,
     data: Vec<u8>,
+    /// What it consists of.
+    data_pieces: Vec<Piece>,
     data_ticket: Ticket,
     current: Option<WaitingFile>,
     /// Files that wait for data frames, oldest first.
     waiting: VecDeque<WaitingFile>,
     /// Lines that wait for map frames.
-    mapped: VecDeque<(FileEntry, Vec<Map>)>,
+    mapped: VecDeque<MappedFile>,
     list: Vec<u8>,
     list_tickets: Vec<Ticket>,
     list_frames: Vec<FrameRef>,
@@ -109,7 +92,9 @@ impl FileRecorder {
         Self {
             writer,
             next_ticket: 1,
+            leftovers: Leftovers::default(),
             data: Vec::with_capacity(DATA_FRAME_BYTES),
+            data_pieces: Vec::new(),
             data_ticket: 0,
             current: None,
             waiting: VecDeque::new(),
@@ -125,6 +110,13 @@ impl FileRecorder {
         }
     }
 
+    /// Makes it look among what unfinished backups have stored before it stores anything.
+    #[must_use]
+    pub fn resuming(mut self, leftovers: Leftovers) -> Self {
+        self.leftovers = leftovers;
+        self
+    }
+
     /// Returns the bytes stored so far.
     pub fn stored_bytes(&self) -> u64 {
         self.writer.stored_bytes()
@@ -133,29 +125,91 @@ impl FileRecorder {
     /// Begins a file or directory; the one before must have ended.
     pub fn begin(&mut self, meta: FileMeta) {
         let oldest = self.data_ticket;
-        self.current = Some(WaitingFile {
-            meta,
-            checksum: None,
-            stamp: None,
-            chunks: Vec::new(),
-            crcs: Vec::new(),
-            maps: Vec::new(),
-            oldest,
-        });
+        self.current = Some(WaitingFile::new(meta, oldest));
+    }
+
+    /// Begins a map of the current file, whose next chunk is the first of a file or of a full map: names the page
+    /// maps that tell the pages of those of its chunks that were not stored by this backup.
+    pub async fn begin_map(&mut self, page_maps: &[FrameRef]) -> Result<(), RepoError> {
+        self.close_full_map().await?;
+        self.set_page_maps(page_maps);
+        Ok(())
+    }
+
+    /// Names other page maps than [`Self::begin_map`] did.
+    pub fn set_page_maps(&mut self, page_maps: &[FrameRef]) {
+        if let Some(file) = &mut self.current {
+            file.layers = page_maps.iter().cloned().map(Map::Known).collect();
+        }
     }
 
     /// Adds the current file's next chunk, which must be stored.
     pub async fn store(&mut self, digest: ChunkDigest, bytes: &[u8]) -> Result<(), RepoError> {
+        let all = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        self.store_parts(digest, bytes, vec![ChunkPart::New { in_chunk: 0, bytes: all }]).await
+    }
+
+    /// Adds the current file's next chunk, of which some parts must be stored. The parts cover it, in order; the
+    /// digest is that of all its bytes.
+    pub async fn store_parts(
+        &mut self,
+        digest: ChunkDigest,
+        bytes: &[u8],
+        parts: Vec<ChunkPart>,
+    ) -> Result<(), RepoError> {
         self.close_full_map().await?;
-        if !self.data.is_empty() && self.data.len() + bytes.len() > DATA_FRAME_BYTES {
+        let new = parts.iter().map(|part| match part {
+            ChunkPart::New { bytes, .. } => *bytes as usize,
+            ChunkPart::Kept(_) => 0,
+        });
+        // All of them into one frame.
+        if !self.data.is_empty() && self.data.len() + new.sum::<usize>() > DATA_FRAME_BYTES {
             self.close_data_frame().await?;
         }
-        let in_frame = u32::try_from(self.data.len()).unwrap_or(u32::MAX);
-        let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        self.data.extend_from_slice(bytes);
-        let frame = self.data_ticket;
-        self.add(Chunk::New { digest, frame, in_frame, bytes: len });
+        let mut runs = Vec::with_capacity(parts.len());
+        for part in parts {
+            runs.push(match part {
+                ChunkPart::Kept(run) => {
+                    self.referenced_bytes += u64::from(run.bytes);
+                    NewRun::Known(run)
+                }
+                ChunkPart::New { in_chunk, bytes: len } => {
+                    let (from, to) = (in_chunk as usize, (in_chunk + len) as usize);
+                    let part = bytes.get(from..to).unwrap_or_default();
+                    let digest =
+                        if part.len() == bytes.len() { digest } else { digest_chunk(part) };
+                    self.store_piece(digest, part, in_chunk).await?
+                }
+            });
+        }
+        self.add(Chunk::New { digest, runs });
         Ok(())
+    }
+
+    /// Stores bytes of the current file, unless an unfinished backup has them.
+    async fn store_piece(
+        &mut self,
+        digest: ChunkDigest,
+        bytes: &[u8],
+        in_chunk: u32,
+    ) -> Result<NewRun, RepoError> {
+        let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let (repository, system_id) = (self.writer.repository(), self.writer.system_id());
+        let found = self.leftovers.take(repository, system_id, digest, len).await?;
+        if let Some(run) = found {
+            return Ok(NewRun::Known(Run { in_chunk, ..run }));
+        }
+        let in_frame = u32::try_from(self.data.len()).unwrap_or(u32::MAX);
+        self.data.extend_from_slice(bytes);
+        self.data_pieces.push(Piece { digest, bytes: len });
+        Ok(NewRun::Stored { frame: self.data_ticket, in_frame, in_chunk, bytes: len })
+    }
+
+    /// Tells the pages of a chunk of the current file, where no page map that was named does.
+    pub fn set_pages(&mut self, digest: ChunkDigest, pages: PageDigests) {
+        if let Some(file) = &mut self.current {
+            file.pages.push((digest, pages));
+        }
     }
 
     /// Adds the current file's next chunk, which an earlier backup holds or which is
@@ -215,9 +269,21 @@ impl FileRecorder {
             let map = self.take_map(&mut file)?;
             let ticket = self.push(map.encode()).await?;
             file.maps.push(Map::Pushed(ticket));
+            self.close_page_map(&mut file).await?;
             file.oldest = self.data_ticket;
             self.current = Some(file);
         }
+        Ok(())
+    }
+
+    /// Writes the page map that belongs to the chunks gathered so far, if there is anything to tell.
+    async fn close_page_map(&mut self, file: &mut WaitingFile) -> Result<(), RepoError> {
+        let mut layers = std::mem::take(&mut file.layers);
+        let pages = std::mem::take(&mut file.pages);
+        if !pages.is_empty() {
+            layers.push(Map::Pushed(self.push(encode_page_map(&pages)).await?));
+        }
+        file.page_maps.push(layers);
         Ok(())
     }
 
@@ -226,18 +292,21 @@ impl FileRecorder {
     pub async fn end(
         &mut self,
         checksum: Option<String>,
-        unchanged: Option<Vec<FrameRef>>,
+        unchanged: Option<KnownMaps>,
     ) -> Result<(), RepoError> {
         let Some(mut file) = self.current.take() else { return Ok(()) };
         file.checksum = checksum;
-        if let Some(maps) = unchanged {
+        if let Some(KnownMaps { maps, page_maps }) = unchanged {
             // The chunks' packs are counted as used all the same.
             for chunk in std::mem::take(&mut file.chunks) {
                 if let Chunk::Known(entry) = chunk {
                     self.count_runs(&entry);
                 }
             }
-            file.maps = maps.into_iter().map(Map::Known).collect();
+            let known = |maps: Vec<FrameRef>| maps.into_iter().map(Map::Known).collect();
+            file.maps = known(maps);
+            file.page_maps = page_maps.into_iter().map(known).collect();
+            (file.pages, file.layers) = (Vec::new(), Vec::new());
         }
         self.entries += 1;
         if file.meta.kind == EntryKind::File {
@@ -282,6 +351,8 @@ impl FileRecorder {
             files: self.files,
             size_bytes: self.size_bytes,
             referenced_bytes: self.referenced_bytes,
+            resumed: self.leftovers.ids_taken(),
+            resumed_bytes: self.leftovers.taken_bytes(),
             references,
         };
         Ok((self.writer, recorded))
@@ -295,7 +366,7 @@ impl FileRecorder {
 
     async fn push(&mut self, plain: Vec<u8>) -> Result<Ticket, RepoError> {
         let ticket = self.ticket();
-        self.writer.push_frame(ticket, plain).await?;
+        self.writer.push_frame(ticket, plain, Vec::new()).await?;
         Ok(ticket)
     }
 
@@ -306,7 +377,8 @@ impl FileRecorder {
         let plain = std::mem::replace(&mut self.data, Vec::with_capacity(DATA_FRAME_BYTES));
         let ticket = self.data_ticket;
         self.data_ticket = self.ticket();
-        self.writer.push_frame(ticket, plain).await
+        let pieces = std::mem::take(&mut self.data_pieces);
+        self.writer.push_frame(ticket, plain, pieces).await
     }
 
     /// Moves on every file and line whose frames have places by now.
@@ -314,11 +386,15 @@ impl FileRecorder {
         // Thousands of small files wait for one frame: what follows is only worth it when one moved.
         let mut moved = false;
         while let Some(file) = self.waiting.front() {
-            let ready = file.chunks.iter().all(|chunk| match chunk {
-                Chunk::New { frame, .. } => self.writer.place_of(*frame).is_some(),
+            let is_placed = |run: &NewRun| match run {
+                NewRun::Stored { frame, .. } => self.writer.place_of(*frame).is_some(),
+                NewRun::Known(_) => true,
+            };
+            let is_ready = |chunk: &Chunk| match chunk {
+                Chunk::New { runs, .. } => runs.iter().all(is_placed),
                 Chunk::Known(_) => true,
-            });
-            if !ready {
+            };
+            if !file.chunks.iter().all(is_ready) {
                 break;
             }
             if let Some(file) = self.waiting.pop_front() {
@@ -326,24 +402,14 @@ impl FileRecorder {
                 self.write_out(file).await?;
             }
         }
-        while let Some((_, maps)) = self.mapped.front() {
-            let places: Option<Vec<FrameRef>> = maps
-                .iter()
-                .map(|map| match map {
-                    Map::Pushed(ticket) => self.writer.place_of(*ticket).cloned(),
-                    Map::Known(place) => Some(place.clone()),
-                })
-                .collect();
-            let Some(places) = places else { break };
-            if let Some((mut entry, _)) = self.mapped.pop_front() {
+        while let Some(file) = self.mapped.front() {
+            let is_placed = |map: &Map| self.place_of_map(map).is_some();
+            if !file.all_maps().all(is_placed) {
+                break;
+            }
+            if let Some(file) = self.mapped.pop_front() {
                 moved = true;
-                for place in &places {
-                    self.count(place, place.plain);
-                }
-                if !places.is_empty() {
-                    entry.content = FileContent::Maps(places);
-                }
-                self.write_entry(&entry).await?;
+                self.write_mapped(file).await?;
             }
         }
         if moved {
@@ -353,21 +419,48 @@ impl FileRecorder {
         Ok(())
     }
 
+    fn place_of_map(&self, map: &Map) -> Option<FrameRef> {
+        match map {
+            Map::Pushed(ticket) => self.writer.place_of(*ticket).cloned(),
+            Map::Known(place) => Some(place.clone()),
+        }
+    }
+
+    /// Writes the line of a file whose maps are placed.
+    async fn write_mapped(&mut self, file: MappedFile) -> Result<(), RepoError> {
+        for place in file.all_maps().filter_map(|map| self.place_of_map(map)).collect::<Vec<_>>() {
+            self.count(&place, place.plain);
+        }
+        let places = |maps: &Vec<Map>| -> Vec<FrameRef> {
+            maps.iter().filter_map(|map| self.place_of_map(map)).collect()
+        };
+        let mut entry = file.entry;
+        if !file.maps.is_empty() {
+            entry.content = FileContent::Maps(places(&file.maps));
+            entry.page_maps = file.page_maps.iter().map(places).collect();
+        }
+        self.write_entry(&entry).await
+    }
+
     /// Turns a file whose frames are placed into a line, by way of a map if it is large.
     async fn write_out(&mut self, mut file: WaitingFile) -> Result<(), RepoError> {
         let inline = file.maps.is_empty() && file.chunks.len() <= INLINE_CHUNKS_MAX;
         let map = self.take_map(&mut file)?;
-        let mut maps = std::mem::take(&mut file.maps);
         let mut content = FileContent::Inline(Vec::new());
         if inline {
             content = FileContent::Inline(map.chunks);
         } else if !map.chunks.is_empty() {
-            maps.push(Map::Pushed(self.push(map.encode()).await?));
+            let ticket = self.push(map.encode()).await?;
+            file.maps.push(Map::Pushed(ticket));
+            self.close_page_map(&mut file).await?;
         }
+        let (maps, page_maps) = (file.maps, file.page_maps);
         let FileMeta { path, kind, mode, mtime, size } = file.meta;
         let (checksum, stamp) = (file.checksum, file.stamp);
-        let entry = FileEntry { path, kind, mode, mtime, size, checksum, stamp, content };
-        self.mapped.push_back((entry, maps));
+        let none = Vec::new();
+        let entry =
+            FileEntry { path, kind, mode, mtime, size, checksum, stamp, content, page_maps: none };
+        self.mapped.push_back(MappedFile { entry, maps, page_maps });
         Ok(())
     }
 
@@ -377,16 +470,26 @@ impl FileRecorder {
         for chunk in std::mem::take(&mut file.chunks) {
             let entry = match chunk {
                 Chunk::Known(entry) => entry,
-                Chunk::New { digest, frame, in_frame, bytes } => {
-                    let place = self.writer.place_of(frame).cloned();
-                    let frame = place.ok_or_else(|| RepoError::task("a frame has no place"))?;
-                    ChunkEntry { digest, runs: vec![Run { frame, in_frame, in_chunk: 0, bytes }] }
+                Chunk::New { digest, runs } => {
+                    let runs = runs.into_iter().map(|run| self.placed_run(run));
+                    ChunkEntry { digest, runs: runs.collect::<Result<_, _>>()? }
                 }
             };
             self.count_runs(&entry);
             chunks.push(entry);
         }
         Ok(ChunkMap { chunks, crcs: std::mem::take(&mut file.crcs) })
+    }
+
+    fn placed_run(&self, run: NewRun) -> Result<Run, RepoError> {
+        match run {
+            NewRun::Known(run) => Ok(run),
+            NewRun::Stored { frame, in_frame, in_chunk, bytes } => {
+                let place = self.writer.place_of(frame).cloned();
+                let frame = place.ok_or_else(|| RepoError::task("a frame has no place"))?;
+                Ok(Run { frame, in_frame, in_chunk, bytes })
+            }
+        }
     }
 
     async fn write_entry(&mut self, entry: &FileEntry) -> Result<(), RepoError> {
@@ -416,8 +519,12 @@ impl FileRecorder {
 
     /// Lets go of places that nothing waits for any more.
     fn forget_places(&mut self) {
-        let maps = self.mapped.iter().flat_map(|(_, maps)| maps);
-        let open_maps = self.current.iter().chain(&self.waiting).flat_map(|file| &file.maps);
+        let maps = self.mapped.iter().flat_map(MappedFile::all_maps);
+        let open_maps = self
+            .current
+            .iter()
+            .chain(&self.waiting)
+            .flat_map(|file| file.maps.iter().chain(file.page_maps.iter().flatten()));
         let tickets = maps.chain(open_maps).filter_map(|map| match map {
             Map::Pushed(ticket) => Some(*ticket),
             Map::Known(_) => None,

@@ -39,6 +39,8 @@ pub struct CommittedBackups {
     /// Those whose `committed.json` cannot be read, oldest first. They may be another
     /// incarnation's.
     pub unreadable: Vec<UnreadableBackup>,
+    /// Those that have no `committed.json`, running or dead, oldest first. They may be another incarnation's.
+    pub unfinished: Vec<BackupId>,
 }
 
 /// A backup as the repository shows it.
@@ -102,7 +104,8 @@ impl Repository {
                 Ok(Some(backup)) if backup.system_identifier == system_id => {
                     found.readable.push(backup);
                 }
-                Ok(_) => {}
+                Ok(Some(_)) => {}
+                Ok(None) => found.unfinished.push(id),
                 Err(error) => found.unreadable.push(UnreadableBackup::of(&id, error)?),
             }
         }
@@ -120,15 +123,49 @@ impl Repository {
         match self.committed(id).await? {
             Some(backup) => Ok(BackupState::Committed(backup)),
             None => {
-                let begun = self.document::<Begun>(&Key::new(self.place().begun(id))).await;
-                let begun = match begun {
-                    Ok(begun) => Some(begun),
-                    Err(error) if error.is_absent() => None,
-                    Err(error) => return Err(error),
-                };
+                let begun = self.begun(id).await?;
                 Ok(BackupState::Unfinished(UnfinishedBackup { id: id.clone(), begun }))
             }
         }
+    }
+
+    /// Reads `begun.json`; `None` when the store says that it is not there.
+    pub(super) async fn begun(&self, id: &BackupId) -> Result<Option<Begun>, RepoError> {
+        match self.document::<Begun>(&Key::new(self.place().begun(id))).await {
+            Ok(begun) => Ok(Some(begun)),
+            Err(error) if error.is_absent() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns whether any other backup leans on this one: a committed one needs a pack of it, or one that is not
+    /// committed may reference some. A document that cannot be read might say so, and counts.
+    pub(super) async fn is_leaned_on(&self, id: &BackupId) -> Result<bool, RepoError> {
+        let others = self.backup_ids().await?.into_iter().filter(|other| other != id);
+        let mut reading = futures_util::stream::iter(others)
+            .map(|other| async move {
+                match self.leans_on(&other, id).await {
+                    Err(RepoError::Damaged { .. } | RepoError::NotReadable { .. }) => Ok(true),
+                    outcome => outcome,
+                }
+            })
+            .buffer_unordered(IN_FLIGHT);
+        while let Some(leans) = reading.next().await {
+            if leans? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn leans_on(&self, other: &BackupId, id: &BackupId) -> Result<bool, RepoError> {
+        // In this order: one that commits meanwhile has its `begun.json` all the while.
+        if let Some(committed) = self.committed(other).await? {
+            return Ok(committed.references.iter().any(|reference| reference.backup == *id));
+        }
+        let begun = self.begun(other).await?;
+        Ok(begun
+            .is_some_and(|begun| begun.parent.as_ref() == Some(id) || begun.leans_on.contains(id)))
     }
 
     /// Reads `committed.json`; `None` when the store says that it is not there.

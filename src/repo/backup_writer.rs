@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,8 +22,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::objects::{Put, SealedObject};
 use super::{RepoError, Repository};
 use crate::format::{
-    BackupId, Begun, Codec, Committed, Document, FileIndex, FrameRef, Header, Kind,
-    PACK_HEADER_BYTES, encode_header_padded,
+    BackupId, Begun, Codec, Committed, Document, FileIndex, FrameRef, Header, IndexAt,
+    IndexedFrame, Kind, PACK_HEADER_BYTES, Piece, encode_header_padded, encode_pack_index,
 };
 use crate::pg::SystemId;
 use crate::store::{Body, Key, StoreError};
@@ -46,24 +47,41 @@ const UPLOAD_PERMITS: u32 = 1 << 16;
 /// The packs of one backup that are being created. Outlives the writer: a put that has begun may
 /// take effect although nobody waits for it any more, so whoever clears up must.
 #[derive(Debug, Clone)]
-pub struct Uploads(Arc<Semaphore>);
+pub struct Uploads {
+    permits: Arc<Semaphore>,
+    stored_bytes: Arc<AtomicU64>,
+}
 
 impl Uploads {
     fn new() -> Self {
-        Self(Arc::new(Semaphore::new(UPLOAD_PERMITS as usize)))
+        let permits = Arc::new(Semaphore::new(UPLOAD_PERMITS as usize));
+        Self { permits, stored_bytes: Arc::default() }
+    }
+
+    /// Returns the bytes of packs that the store has confirmed.
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored_bytes.load(Ordering::Acquire)
     }
 
     /// Waits until no put of this backup is under way; `false` if some still are after `limit`.
     /// The writer must be dropped, or new ones may begin.
     pub async fn ended(&self, limit: Duration) -> bool {
-        tokio::time::timeout(limit, self.0.acquire_many(UPLOAD_PERMITS)).await.is_ok()
+        tokio::time::timeout(limit, self.permits.acquire_many(UPLOAD_PERMITS)).await.is_ok()
     }
 }
 
 /// The number of a frame, in the order of [`BackupWriter::push_frame`].
 pub(super) type Ticket = u64;
 
-type Compressing = JoinHandle<(Ticket, u32, std::io::Result<Vec<u8>>)>;
+/// A frame on its way: what it holds, and its bytes before and after compression.
+struct Compressed {
+    ticket: Ticket,
+    pieces: Vec<Piece>,
+    plain: u32,
+    frame: std::io::Result<Vec<u8>>,
+}
+
+type Compressing = JoinHandle<Compressed>;
 
 /// Writes one backup.
 #[derive(Debug)]
@@ -79,6 +97,8 @@ pub struct BackupWriter {
     uploads: Uploads,
     frames: Vec<Bytes>,
     frames_bytes: usize,
+    /// What the data frames among them hold.
+    index: Vec<IndexedFrame>,
     packs: u32,
     stored_bytes: u64,
     placed: BTreeMap<Ticket, FrameRef>,
@@ -117,6 +137,7 @@ impl BackupWriter {
             uploads: Uploads::new(),
             frames: Vec::new(),
             frames_bytes: 0,
+            index: Vec::new(),
             packs: 0,
             stored_bytes: 0,
             placed: BTreeMap::new(),
@@ -156,12 +177,18 @@ impl BackupWriter {
         self.stored_bytes
     }
 
-    /// Takes a frame's plain bytes. Its place is known some pushes later, or
-    /// after [`Self::close_packs`].
+    /// Returns the cluster it is of.
+    pub(super) fn system_id(&self) -> SystemId {
+        self.system_id
+    }
+
+    /// Takes a frame's plain bytes, and the pieces of files that it consists of, if it does. Its place is known some
+    /// pushes later, or after [`Self::close_packs`].
     pub(super) async fn push_frame(
         &mut self,
         ticket: Ticket,
         plain: Vec<u8>,
+        pieces: Vec<Piece>,
     ) -> Result<(), RepoError> {
         while self.compressing.len() >= self.compressing_max {
             self.place_next_frame().await?;
@@ -169,7 +196,7 @@ impl BackupWriter {
         let codec = self.codec;
         self.compressing.push_back(tokio::task::spawn_blocking(move || {
             let plain_len = u32::try_from(plain.len()).unwrap_or(u32::MAX);
-            (ticket, plain_len, codec.frame(&plain))
+            Compressed { ticket, pieces, plain: plain_len, frame: codec.frame(&plain) }
         }));
         Ok(())
     }
@@ -206,7 +233,7 @@ impl BackupWriter {
 
     async fn place_next_frame(&mut self) -> Result<(), RepoError> {
         let Some(done) = self.compressing.next().await else { return Ok(()) };
-        let (ticket, plain, frame) = done.map_err(RepoError::task)?;
+        let Compressed { ticket, pieces, plain, frame } = done.map_err(RepoError::task)?;
         let frame = frame.map_err(RepoError::task)?;
         if self.frames_bytes + frame.len() > self.pack_bytes && !self.frames.is_empty() {
             self.close_pack().await?;
@@ -223,6 +250,9 @@ impl BackupWriter {
             codec: self.codec.packing(),
         };
         self.placed.insert(ticket, place);
+        if !pieces.is_empty() {
+            self.index.push(IndexedFrame { offset, stored, plain, pieces });
+        }
         self.frames_bytes += frame.len();
         self.frames.push(frame.into());
         Ok(())
@@ -240,6 +270,7 @@ impl BackupWriter {
         let key = Key::new(self.repository.place().pack(&self.id, self.packs));
         let name = self.repository.below(&key);
         let mut header = Header::new(Kind::Pack, name, self.system_id, self.codec.packing());
+        header.index = self.push_index()?;
         header.stored_bytes = self.frames_bytes as u64;
         let head = encode_header_padded(&header, PACK_HEADER_BYTES)
             .map_err(|error| RepoError::of_document(&key, error))?;
@@ -251,18 +282,41 @@ impl BackupWriter {
         self.frames_bytes = 0;
         self.packs += 1;
         let store = self.repository.store().clone();
-        let permit = Arc::clone(&self.uploads.0).acquire_owned().await.map_err(RepoError::task)?;
+        let permit = Arc::clone(&self.uploads.permits).acquire_owned().await;
+        let permit = permit.map_err(RepoError::task)?;
+        let stored_bytes = Arc::clone(&self.uploads.stored_bytes);
         self.uploading.spawn(async move {
             let _permit = permit;
             match store.create(&key, body.clone()).await {
-                Ok(()) => Ok(()),
+                Ok(()) => {}
                 // The id is ours alone since `begun.json`: only our own create whose
                 // answer was lost can have made it. Its bytes are compared all the same.
-                Err(StoreError::Exists { .. }) => settle_pack(&*store, &key, &body).await,
-                Err(error) => Err(error.into()),
+                Err(StoreError::Exists { .. }) => settle_pack(&*store, &key, &body).await?,
+                Err(error) => return Err(error.into()),
             }
+            stored_bytes.fetch_add(body.len(), Ordering::AcqRel);
+            Ok(())
         });
         Ok(())
+    }
+
+    /// Puts the index behind the frames of the pack, if there is data among them.
+    fn push_index(&mut self) -> Result<Option<IndexAt>, RepoError> {
+        let index = std::mem::take(&mut self.index);
+        if index.is_empty() {
+            return Ok(None);
+        }
+        let plain = encode_pack_index(&index);
+        let frame = self.codec.frame(&plain).map_err(RepoError::task)?;
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let at = IndexAt {
+            offset: number(PACK_HEADER_BYTES + self.frames_bytes),
+            stored: number(frame.len()),
+            plain: number(plain.len()),
+        };
+        self.frames_bytes += frame.len();
+        self.frames.push(frame.into());
+        Ok(Some(at))
     }
 
     /// Creates the index of the file list, and then `committed.json`: from here on the
@@ -299,22 +353,29 @@ impl Drop for BackupWriter {
 }
 
 impl Repository {
-    /// Removes what a backup that failed has stored: packs first, `begun.json` last.
-    /// Does nothing to a committed backup. May be repeated.
+    /// Removes what a backup that failed has stored, or one whose `committed.json` was deleted. Does nothing to a
+    /// committed backup. May be repeated. Returns whether its packs are gone.
+    ///
+    /// `begun.json` goes first, and only then is looked whether another backup leans on this one: a backup that
+    /// does has said so in its own `begun.json` before it looked whether this one's still stands. Whichever came
+    /// first, one of them sees the other. What is leaned on stays.
     ///
     /// # Errors
     /// What could not be removed stays, without a `committed.json`, and is no backup.
-    pub async fn forget_unfinished(&self, id: &BackupId) -> Result<(), RepoError> {
+    pub async fn forget_unfinished(&self, id: &BackupId) -> Result<bool, RepoError> {
         if self.committed(id).await?.is_some() {
-            return Ok(());
+            return Ok(false);
+        }
+        self.store().delete(&Key::new(self.place().begun(id))).await?;
+        if self.is_leaned_on(id).await? {
+            return Ok(false);
         }
         let packs = self.store().list_level(&Key::new(self.place().packs_dir(id))).await?;
         for pack in packs.objects {
             self.store().delete(&pack.key).await?;
         }
         self.store().delete(&Key::new(self.place().files(id))).await?;
-        self.store().delete(&Key::new(self.place().begun(id))).await?;
-        Ok(())
+        Ok(true)
     }
 
     /// Returns the part of a key below the cluster's place, as headers carry it.

@@ -13,7 +13,7 @@ use crate::format::{
 };
 use crate::store::{Key, StoreError};
 
-/// No frame of ours is longer before compression (a map of 16384 chunks with four runs each is below 3 MiB).
+/// No frame of ours is longer before compression (a map of 16384 chunks with nine runs each is below 5 MiB).
 const FRAME_PLAIN_MAX: u32 = 8 << 20;
 
 /// Packs of which it is remembered that their header was checked.

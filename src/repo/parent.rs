@@ -6,10 +6,13 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
+use futures_util::future::try_join_all;
 
 use super::frames::{FileList, FrameFetcher};
 use super::{RepoError, Repository};
-use crate::format::{BackupId, ChunkEntry, ChunkMap, FileContent, FileEntry, FileStamp, FrameRef};
+use crate::format::{
+    BackupId, ChunkEntry, ChunkMap, FileContent, FileEntry, FileStamp, FrameRef, PageMap,
+};
 
 /// Paths that the index holds at most (48 MiB of memory). Files beyond are stored
 /// anew instead of being referenced: dearer, never wrong.
@@ -139,5 +142,20 @@ impl ParentFiles {
                 Some(frame) => self.fetcher.map(frame).await,
             },
         }
+    }
+
+    /// Returns what is known of the pages of chunks in one map of an entry.
+    ///
+    /// # Errors
+    /// [`RepoError::Damaged`] where it cannot be believed; the chunks can be stored whole instead.
+    pub async fn pages(&self, entry: &FileEntry, map: usize) -> Result<PageMap, RepoError> {
+        let frames = entry.page_maps.get(map).map(Vec::as_slice).unwrap_or_default();
+        let read = try_join_all(frames.iter().map(|frame| self.fetcher.frame(frame))).await?;
+        let mut pages = PageMap::default();
+        for (frame, bytes) in frames.iter().zip(read) {
+            let added = pages.add_encoded(&bytes);
+            added.map_err(|error| RepoError::damaged(&self.fetcher.pack_key(frame), error))?;
+        }
+        Ok(pages)
     }
 }

@@ -25,6 +25,7 @@ mod delta;
 mod fire;
 mod get;
 mod harness_check;
+mod increments;
 mod kills;
 mod ledger;
 mod pieces;

@@ -7,8 +7,9 @@ use tokio::sync::mpsc;
 
 use super::arriving::{Arrived, Begin};
 use super::manifest::ManifestCheck;
+use super::recording::ChunkFacts;
 use crate::failure::Failure;
-use crate::format::{ChunkDigest, EntryKind, digest_chunk};
+use crate::format::{EntryKind, digest_pages};
 use crate::pg::{Lsn, Timeline};
 use crate::repo::FileMeta;
 use crate::walsender::ManifestChecksums;
@@ -20,8 +21,7 @@ pub(super) enum Digested {
     Manifest,
     Chunk {
         bytes: Vec<u8>,
-        digest: ChunkDigest,
-        is_zeros: bool,
+        facts: ChunkFacts,
     },
     /// The file is complete, with its checksum for the file list; the manifest itself has none.
     FileEnd {
@@ -65,7 +65,8 @@ pub(super) fn digest_all(
                     manifest.file_data(&bytes);
                 }
                 let is_zeros = bytes.iter().all(|byte| *byte == 0);
-                Digested::Chunk { digest: digest_chunk(&bytes), is_zeros, bytes }
+                let (digest, pages) = digest_pages(&bytes);
+                Digested::Chunk { facts: ChunkFacts { digest, pages, is_zeros, crc: None }, bytes }
             }
             Arrived::FileEnd => {
                 let ended = file.take();
@@ -86,7 +87,7 @@ pub(super) fn digest_all(
 mod tests {
     use super::*;
     use crate::failure::Kind;
-    use crate::format::CHUNK_BYTES;
+    use crate::format::{CHUNK_BYTES, digest_chunk};
 
     /// The manifest of one file, as the server writes it, with this CRC-32C.
     fn manifest_of_version_file(crc: &str) -> Vec<u8> {
@@ -142,7 +143,7 @@ mod tests {
         let [
             Digested::Entry(directory),
             Digested::Entry(file),
-            Digested::Chunk { bytes, digest, is_zeros: false },
+            Digested::Chunk { bytes, facts: ChunkFacts { digest, is_zeros: false, .. } },
             Digested::FileEnd { checksum: Some(checksum) },
             Digested::Manifest,
             Digested::Chunk { .. },
@@ -183,8 +184,10 @@ mod tests {
         let zeros = almost.clone();
         almost[CHUNK_BYTES as usize - 1] = 1;
         let (_, out) = run(vec![Arrived::Chunk(zeros), Arrived::Chunk(almost)]);
-        let found: Vec<bool> =
-            out.iter().map(|item| matches!(item, Digested::Chunk { is_zeros: true, .. })).collect();
+        let found: Vec<bool> = out
+            .iter()
+            .map(|item| matches!(item, Digested::Chunk { facts, .. } if facts.is_zeros))
+            .collect();
         assert_eq!(found, [true, false]);
     }
 }

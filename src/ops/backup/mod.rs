@@ -5,14 +5,15 @@
 //!          or the files between start and stop      -> its WAL is in the repository -> committed
 //! ```
 //!
-//! Until `committed.json` stands there is no backup, whatever happens; what a
-//! failed one has stored is removed again where the store allows it.
+//! Until `committed.json` stands there is no backup, whatever happens. What a failed one has
+//! stored is removed again where the store allows it, or kept for the next one to go on from.
 
 mod arriving;
 mod digests;
 mod local;
 mod manifest;
 mod recording;
+mod resume;
 mod server;
 mod stream;
 mod wal;
@@ -108,6 +109,10 @@ pub struct Report {
     pub referenced_bytes: u64,
     /// Bytes of files among them that were not even read.
     pub unread_bytes: u64,
+    /// Unfinished backups of which something was taken over instead of being stored again.
+    pub resumed: Vec<BackupId>,
+    /// Its plain bytes.
+    pub resumed_bytes: u64,
 }
 
 /// Takes a backup, unless `stop` is wanted before it is committed.
@@ -122,9 +127,9 @@ pub async fn run(
         ready = Ready::find(repository, request) => ready?,
         signal = stop.wanted() => return Err(stopped(signal)),
     };
-    let Ready { origin, facts, identity, parent, started_at } = ready;
+    let Ready { origin, facts, identity, before, started_at } = ready;
     // Not to be given up half-way: only its answer says under which id the backup began.
-    let writer = begin(repository, request, &identity, parent.as_ref(), started_at).await?;
+    let writer = begin(repository, request, &identity, &before, started_at).await?;
     let (id, uploads) = (writer.id().clone(), writer.uploads());
     let making = Making {
         repository,
@@ -133,12 +138,18 @@ pub async fn run(
         progress,
         commit_was_sent: AtomicBool::new(false),
     };
-    let work = Box::pin(making.carry_out(origin, facts, writer, parent, started_at));
+    let work = Box::pin(making.carry_out(origin, facts, writer, before, started_at));
     let outcome = making.carry_out_unless(&mut stop, work).await;
     // Once its last object was sent, the backup may exist although the answer was lost, or come to
     // exist a moment later: then nothing of it may be removed.
-    if outcome.is_err() && !making.commit_was_sent.load(Ordering::SeqCst) {
-        making.forget(&id, &uploads).await;
+    if let Err(failure) = &outcome
+        && !making.commit_was_sent.load(Ordering::SeqCst)
+    {
+        if resume::is_worth_keeping(failure, &uploads) {
+            tracing::warn!("what backup {id} has stored stays: the next one goes on from it");
+        } else {
+            making.forget(&id, &uploads).await;
+        }
     }
     outcome
 }
@@ -154,8 +165,14 @@ struct Ready {
     origin: Origin,
     facts: server::Facts,
     identity: Identity,
-    parent: Option<Committed>,
+    before: Before,
     started_at: PgTimestamp,
+}
+
+/// The backups before this one that are of use to it.
+struct Before {
+    parent: Option<Committed>,
+    unfinished: Vec<BackupId>,
 }
 
 impl Ready {
@@ -176,8 +193,8 @@ impl Ready {
             }
         };
         let started_at = now();
-        let parent = newest_backup(repository, &identity).await?;
-        Ok(Self { origin, facts, identity, parent, started_at })
+        let before = backups_before(repository, &identity).await?;
+        Ok(Self { origin, facts, identity, before, started_at })
     }
 }
 
@@ -190,17 +207,15 @@ fn stopped(signal: StopSignal) -> Failure {
     )
 }
 
-async fn newest_backup(
-    repository: &Repository,
-    identity: &Identity,
-) -> Result<Option<Committed>, Failure> {
+async fn backups_before(repository: &Repository, identity: &Identity) -> Result<Before, Failure> {
     let backups = repository.committed_backups(identity.system_identifier).await;
     let backups = backups
         .map_err(|error| of_repo(error, "could not list the backups before this one", UNHARMED))?;
     for backup in &backups.unreadable {
         tracing::warn!("nothing is referenced in backup {}: {}", backup.id, backup.why);
     }
-    Ok(backups.readable.into_iter().next_back())
+    let unfinished = resume::worth_looking_through(backups.unfinished);
+    Ok(Before { parent: backups.readable.into_iter().next_back(), unfinished })
 }
 
 /// Announces the backup under the first id of this second that is free.
@@ -208,10 +223,15 @@ async fn begin(
     repository: &Repository,
     request: &Request,
     identity: &Identity,
-    parent: Option<&Committed>,
+    before: &Before,
     started_at: PgTimestamp,
 ) -> Result<BackupWriter, Failure> {
     let failed = |error| of_repo(error, "could not announce a backup", UNHARMED);
+    let references = before.parent.iter().flat_map(|parent| &parent.references);
+    let mut leans_on: Vec<BackupId> = references.map(|r| r.backup.clone()).collect();
+    leans_on.extend(before.unfinished.iter().cloned());
+    leans_on.sort();
+    leans_on.dedup();
     let moment = started_at.to_jiff().unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     for attempt in 1..=ATTEMPTS_PER_SECOND {
         let begun = Begun {
@@ -220,10 +240,8 @@ async fn begin(
             begun_at: started_at,
             host: request.host.clone(),
             pid: std::process::id(),
-            parent: parent.map(|parent| parent.id.clone()),
-            leans_on: parent
-                .map(|parent| parent.references.iter().map(|r| r.backup.clone()).collect())
-                .unwrap_or_default(),
+            parent: before.parent.as_ref().map(|parent| parent.id.clone()),
+            leans_on: leans_on.clone(),
             tool: super::TOOL.to_owned(),
         };
         let system_id = identity.system_identifier;
@@ -291,14 +309,15 @@ impl Making<'_> {
         origin: Origin,
         facts: server::Facts,
         writer: BackupWriter,
-        parent: Option<Committed>,
+        before: Before,
         started_at: PgTimestamp,
     ) -> Result<Report, Failure> {
         let id = writer.id().clone();
+        let Before { parent, unfinished } = before;
         let settled = parent.as_ref().and_then(|parent| self.settled_before(parent, &origin));
         let parent_files = self.load_parent(parent.as_ref(), settled).await?;
         let parent_id = parent_files.as_ref().map(|files| files.id().clone());
-        let recorder = FileRecorder::new(writer);
+        let recorder = FileRecorder::new(writer).resuming(self.leftovers(&unfinished).await?);
         let (recorder, received) = match origin {
             Origin::Stream(server) => {
                 stream::receive(self, *server, recorder, parent_files).await?
@@ -325,8 +344,13 @@ impl Making<'_> {
         let index = FileIndex::new(id, recorded.entries, recorded.list_frames);
         self.commit_was_sent.store(true, Ordering::SeqCst);
         writer.commit(&index, &committed).await.map_err(|e| self.not_known(e))?;
-        let (referenced_bytes, unread_bytes) = (recorded.referenced_bytes, received.unread_bytes);
-        Ok(Report { backup: committed, referenced_bytes, unread_bytes })
+        Ok(Report {
+            backup: committed,
+            referenced_bytes: recorded.referenced_bytes,
+            unread_bytes: received.unread_bytes,
+            resumed: recorded.resumed,
+            resumed_bytes: recorded.resumed_bytes,
+        })
     }
 
     /// Returns whether files are read from the data directory, whose chunks then have checksums.

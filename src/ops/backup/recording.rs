@@ -8,13 +8,13 @@ use super::digests::Digested;
 use super::{Making, UNHARMED};
 use crate::failure::{Failure, Kind};
 use crate::format::{
-    ChunkDigest, ChunkEntry, ChunkMap, DamagedPages, EntryKind, FileContent, FileEntry, FileStamp,
-    MAP_CHUNKS_MAX,
+    ChunkDigest, ChunkEntry, ChunkMap, ChunkPart, DamagedPages, EntryKind, FileEntry, FileStamp,
+    FrameRef, MAP_CHUNKS_MAX, PageDigests, PageMap, page_map_bytes,
 };
 use crate::ops::failures::of_repo;
 use crate::pg::{BackupLabel, ControlFile, Lsn, PgTimestamp, Timeline};
-use crate::plan::backup::{ChunkFate, chunk_fate, chunk_len, chunks_of};
-use crate::repo::{FileMeta, FileRecorder, ParentFiles, RepoError};
+use crate::plan::backup::{ChunkFate, changed_parts, chunk_fate, chunk_len, chunks_of};
+use crate::repo::{FileMeta, FileRecorder, KnownMaps, ParentFiles, RepoError};
 
 /// Files that are kept in memory besides being stored, because the backup's own record needs them.
 const CAPTURED: [&str; 2] = ["backup_label", "global/pg_control"];
@@ -27,6 +27,20 @@ const MANIFEST_MODE: u32 = 0o600;
 
 /// The manifest is stored beside the files it lists, as pg_basebackup leaves it.
 const MANIFEST_NAME: &str = "backup_manifest";
+
+/// Page maps of one chunk map, beyond which all of them are written anew as one, and their bytes in all.
+const PAGE_MAPS_MAX: usize = 8;
+const PAGE_MAPS_BYTES_MAX: usize = 3 * page_map_bytes(MAP_CHUNKS_MAX);
+
+/// What is known of a chunk besides its bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ChunkFacts {
+    pub(super) digest: ChunkDigest,
+    /// Of a whole chunk.
+    pub(super) pages: Option<PageDigests>,
+    pub(super) is_zeros: bool,
+    pub(super) crc: Option<u32>,
+}
 
 /// What came besides files.
 pub(super) struct Received {
@@ -64,8 +78,13 @@ struct Current {
     received: u64,
     chunks: u64,
     parent: Option<FileEntry>,
-    /// The parent's chunks of the gigabyte that is arriving.
+    /// The parent's chunks of the gigabyte that is arriving, and which gigabyte that is.
     parent_map: ChunkMap,
+    current_map: usize,
+    /// What the parent knows of the pages of these chunks; read when the first of them has changed.
+    parent_pages: Option<PageMap>,
+    /// Whether the parent's page maps have become so many that all is written anew.
+    renews_pages: bool,
     /// Whether the parent's maps have no checksums of chunks.
     parent_lacks_crcs: bool,
     /// Whether every chunk so far is the parent's.
@@ -122,9 +141,7 @@ impl<'a> Recording<'a> {
             Digested::Start(begin) => self.start(begin),
             Digested::Entry(meta) => self.entry(meta).await?,
             Digested::Manifest => self.manifest(),
-            Digested::Chunk { bytes, digest, is_zeros } => {
-                self.chunk(&bytes, digest, is_zeros, None).await?;
-            }
+            Digested::Chunk { bytes, facts } => self.chunk(&bytes, facts).await?,
             Digested::FileEnd { checksum } => self.end_file(checksum).await?,
             Digested::End { stop_lsn, timeline } => self.stop(stop_lsn, timeline),
         }
@@ -186,12 +203,9 @@ impl<'a> Recording<'a> {
         let Some(checksum) = entry.checksum.clone() else { return Err(not_known(&meta)) };
         self.recorder.begin(meta);
         self.recorder.set_stamp(stamp);
-        let maps = match &entry.content {
-            FileContent::Maps(maps) => Some(maps.clone()),
-            FileContent::Inline(_) => None,
-        };
+        let maps = KnownMaps::of(&entry);
         let mut number = 0;
-        for map in 0..maps.as_ref().map_or(1, Vec::len) {
+        for map in 0..maps.as_ref().map_or(1, |known| known.maps.len()) {
             for chunk in files.chunks(&entry, map).await.map_err(|e| not_read(making, e))? {
                 let len = chunk_len(size, number);
                 if !chunk.is_whole(len) {
@@ -229,6 +243,9 @@ impl<'a> Recording<'a> {
             chunks: 0,
             parent,
             parent_map: ChunkMap::default(),
+            current_map: 0,
+            parent_pages: None,
+            renews_pages: false,
             parent_lacks_crcs: false,
             capture: (wanted && meta.size <= CAPTURED_BYTES_MAX).then(Vec::new),
         });
@@ -248,40 +265,81 @@ impl<'a> Recording<'a> {
     }
 
     /// Takes the current file's next chunk: whole but for the last.
-    pub(super) async fn chunk(
-        &mut self,
-        bytes: &[u8],
-        digest: ChunkDigest,
-        is_zeros: bool,
-        crc: Option<u32>,
-    ) -> Result<(), Failure> {
+    pub(super) async fn chunk(&mut self, bytes: &[u8], facts: ChunkFacts) -> Result<(), Failure> {
         self.load_parents_map().await?;
         let Some(file) = &mut self.file else { return Ok(()) };
         file.received += bytes.len() as u64;
         if let Some(capture) = &mut file.capture {
             capture.extend_from_slice(bytes);
         }
+        let ChunkFacts { digest, pages, is_zeros, crc } = facts;
         let (_, in_map) = file.place_in_maps();
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let parents = file.parent_map.chunks.get(in_map);
         // For a file that stays as it was, its zeros must have been zeros too.
         file.unchanged &= parents.is_some_and(|parent| parent.digest == digest);
         file.chunks += 1;
-        let done = match chunk_fate(digest, is_zeros, len, parents) {
+        let renews_pages = file.renews_pages;
+        let (done, tells_pages) = match chunk_fate(digest, is_zeros, len, parents) {
             ChunkFate::Zeros => {
-                self.recorder.reference(ChunkEntry { digest, runs: Vec::new() }, 0).await
+                let zeros = ChunkEntry { digest, runs: Vec::new() };
+                (self.recorder.reference(zeros, 0).await, false)
             }
-            ChunkFate::Referenced(entry) => self.recorder.reference(entry, u64::from(len)).await,
+            ChunkFate::Referenced(entry) => {
+                (self.recorder.reference(entry, u64::from(len)).await, renews_pages)
+            }
             ChunkFate::Stored => {
                 file.unchanged = false;
-                self.recorder.store(digest, bytes).await
+                let parents = parents.cloned();
+                let done = match self.changed_parts(parents, pages).await? {
+                    Some(parts) => self.recorder.store_parts(digest, bytes, parts).await,
+                    None => self.recorder.store(digest, bytes).await,
+                };
+                (done, true)
             }
         };
         done.map_err(|e| self.not_stored(e))?;
+        if let (true, Some(pages)) = (tells_pages, pages) {
+            self.recorder.set_pages(digest, pages);
+        }
         if let Some(crc) = crc {
             self.recorder.set_crc(crc);
         }
         Ok(())
+    }
+
+    /// Returns which parts of a chunk that differs from the parent's are to be stored, if not all of it.
+    async fn changed_parts(
+        &mut self,
+        parents: Option<ChunkEntry>,
+        new: Option<PageDigests>,
+    ) -> Result<Option<Vec<ChunkPart>>, Failure> {
+        let (Some(parents), Some(new)) = (parents, new) else { return Ok(None) };
+        let old = self.parents_pages().await?.chunks.get(&parents.digest);
+        Ok(old.and_then(|old| changed_parts(&parents, old, &new)))
+    }
+
+    /// Returns what the parent knows of the pages of the chunks that are arriving.
+    async fn parents_pages(&mut self) -> Result<&PageMap, Failure> {
+        let Some(file) = &mut self.file else { return Err(no_file()) };
+        if file.parent_pages.is_none() {
+            // The chunk at hand may be counted already, or not.
+            let map = file.current_map;
+            let read = match (&self.parent, &file.parent) {
+                (Some(files), Some(entry)) => files.pages(entry, map).await,
+                _ => Ok(PageMap::default()),
+            };
+            file.parent_pages = Some(match read {
+                Ok(pages) => pages,
+                Err(error @ RepoError::Damaged { .. }) => {
+                    tracing::warn!("changed chunks are stored whole: {error}");
+                    self.recorder.set_page_maps(&[]);
+                    PageMap::default()
+                }
+                Err(error) => return Err(not_read(self.making, error)),
+            });
+        }
+        file.parent_pages.as_ref().ok_or_else(no_file)
     }
 
     /// Adds the next `count` chunks of the current file as the parent has them; returns the CRC-32C
@@ -300,14 +358,19 @@ impl<'a> Recording<'a> {
             if !chunk.is_whole(len) {
                 return Err(badly_listed(&file.path));
             }
-            let (chunk, crc) = (chunk.clone(), *crc);
+            let (chunk, crc, renews_pages) = (chunk.clone(), *crc, file.renews_pages);
             file.received += u64::from(len);
             file.chunks += 1;
             self.unread_bytes += u64::from(len);
             let known = if chunk.runs.is_empty() { 0 } else { u64::from(len) };
+            let digest = chunk.digest;
             let done = self.recorder.reference(chunk, known).await;
             done.map_err(|e| self.making.not_stored(e))?;
             self.recorder.set_crc(crc);
+            if renews_pages && let Some(pages) = self.parents_pages().await?.chunks.get(&digest) {
+                let pages = *pages;
+                self.recorder.set_pages(digest, pages);
+            }
             kept.push((crc, u64::from(len)));
         }
         Ok(kept)
@@ -323,6 +386,13 @@ impl<'a> Recording<'a> {
             let loaded = files.map(entry, map).await;
             file.parent_map = loaded.map_err(|e| not_read(self.making, e))?;
             file.parent_lacks_crcs |= file.parent_map.crcs.is_empty();
+            file.current_map = map;
+            file.parent_pages = None;
+            let page_maps = entry.page_maps.get(map).map(Vec::as_slice).unwrap_or_default();
+            file.renews_pages = are_too_many(page_maps);
+            let named = if file.renews_pages { &[] } else { page_maps };
+            let begun = self.recorder.begin_map(named).await;
+            begun.map_err(|e| self.making.not_stored(e))?;
         }
         Ok(())
     }
@@ -338,15 +408,11 @@ impl<'a> Recording<'a> {
             return Err(unexpected("a file is shorter than its header says"));
         }
         // The parent's maps serve as they are when not one chunk differs.
-        let maps = match &file.parent {
-            Some(FileEntry { content: FileContent::Maps(maps), .. })
-                // Maps with checksums take the place of those without.
-                if file.unchanged && !(file.parent_lacks_crcs && self.making.reads_files()) =>
-            {
-                Some(maps.clone())
-            }
-            _ => None,
-        };
+        let maps = file.parent.as_ref().filter(|_| {
+            // Maps with checksums take the place of those without.
+            file.unchanged && !(file.parent_lacks_crcs && self.making.reads_files())
+        });
+        let maps = maps.and_then(KnownMaps::of);
         if let Some(bytes) = file.capture {
             if file.path == b"backup_label" {
                 self.captured.label = Some((bytes, file.mtime));
@@ -393,6 +459,17 @@ impl<'a> Recording<'a> {
         };
         Ok((self.recorder, received))
     }
+}
+
+/// Returns whether the page maps of one chunk map are rather written anew as one.
+fn are_too_many(page_maps: &[FrameRef]) -> bool {
+    let bytes: usize = page_maps.iter().map(|frame| frame.plain as usize).sum();
+    page_maps.len() >= PAGE_MAPS_MAX || bytes > PAGE_MAPS_BYTES_MAX
+}
+
+fn no_file() -> Failure {
+    let next = "Take the backup again, and please report this.";
+    Failure::new(Kind::Bug, "a chunk came without its file", UNHARMED, next)
 }
 
 fn not_read(making: &Making<'_>, error: RepoError) -> Failure {

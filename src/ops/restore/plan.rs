@@ -153,14 +153,14 @@ async fn gather(
         Ok::<_, RepoError>(match &request.backup {
             Some(id) => CommittedBackups {
                 readable: repository.committed(id).await?.into_iter().collect(),
-                unreadable: Vec::new(),
+                ..CommittedBackups::default()
             },
             None => repository.committed_backups(system_id).await?,
         })
     };
     let inventory = repository.wal_inventory(system_id, identity.segment_size);
     let (backups, inventory) = try_join(backups, inventory).await?;
-    let CommittedBackups { readable: backups, unreadable } = backups;
+    let CommittedBackups { readable: backups, unreadable, .. } = backups;
     let histories = histories_of(repository, system_id, inventory.histories.clone()).await?;
     Ok(Gathered { identity, backups, unreadable, coverage: inventory.coverage(), histories })
 }

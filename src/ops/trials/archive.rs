@@ -14,7 +14,9 @@ use crate::ops::{Silent, archive_get, archive_push, restore};
 use crate::pg::wal_build::{RecordSpec, build_segment};
 use crate::pg::{Lsn, PgTimestamp, SegmentName, SegmentSize, SystemId, Timeline};
 use crate::plan::target::{RecoveryPoint, RecoveryTarget, TargetAction, TimelineChoice};
-use crate::repo::{BackupWriter, FileMeta, FileRecorder, RepoError, Repository, WalSealer};
+use crate::repo::{
+    BackupWriter, FileMeta, FileRecorder, Leftovers, RepoError, Repository, WalSealer,
+};
 use crate::store::faults::{Fault, FaultStore, Symptom};
 use crate::store::memory::MemoryStore;
 
@@ -226,7 +228,7 @@ pub(super) fn id(second: i64) -> BackupId {
     BackupId::at(jiff::Timestamp::from_second(second).unwrap(), 1)
 }
 
-fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub(super) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
     bytes
@@ -257,24 +259,39 @@ pub(super) async fn make_backup(
     id: &BackupId,
     seed: u64,
 ) -> Result<(), RepoError> {
-    let begun = Begun {
+    make_backup_of(repository, &begun(id, &[]), &contents(seed)).await.map(drop)
+}
+
+pub(super) fn begun(id: &BackupId, leans_on: &[BackupId]) -> Begun {
+    Begun {
         format: FORMAT_VERSION,
         id: id.clone(),
         begun_at: PgTimestamp(0),
         host: "host".to_owned(),
         pid: 1,
         parent: None,
-        leans_on: Vec::new(),
+        leans_on: leans_on.to_vec(),
         tool: "test".to_owned(),
-    };
-    let writer = BackupWriter::begin(repository, &begun, SYSTEM, Codec::DEFAULT, 2).await?;
-    let mut recorder = FileRecorder::new(writer);
+    }
+}
+
+/// Makes a backup of these files in packs of 4 MiB, and goes on from the unfinished ones that it leans on; returns
+/// what it stored and what it took over, in bytes.
+pub(super) async fn make_backup_of(
+    repository: &Repository,
+    begun: &Begun,
+    files: &[(String, Vec<u8>)],
+) -> Result<(u64, u64), RepoError> {
+    let id = &begun.id;
+    let writer = BackupWriter::begin(repository, begun, SYSTEM, Codec::DEFAULT, 2).await?;
+    let leftovers = Leftovers::find(repository, SYSTEM, &begun.leans_on).await?;
+    let mut recorder = FileRecorder::new(writer.within_memory(0)).resuming(leftovers);
     for path in ["base", "base/1", "global"] {
         recorder.begin(meta(path, EntryKind::Directory, 0));
         recorder.end(None, None).await?;
     }
-    for (path, content) in contents(seed) {
-        recorder.begin(meta(&path, EntryKind::File, content.len() as u64));
+    for (path, content) in files {
+        recorder.begin(meta(path, EntryKind::File, content.len() as u64));
         for chunk in content.chunks(CHUNK_BYTES as usize) {
             let digest = digest_chunk(chunk);
             if chunk.iter().all(|byte| *byte == 0) {
@@ -303,7 +320,9 @@ pub(super) async fn make_backup(
         ..Committed::example(id.clone())
     };
     let index = FileIndex::new(id.clone(), recorded.entries, recorded.list_frames);
-    writer.commit(&index, &committed).await
+    let stored = writer.stored_bytes();
+    writer.commit(&index, &committed).await?;
+    Ok((stored, recorded.resumed_bytes))
 }
 
 fn meta(path: &str, kind: EntryKind, size: u64) -> FileMeta {

@@ -4,5 +4,6 @@ mod archive;
 mod damage;
 mod faults;
 mod large_segments;
+mod resume;
 mod rivals;
 mod streamed;

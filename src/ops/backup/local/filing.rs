@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use super::super::Making;
 use super::super::arriving::Begin;
-use super::super::recording::{Received, Recording, unexpected};
+use super::super::recording::{ChunkFacts, Received, Recording, unexpected};
 use super::super::server::Facts;
 use super::ends::Ends;
 use super::manifest_draft::ManifestDraft;
-use super::reading::{ChunkFacts, Data, Event};
+use super::reading::{Data, Event, facts_of};
 use super::session::{Ended, Started};
 use crate::failure::Failure;
 use crate::format::{CHUNK_BYTES, DamagedPage, DamagedPages, EntryKind, FileStamp, digest_chunk};
@@ -70,6 +70,11 @@ fn manifest_name_of(checksums: ManifestChecksums) -> &'static str {
         ManifestChecksums::Crc32c => "CRC32C",
         ManifestChecksums::Sha256 => "SHA256",
     }
+}
+
+/// Digests a chunk of the manifest, of which no later backup references any.
+fn manifest_facts(chunk: &[u8]) -> ChunkFacts {
+    ChunkFacts { digest: digest_chunk(chunk), pages: None, is_zeros: false, crc: None }
 }
 
 fn bytes_of_hex(hex: &str) -> Option<Vec<u8>> {
@@ -172,17 +177,16 @@ impl<'a> Filing<'a> {
             }
         }
         for (chunk, facts) in bytes.chunks(CHUNK_BYTES as usize).zip(chunks) {
-            self.chunk(chunk, &facts).await?;
+            self.chunk(chunk, facts).await?;
         }
         Ok(())
     }
 
-    async fn chunk(&mut self, bytes: &[u8], facts: &ChunkFacts) -> Result<(), Failure> {
-        if let Some((_, sum)) = &mut self.file {
-            sum.take(bytes, facts.crc);
+    async fn chunk(&mut self, bytes: &[u8], facts: ChunkFacts) -> Result<(), Failure> {
+        if let (Some((_, sum)), Some(crc)) = (&mut self.file, facts.crc) {
+            sum.take(bytes, crc);
         }
-        let ChunkFacts { digest, is_zeros, crc } = *facts;
-        self.recording.chunk(bytes, digest, is_zeros, Some(crc)).await
+        self.recording.chunk(bytes, facts).await
     }
 
     async fn end_file(&mut self) -> Result<(), Failure> {
@@ -206,7 +210,7 @@ impl<'a> Filing<'a> {
         self.file = Some((meta.clone(), Sum::new(self.checksums)));
         self.recording.entry(meta).await?;
         for chunk in bytes.chunks(CHUNK_BYTES as usize) {
-            self.chunk(chunk, &ChunkFacts::of(chunk)).await?;
+            self.chunk(chunk, facts_of(chunk)).await?;
         }
         self.end_file().await
     }
@@ -242,12 +246,12 @@ impl<'a> Filing<'a> {
             rest.extend(part?);
             let whole = rest.len() - rest.len() % CHUNK_BYTES as usize;
             for chunk in rest[..whole].chunks(CHUNK_BYTES as usize) {
-                recording.chunk(chunk, digest_chunk(chunk), false, None).await?;
+                recording.chunk(chunk, manifest_facts(chunk)).await?;
             }
             rest.drain(..whole);
         }
         if !rest.is_empty() {
-            recording.chunk(&rest, digest_chunk(&rest), false, None).await?;
+            recording.chunk(&rest, manifest_facts(&rest)).await?;
         }
         recording.end_file(None).await?;
         recording.stop(ended.stop_lsn, ends.stop_timeline);

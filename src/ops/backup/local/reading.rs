@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::UNHARMED;
+use super::super::recording::ChunkFacts;
 use crate::failure::{Failure, Kind};
-use crate::format::{CHUNK_BYTES, ChunkDigest, EntryKind, FileStamp, digest_chunk};
+use crate::format::{CHUNK_BYTES, EntryKind, FileStamp, digest_pages};
 use crate::ops::failures::of_disk;
 use crate::pg::crc32c;
 use crate::pgdata::{
@@ -80,18 +81,10 @@ pub(super) struct Data {
     pub(super) suspects: Vec<SuspectPage>,
 }
 
-/// What is known of a chunk besides its bytes.
-#[derive(Debug)]
-pub(super) struct ChunkFacts {
-    pub(super) digest: ChunkDigest,
-    pub(super) is_zeros: bool,
-    pub(super) crc: u32,
-}
-
-impl ChunkFacts {
-    pub(super) fn of(bytes: &[u8]) -> Self {
-        Self { digest: digest_chunk(bytes), is_zeros: is_zeros(bytes), crc: crc32c(bytes) }
-    }
+/// Digests a chunk.
+pub(super) fn facts_of(bytes: &[u8]) -> ChunkFacts {
+    let (digest, pages) = digest_pages(bytes);
+    ChunkFacts { digest, pages, is_zeros: is_zeros(bytes), crc: Some(crc32c(bytes)) }
 }
 
 type Answer = Result<Stretch, DiskError>;
@@ -463,7 +456,7 @@ fn digest(
         (Some(rules), Some(segment)) => check_pages(file, segment, offset, part, rules)?,
         _ => Vec::new(),
     };
-    let chunks = part.chunks(CHUNK_BYTES as usize).map(ChunkFacts::of).collect();
+    let chunks = part.chunks(CHUNK_BYTES as usize).map(facts_of).collect();
     Ok(Data { at, chunks, suspects })
 }
 

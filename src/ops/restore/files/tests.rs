@@ -10,36 +10,44 @@ mod delta;
 use super::*;
 use crate::format::{
     BackupId, Begun, Codec, FORMAT_VERSION, FileContent, FileIndex, FrameRef, INLINE_CHUNKS_MAX,
-    MAP_CHUNKS_MAX,
+    MAP_CHUNKS_MAX, PAGE_BYTES, PAGES, PageMap, Run, digest_pages,
 };
 use crate::ops::Silent;
 use crate::pg::{PgTimestamp, SystemId};
 use crate::pgdata::{Access, Owner};
-use crate::plan::backup::{ChunkFate, chunk_fate};
-use crate::repo::{BackupWriter, FileMeta, FileRecorder, FrameFetcher, ParentFiles};
+use crate::plan::backup::{ChunkFate, changed_parts, chunk_fate};
+use crate::repo::{BackupWriter, FileMeta, FileRecorder, FrameFetcher, KnownMaps, ParentFiles};
 use crate::store::memory::MemoryStore;
 
 const SYSTEM_ID: SystemId = SystemId(7);
 const CHUNK: u64 = CHUNK_BYTES as u64;
 const MAP: u64 = MAP_CHUNKS_MAX as u64;
 
-/// A file: its size, and the seeds of the chunks that are not zeros.
+/// A file: its size, the seeds of the chunks that are not zeros, and those of pages that have changed in them.
 #[derive(Clone)]
 struct Content {
     size: u64,
     seeds: BTreeMap<u64, u64>,
+    /// By chunk and page.
+    pages: BTreeMap<(u64, usize), u64>,
 }
 
 impl Content {
     fn new(size: u64, seeds: impl IntoIterator<Item = (u64, u64)>) -> Self {
-        Self { size, seeds: seeds.into_iter().collect() }
+        Self { size, seeds: seeds.into_iter().collect(), pages: BTreeMap::new() }
     }
 
     /// The bytes of a chunk; `None` for zeros.
     fn chunk(&self, number: u64) -> Option<Vec<u8>> {
         let seed = self.seeds.get(&number)?;
         let mut bytes = vec![0; chunk_len(self.size, number) as usize];
-        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+        let noise = |seed: u64, out: &mut [u8]| {
+            blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(out);
+        };
+        noise(*seed, &mut bytes);
+        for ((_, page), seed) in self.pages.range((number, 0)..(number + 1, 0)) {
+            noise(*seed, &mut bytes.chunks_mut(PAGE_BYTES as usize).nth(*page).unwrap()[..]);
+        }
         Some(bytes)
     }
 }
@@ -111,18 +119,22 @@ async fn record(
     recorder.begin(FileMeta { path, kind, mode: 0o600, mtime: 0, size });
     let mut unchanged = parent.as_ref().is_some_and(|parent| parent.size == size);
     let mut known = Vec::new();
+    let mut known_pages = PageMap::default();
     for number in 0..chunks_of(size) {
         let in_map = usize::try_from(number % MAP).unwrap();
         if let (0, Some(parents), Some(parent)) = (in_map, &parents, &parent) {
             let map = usize::try_from(number / MAP).unwrap();
             known = parents.chunks(parent, map).await.unwrap();
+            known_pages = parents.pages(parent, map).await.unwrap();
+            let page_maps = parent.page_maps.get(map).map(Vec::as_slice).unwrap_or_default();
+            recorder.begin_map(page_maps).await.unwrap();
         }
         let len = chunk_len(size, number);
         let bytes = content.chunk(number);
-        let digest = match &bytes {
-            Some(bytes) => digest_chunk(bytes),
-            None if len == CHUNK_BYTES => zeros,
-            None => digest_chunk(&vec![0; len as usize]),
+        let (digest, pages) = match &bytes {
+            Some(bytes) => digest_pages(bytes),
+            None if len == CHUNK_BYTES => (zeros, None),
+            None => (digest_chunk(&vec![0; len as usize]), None),
         };
         let parents_chunk = known.get(in_map);
         unchanged &= parents_chunk.is_some_and(|chunk| chunk.digest == digest);
@@ -131,13 +143,23 @@ async fn record(
                 recorder.reference(ChunkEntry { digest, runs: Vec::new() }, 0).await.unwrap();
             }
             ChunkFate::Referenced(entry) => recorder.reference(entry, len.into()).await.unwrap(),
-            ChunkFate::Stored => recorder.store(digest, &bytes.unwrap()).await.unwrap(),
+            ChunkFate::Stored => {
+                let old = parents_chunk.and_then(|chunk| known_pages.chunks.get(&chunk.digest));
+                let parts = parents_chunk.zip(old).zip(pages);
+                let parts = parts.and_then(|((chunk, old), new)| changed_parts(chunk, old, &new));
+                match parts {
+                    Some(parts) => {
+                        recorder.store_parts(digest, &bytes.unwrap(), parts).await.unwrap()
+                    }
+                    None => recorder.store(digest, &bytes.unwrap()).await.unwrap(),
+                }
+                if let Some(pages) = pages {
+                    recorder.set_pages(digest, pages);
+                }
+            }
         }
     }
-    let maps = match parent.map(|parent| parent.content) {
-        Some(FileContent::Maps(maps)) if unchanged => Some(maps),
-        _ => None,
-    };
+    let maps = parent.filter(|_| unchanged).and_then(|parent| KnownMaps::of(&parent));
     recorder.end(Some("crc32c:00000000".to_owned()), maps).await.unwrap();
 }
 
@@ -193,6 +215,9 @@ async fn packs_read(repository: &Repository, backup: &Committed) -> BTreeSet<(Ba
     for frame in list.frames() {
         note(frame);
         for entry in fetcher.entries(frame).await.unwrap() {
+            entry.page_maps.iter().flatten().for_each(|frame| {
+                note(frame);
+            });
             let mut chunks = Vec::new();
             match entry.content {
                 FileContent::Inline(inline) => chunks = inline,
@@ -270,4 +295,120 @@ async fn files_of_more_than_one_map_come_back_and_are_named_by_the_next_backup()
 async fn entry_of(repository: &Repository, backup: &Committed, path: &str) -> FileEntry {
     let mut files = ParentFiles::load(repository, &backup.id, |_| false).await.unwrap();
     files.entry(path.as_bytes()).await.unwrap().unwrap()
+}
+
+/// Ten backups, each of a file of which some pages have changed: all of them restore, each stores about what
+/// has changed, and each names every pack that it needs.
+#[tokio::test]
+async fn changed_pages_are_stored_alone_and_joined_again_whatever_lies_between() {
+    let repository = repository();
+    let chunks = 300;
+    let mut files = Files::from([
+        ("base/1/1", Content::new(chunks * CHUNK + 9000, (0..=chunks).map(|n| (n, n + 10)))),
+        ("global/pg_control", Content::new(8192, [(0, 600)])),
+    ]);
+    let first = back_up(&repository, 1, &files, None).await;
+    let mut backups = vec![(first.clone(), files.clone())];
+    let (mut parent, mut runs) = (first.clone(), BTreeSet::new());
+    for attempt in 2..12 {
+        let table = files.get_mut("base/1/1").unwrap();
+        let mut changed = 0;
+        for number in (u64::from(attempt) % 7..=chunks).step_by(7) {
+            // One page in the first of them, four in the last, now and then neighbours.
+            for n in 0..=number * 4 / (chunks + 1) {
+                let page = usize::try_from(number + n * u64::from(attempt)).unwrap() % PAGES;
+                if number < chunks
+                    && table
+                        .pages
+                        .insert((number, page), number * 1000 + u64::from(attempt))
+                        .is_none_or(|old| old % 1000 != u64::from(attempt))
+                {
+                    changed += 1;
+                }
+            }
+        }
+        let next = back_up(&repository, attempt, &files, Some(&parent.id)).await;
+        let pages = changed * u64::from(PAGE_BYTES);
+        // Noise does not compress; a chunk that is joined from too many frames is stored whole.
+        assert!(
+            next.stored_bytes > pages && next.stored_bytes < 2 * pages + 200_000,
+            "{attempt}: {} of {pages}",
+            next.stored_bytes
+        );
+        assert_names_every_pack(&repository, &next).await;
+        runs.extend(runs_of(&repository, &next, "base/1/1").await);
+        backups.push((next.clone(), files.clone()));
+        parent = next;
+    }
+    assert!(
+        runs.contains(&1) && runs.contains(&3) && runs.iter().any(|runs| *runs > 5),
+        "{runs:?}"
+    );
+    for (backup, files) in backups {
+        assert_restores(&repository, &backup, &files).await;
+    }
+}
+
+/// The numbers of runs that chunks of a file have.
+async fn runs_of(repository: &Repository, backup: &Committed, path: &str) -> BTreeSet<usize> {
+    let mut files = ParentFiles::load(repository, &backup.id, |_| false).await.unwrap();
+    let entry = files.entry(path.as_bytes()).await.unwrap().unwrap();
+    let chunks = files.chunks(&entry, 0).await.unwrap();
+    chunks.iter().map(|chunk| chunk.runs.len()).collect()
+}
+
+/// A frame of changed pages that says something else is noticed, although no digest covers it alone.
+#[tokio::test]
+async fn a_joined_chunk_that_is_not_what_it_was_ends_the_restore_and_names_its_packs() {
+    let repository = repository();
+    let mut files = Files::from([
+        ("base/1/1", Content::new(9 * CHUNK, (0..9).map(|n| (n, n + 10)))),
+        ("global/pg_control", Content::new(8192, [(0, 600)])),
+    ]);
+    let first = back_up(&repository, 1, &files, None).await;
+    files.get_mut("base/1/1").unwrap().pages.insert((3, 2), 5);
+    let parent = |digest| ChunkEntry { digest, runs: Vec::new() };
+    let mut known = ParentFiles::load(&repository, &first.id, |_| false).await.unwrap();
+    let entry = known.entry(b"base/1/1").await.unwrap().unwrap();
+    let mut chunks = known.chunks(&entry, 0).await.unwrap();
+    // The digest of the chunk with the changed page, and the runs of the one without.
+    let changed = files["base/1/1"].chunk(3).unwrap();
+    let whole = chunks[3].runs[0].clone();
+    let half = u32::try_from(CHUNK / 2).unwrap();
+    let two = [0, half].map(|at| Run {
+        in_frame: whole.in_frame + at,
+        in_chunk: at,
+        bytes: half,
+        ..whole.clone()
+    });
+    chunks[3] = ChunkEntry { runs: two.to_vec(), ..parent(digest_chunk(&changed)) };
+    let restored = restore_chunks(&repository, &chunks).await;
+    let error = restored.unwrap_err().to_string();
+    assert!(error.contains("/pack/00000000") && error.contains("joined"), "{error}");
+    chunks[3].digest = digest_chunk(
+        &Files::from([("x", Content::new(9 * CHUNK, [(3, 13)]))])["x"].chunk(3).unwrap(),
+    );
+    restore_chunks(&repository, &chunks).await.unwrap();
+}
+
+/// Brings these chunks, as those of one file, by way of a window.
+async fn restore_chunks(repository: &Repository, chunks: &[ChunkEntry]) -> Result<(), FillError> {
+    let directory = tempfile::tempdir().unwrap();
+    let pgdata = directory.path().join("data");
+    let plan = delta::plan(&pgdata, None);
+    let marker =
+        RestoreMarker { backup: "x".to_owned(), started: "now".to_owned(), took_over: None };
+    let tree = NewTree::open(&plan, &marker).unwrap();
+    let size = chunks.len() as u64 * CHUNK;
+    let attributes = FileAttributes { size_bytes: size, mode: 0o600, mtime_unix: 0 };
+    let new = tree.create_file(Path::new("base/1/1"), attributes).unwrap();
+    let permit = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+    let finisher = Arc::new(Mutex::new(Finisher::start(1)));
+    let file = Arc::new(OpenFile::new(new, permit, size, finisher));
+    let fetcher = FrameFetcher::new(repository.clone());
+    let mut window = Window::new(fetcher, Arc::new(Silent), 2, 64 << 20);
+    for (number, chunk) in (0..).zip(chunks) {
+        window.want(&file, number * CHUNK, CHUNK_BYTES, chunk.clone()).await?;
+    }
+    window.finish().await
 }

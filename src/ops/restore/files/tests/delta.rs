@@ -37,7 +37,7 @@ fn snapshot(directory: &Path) -> Snapshot {
     found
 }
 
-fn plan(pgdata: &Path, take_over: Option<SystemId>) -> TreePlan {
+pub(super) fn plan(pgdata: &Path, take_over: Option<SystemId>) -> TreePlan {
     TreePlan {
         pgdata: pgdata.to_owned(),
         tablespaces: Vec::new(),
