@@ -303,8 +303,8 @@ impl FileRecorder {
                     self.count_runs(&entry);
                 }
             }
+            file.maps = maps.into_iter().map(Map::Known).collect();
             let known = |maps: Vec<FrameRef>| maps.into_iter().map(Map::Known).collect();
-            file.maps = known(maps);
             file.page_maps = page_maps.into_iter().map(known).collect();
             (file.pages, file.layers) = (Vec::new(), Vec::new());
         }

@@ -80,7 +80,7 @@ struct Current {
     parent: Option<FileEntry>,
     /// The parent's chunks of the gigabyte that is arriving, and which gigabyte that is.
     parent_map: ChunkMap,
-    current_map: usize,
+    map_number: usize,
     /// What the parent knows of the pages of these chunks; read when the first of them has changed.
     parent_pages: Option<PageMap>,
     /// Whether the parent's page maps have become so many that all is written anew.
@@ -243,7 +243,7 @@ impl<'a> Recording<'a> {
             chunks: 0,
             parent,
             parent_map: ChunkMap::default(),
-            current_map: 0,
+            map_number: 0,
             parent_pages: None,
             renews_pages: false,
             parent_lacks_crcs: false,
@@ -324,7 +324,7 @@ impl<'a> Recording<'a> {
         let Some(file) = &mut self.file else { return Err(no_file()) };
         if file.parent_pages.is_none() {
             // The chunk at hand may be counted already, or not.
-            let map = file.current_map;
+            let map = file.map_number;
             let read = match (&self.parent, &file.parent) {
                 (Some(files), Some(entry)) => files.pages(entry, map).await,
                 _ => Ok(PageMap::default()),
@@ -386,7 +386,7 @@ impl<'a> Recording<'a> {
             let loaded = files.map(entry, map).await;
             file.parent_map = loaded.map_err(|e| not_read(self.making, e))?;
             file.parent_lacks_crcs |= file.parent_map.crcs.is_empty();
-            file.current_map = map;
+            file.map_number = map;
             file.parent_pages = None;
             let page_maps = entry.page_maps.get(map).map(Vec::as_slice).unwrap_or_default();
             file.renews_pages = are_too_many(page_maps);

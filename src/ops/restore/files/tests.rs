@@ -149,7 +149,7 @@ async fn record(
                 let parts = parts.and_then(|((chunk, old), new)| changed_parts(chunk, old, &new));
                 match parts {
                     Some(parts) => {
-                        recorder.store_parts(digest, &bytes.unwrap(), parts).await.unwrap()
+                        recorder.store_parts(digest, &bytes.unwrap(), parts).await.unwrap();
                     }
                     None => recorder.store(digest, &bytes.unwrap()).await.unwrap(),
                 }
@@ -320,7 +320,10 @@ async fn changed_pages_are_stored_alone_and_joined_again_whatever_lies_between()
                 if number < chunks
                     && table
                         .pages
-                        .insert((number, page), number * 1000 + u64::from(attempt))
+                        .insert(
+                            (number, page),
+                            (number * 8 + page as u64) * 1000 + u64::from(attempt),
+                        )
                         .is_none_or(|old| old % 1000 != u64::from(attempt))
                 {
                     changed += 1;
