@@ -1,6 +1,6 @@
 //! The backup before this one: looking up a file's chunks in it, in bounded memory.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
@@ -8,6 +8,9 @@ use super::frames::FrameFetcher;
 use super::path_index::{HashedSet, PathIndex};
 use super::{RepoError, Repository};
 use crate::format::{BackupId, ChunkEntry, ChunkMap, FileContent, FileEntry, FileStamp, FrameRef};
+
+/// List frames that are held, of about 1 MiB each.
+const CACHED_MAX: usize = 4;
 
 /// Bytes that the index holds for one file: its path, and its look or its size.
 const INDEX_ENTRY_BYTES: u64 = 24;
@@ -62,8 +65,9 @@ pub struct ParentFiles {
     index: PathIndex,
     frames: Vec<FrameRef>,
     known: Arc<KnownFiles>,
-    /// The list frame read last; neighbours in one backup are mostly neighbours in the next.
-    cached: Option<(u32, HashMap<Vec<u8>, FileEntry>)>,
+    /// The list frames read last, the newest last: neighbours in one backup are neighbours in the next, or were so
+    /// in another order of one directory.
+    cached: VecDeque<(u32, HashMap<Vec<u8>, FileEntry>)>,
 }
 
 impl ParentFiles {
@@ -104,7 +108,7 @@ impl ParentFiles {
         known.close();
         let (fetcher, frames) = (FrameFetcher::new(repository.clone()), list.frames);
         let repository = repository.clone();
-        let (id, known, cached) = (id.clone(), Arc::new(known), None);
+        let (id, known, cached) = (id.clone(), Arc::new(known), VecDeque::new());
         Ok(Self { repository, fetcher, id, index, frames, known, cached })
     }
 
@@ -130,13 +134,17 @@ impl ParentFiles {
     }
 
     async fn entry_in(&mut self, number: u32, path: &[u8]) -> Result<Option<FileEntry>, RepoError> {
-        if self.cached.as_ref().is_none_or(|(cached, _)| *cached != number) {
+        if !self.cached.iter().any(|(cached, _)| *cached == number) {
             let Some(frame) = self.frames.get(number as usize) else { return Ok(None) };
             let entries = self.repository.file_entries(frame).await?;
             let by_path = entries.into_iter().map(|entry| (entry.path.clone(), entry)).collect();
-            self.cached = Some((number, by_path));
+            if self.cached.len() >= CACHED_MAX {
+                self.cached.pop_front();
+            }
+            self.cached.push_back((number, by_path));
         }
-        Ok(self.cached.as_ref().and_then(|(_, entries)| entries.get(path).cloned()))
+        let found = self.cached.iter().find(|(cached, _)| *cached == number);
+        Ok(found.and_then(|(_, entries)| entries.get(path).cloned()))
     }
 
     /// Returns the chunks of an entry that one of its maps describes, or all if they are inline.
