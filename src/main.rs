@@ -13,7 +13,7 @@ fn main() -> ExitCode {
 /// address space for each, 128 MiB for a moment (`malloc/arena.c`, `HEAP_MAX_SIZE`). Hosts that never
 /// overcommit count that as used, and containers are sized by it. Measured: `backup --jobs 2` 870 MiB
 /// of address space with arenas and 100 MiB with one heap, `archive-push` of a backlog 355 and 44 MiB,
-/// with the same resident memory and within 5 % of the time: large buffers are passed on and used
+/// with the same resident memory and, within the noise, in the same time: large buffers are passed on and used
 /// again here, not allocated in loops.
 ///
 /// Safe Rust has no way to say it, and the variable `MALLOC_ARENA_MAX` is read before `main`.

@@ -488,6 +488,12 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_that_is_pushed_has_room_for_the_memory_of_every_codec() {
+        // Of the 40 MiB for segments on their way, 16 are for the bytes of one.
+        assert!(Codec::Zstd(19).working_bytes() <= 24 << 20);
+    }
+
+    #[test]
     fn settings_name_their_codec() {
         assert_eq!("zstd".parse::<Codec>().unwrap(), Codec::Zstd(1));
         assert_eq!("zstd:19".parse::<Codec>().unwrap(), Codec::Zstd(19));
