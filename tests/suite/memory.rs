@@ -38,11 +38,11 @@ fn run_within(place: &Archived, arguments: &[&str]) {
     let (run, peaks) = place.highwater.spawn(arguments).wait_watching_memory();
     run.done();
     let mib = |kib: u64| kib >> 10;
-    let held = mib(peaks.resident_kib - peaks.code_kib.min(peaks.resident_kib)) + RELEASE_CODE_MIB;
-    eprintln!("{arguments:?}: {held} MiB, {} MiB of address space", mib(peaks.address_space_kib));
-    assert!(peaks.resident_kib > 0, "{arguments:?} was never looked at");
+    let held = mib(peaks.resident - peaks.code.min(peaks.resident)) + RELEASE_CODE_MIB;
+    eprintln!("{arguments:?}: {held} MiB, {} MiB of address space", mib(peaks.address_space));
+    assert!(peaks.resident > 0, "{arguments:?} was never looked at");
     assert!(held <= CEILING_MIB, "{arguments:?} held {held} MiB: {peaks:?}");
-    let reserved = mib(peaks.address_space_kib);
+    let reserved = mib(peaks.address_space);
     assert!(reserved <= ADDRESS_SPACE_MIB, "{arguments:?} reserved {reserved} MiB: {peaks:?}");
 }
 

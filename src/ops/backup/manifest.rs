@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn what_arrived_as_listed_passes_in_any_order_and_more_files_than_places_too() {
-        for count in [0, 1, 1000, 2 * PLACES] {
+        for count in [1, 1000, 2 * PLACES] {
             let arrived = files(count);
             let listed: Files = arrived.iter().rev().cloned().collect();
             assert_eq!(check(&arrived, &listed), None, "{count}");

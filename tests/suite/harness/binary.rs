@@ -39,11 +39,11 @@ pub struct Run {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Peaks {
     /// In memory at one moment (`VmHWM`).
-    pub resident_kib: u64,
+    pub resident: u64,
     /// Of that, pages of files: its code and libraries (the most of `RssFile`).
-    pub code_kib: u64,
+    pub code: u64,
     /// Reserved at one moment (`VmPeak`).
-    pub address_space_kib: u64,
+    pub address_space: u64,
 }
 
 impl Peaks {
@@ -54,9 +54,9 @@ impl Peaks {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
             line.and_then(|line| line.trim_matches([':', '\t', ' ', 'k', 'B']).parse().ok())
         };
-        self.resident_kib = self.resident_kib.max(field("VmHWM").unwrap_or(0));
-        self.code_kib = self.code_kib.max(field("RssFile").unwrap_or(0));
-        self.address_space_kib = self.address_space_kib.max(field("VmPeak").unwrap_or(0));
+        self.resident = self.resident.max(field("VmHWM").unwrap_or(0));
+        self.code = self.code.max(field("RssFile").unwrap_or(0));
+        self.address_space = self.address_space.max(field("VmPeak").unwrap_or(0));
     }
 }
 
