@@ -21,6 +21,7 @@ use super::settings::{NOTHING_DONE, Settings};
 use super::{man, progress, reports, signals};
 use crate::failure::{Failure, Kind};
 use crate::ops;
+use crate::plan::memory::{TooLittle, backup_memory, restore_range_bytes};
 use crate::walsender::{self, SlotName};
 
 /// Threads of `fetch-ahead`.
@@ -243,7 +244,8 @@ fn receive(request: ReceiveRequest, surroundings: &Surroundings<'_>) -> Result<(
 fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(), Ended> {
     let opened = open_repository(surroundings)?;
     let settings = surroundings.settings;
-    let jobs = settings.jobs.value;
+    let (jobs, codec) = (settings.jobs.value, settings.compression.value);
+    let memory = backup_memory(settings.memory_max_bytes.value, jobs, codec.working_bytes());
     let pgdata = settings.pgdata.as_ref().map(|pgdata| pgdata.value.clone());
     let request = ops::backup::Request {
         source: match request.source {
@@ -260,9 +262,9 @@ fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(),
             ManifestChecksums::Crc32c => walsender::ManifestChecksums::Crc32c,
             ManifestChecksums::Sha256 => walsender::ManifestChecksums::Sha256,
         },
-        codec: settings.compression.value,
+        codec,
         jobs,
-        memory_max_bytes: settings.memory_max_bytes.value,
+        memory: memory.map_err(|little| too_little(&little, settings))?,
         wal_timeout: settings.wal_timeout.value,
         host: host_name(),
     };
@@ -329,6 +331,8 @@ fn restore_request(
         let next = "`highwater info` lists the backups";
         Failure::new(Kind::Usage, "`--backup` names no backup", NOTHING_DONE, next).because(error)
     })?;
+    let settings = surroundings.settings;
+    let range_bytes_max = restore_range_bytes(settings.memory_max_bytes.value, settings.jobs.value);
     let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
     Ok(ops::restore::Request {
         pgdata: absolute(request.pgdata),
@@ -343,10 +347,22 @@ fn restore_request(
         delta: request.delta,
         take_over: request.take_over,
         jobs: surroundings.settings.jobs.value,
-        memory_max_bytes: surroundings.settings.memory_max_bytes.value,
+        range_bytes_max: range_bytes_max.map_err(|little| too_little(&little, settings))?,
         program: program()?,
         program_flags: repository_flags(surroundings),
     })
+}
+
+/// The ceiling of memory is checked before anything begins: no stage could stay below its share.
+fn too_little(little: &TooLittle, settings: &Settings) -> Failure {
+    let memory_max = &settings.memory_max_bytes;
+    let mut next = format!("raise memory_max to {} MiB", little.least_bytes.div_ceil(1 << 20));
+    if little.jobs_max > 0 {
+        next.push_str(&format!(", or set `jobs` to {} or less", little.jobs_max));
+    }
+    let (mib, origin) = (memory_max.value >> 20, &memory_max.origin);
+    let what = format!("{little}, and it is {mib} MiB ({origin})");
+    Failure::new(Kind::Usage, what, NOTHING_DONE, next)
 }
 
 fn info(request: &InfoRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {

@@ -42,7 +42,7 @@ const REREAD_PAUSE: Duration = Duration::from_millis(200);
 /// What segments on their way may hold, in MiB, of the 64 that archiving may have.
 const HELD_MIB: usize = 40;
 
-/// What a segment may hold until it is known how well it compresses, in MiB.
+/// What a segment may hold until it is known how well it compresses, in MiB; what its codec needs comes to that.
 const UNSEALED_MIB: u32 = 16;
 
 /// No history file or backup history file is longer.
@@ -170,7 +170,9 @@ async fn push_segment(push: Push<'_>, segment: SegmentName) -> Result<Report, Fa
     let expectation = expectation(request, segment, &identity, Extent::Whole)?;
     let name = WalFileName::Segment(segment);
     // First come, first served, and the segment that was asked for comes first. Never closed.
-    let mut room = push.room.acquire_many(UNSEALED_MIB).await.ok();
+    let codec_mib = u32::try_from(request.codec.working_bytes() >> 20).unwrap_or(u32::MAX);
+    let unsealed_mib = UNSEALED_MIB + codec_mib;
+    let mut room = push.room.acquire_many(unsealed_mib).await.ok();
     if identity.segment_size.bytes() > WHOLE_SEGMENT_BYTES_MAX {
         return large::push_segment(push, segment, &identity, expectation).await;
     }
@@ -182,7 +184,7 @@ async fn push_segment(push: Push<'_>, segment: SegmentName) -> Result<Report, Fa
     match read_until_whole(push, read).await? {
         Ok(read) => {
             let sealed_mib = read.sealed.header.stored_bytes.div_ceil(1 << 20);
-            let free_mib = u64::from(UNSEALED_MIB).saturating_sub(sealed_mib);
+            let free_mib = u64::from(unsealed_mib).saturating_sub(sealed_mib);
             if let Some(room) = &mut room {
                 drop(room.split(usize::try_from(free_mib).unwrap_or(0)));
             }

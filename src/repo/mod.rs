@@ -16,6 +16,7 @@ mod identity;
 mod inventory;
 mod objects;
 mod parent;
+pub mod path_index;
 mod wal;
 mod wal_fetch;
 mod wal_tidy;

@@ -27,6 +27,7 @@ mod get;
 mod harness_check;
 mod kills;
 mod ledger;
+mod memory;
 mod pieces;
 mod receive;
 mod receive_life;
