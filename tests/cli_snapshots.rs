@@ -70,8 +70,17 @@ fn code(output: &Output) -> i32 {
     output.status.code().unwrap()
 }
 
-const COMMANDS: [&str; 8] =
-    ["init", "check", "archive-push", "archive-get", "backup", "restore", "info", "config"];
+const COMMANDS: [&str; 9] = [
+    "init",
+    "check",
+    "archive-push",
+    "archive-get",
+    "agent",
+    "backup",
+    "restore",
+    "info",
+    "config",
+];
 
 #[test]
 fn help_reads_well() {
