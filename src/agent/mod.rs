@@ -45,8 +45,10 @@ use crate::repo::Repository;
 pub struct Request {
     /// The spool, which is also where commands look for the agent.
     pub ahead: Ahead,
-    /// The data directory. Best the working directory of the process, as PostgreSQL's own commands have it.
+    /// The data directory; absolute.
     pub data_directory: PathBuf,
+    /// Its directory of WAL, as PostgreSQL names it to its commands.
+    pub wal_directory: PathBuf,
     /// How objects are compressed.
     pub codec: Codec,
     /// How long one file may take to be stored.
@@ -79,9 +81,8 @@ pub async fn run(
     stop: StopRequest,
 ) -> Result<Report, Failure> {
     let seat = Seat::take(&request.ahead)?;
-    let wal_directory = request.data_directory.join("pg_wal");
     let resident = Resident::new(repository, request.codec, request.push_deadline);
-    let pushing = Pushing::new(resident, &wal_directory);
+    let pushing = Pushing::new(resident, &request.wal_directory);
     let (ask, questions) = mpsc::channel(front::CONVERSATIONS_MAX);
     let fetched = AtomicU64::new(0);
     tracing::info!("serving {} for {}", request.data_directory.display(), repository.describe());

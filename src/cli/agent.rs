@@ -24,6 +24,7 @@ const PGDATA: &str = "PGDATA";
 
 /// Any file as PostgreSQL names it to its commands.
 const A_WAL_FILE: &str = "pg_wal/0";
+const WAL_DIRECTORY: &str = "pg_wal";
 
 /// Serves a data directory until a signal comes.
 pub(super) fn agent(request: AgentRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
@@ -37,14 +38,16 @@ pub(super) fn agent(request: AgentRequest, surroundings: &Surroundings<'_>) -> R
     } else {
         None
     };
-    enter(&data_directory(surroundings)?)?;
+    let data_directory = data_directory(surroundings)?;
+    enter(&data_directory)?;
     let ahead = ahead(Path::new(A_WAL_FILE), surroundings).ok_or_else(|| {
         let what = "the setting `spool` is `none`, which leaves the agent no place for its socket";
         Failure::new(Kind::Usage, what, NOTHING_DONE, "leave `spool` out, or name a directory")
     })?;
     let request = agent::Request {
         ahead,
-        data_directory: PathBuf::from(DATA_DIRECTORY),
+        data_directory,
+        wal_directory: PathBuf::from(WAL_DIRECTORY),
         codec: settings.compression.value,
         push_deadline: settings.archive_push_deadline.value,
         receiving,
@@ -65,6 +68,7 @@ pub(super) fn agent(request: AgentRequest, surroundings: &Surroundings<'_>) -> R
 fn data_directory(surroundings: &Surroundings<'_>) -> Result<PathBuf, Failure> {
     let said = surroundings.settings.pgdata.as_ref().map(|pgdata| pgdata.value.clone());
     let pgdata = said.or_else(|| surroundings.environment.postgres.get(PGDATA).map(PathBuf::from));
+    let pgdata = pgdata.map(|pgdata| std::path::absolute(&pgdata).unwrap_or(pgdata));
     pgdata.ok_or_else(|| {
         let next = "say which with `--pgdata DIR`, `pgdata` in the settings file, HIGHWATER_PGDATA or PGDATA";
         Failure::new(Kind::Usage, "no data directory is named", NOTHING_DONE, next)
@@ -81,7 +85,7 @@ fn enter(directory: &Path) -> Result<(), Failure> {
             .because(error)
     })?;
     let owner = |path: &str| std::fs::metadata(path).map(|metadata| metadata.uid());
-    let (Ok(owner), Ok(_)) = (owner(DATA_DIRECTORY), owner("pg_wal")) else {
+    let (Ok(owner), Ok(_)) = (owner(DATA_DIRECTORY), owner(WAL_DIRECTORY)) else {
         let next = "name the directory that holds PG_VERSION and pg_wal";
         let what = format!("`{shown}` is not a data directory");
         return Err(Failure::new(Kind::Disk, what, NOTHING_DONE, next));

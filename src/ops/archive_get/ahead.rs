@@ -162,9 +162,11 @@ pub async fn fetch_ahead(
         failures::of_disk(error, "the spool cannot be locked", "Recovery goes on without it.")
     })?;
     let Some(_lock) = lock else { return Ok(0) };
-    follow(repository, &ahead, &spool, &data_directory).await.ok_or_else(|| {
+    let fetched = AtomicU64::new(0);
+    follow(repository, &ahead, &spool, &data_directory, &fetched).await.ok_or_else(|| {
         failed("there is no readable global/pg_control here", "Run it in the data directory.")
-    })
+    })?;
+    Ok(fetched.into_inner())
 }
 
 /// Fetches ahead whenever recovery asks, one recovery after another, for a process that stays. Ends never; may be
@@ -183,10 +185,8 @@ pub async fn stand_by(
             // What one that was killed has left.
             spool.tidy(|name| !is_of_fetching(name));
             while spool.directory().exists() {
-                if spool.path(WANTED).exists()
-                    && let Some(count) = follow(repository, ahead, &spool, data_directory).await
-                {
-                    fetched.fetch_add(count, Ordering::Relaxed);
+                if spool.path(WANTED).exists() {
+                    let _ = follow(repository, ahead, &spool, data_directory, fetched).await;
                 }
                 tokio::time::sleep(LOOK_IDLE).await;
             }
@@ -202,7 +202,8 @@ async fn follow(
     ahead: &Ahead,
     spool: &Spool,
     data_directory: &Path,
-) -> Option<u64> {
+    fetched: &AtomicU64,
+) -> Option<()> {
     let control = control_of(data_directory)?;
     let lineage = Lineage { system_id: control.system_id, segment_size: control.wal_segment_size };
     let mut fetching = Fetching {
@@ -213,16 +214,16 @@ async fn follow(
         on_the_way: JoinSet::new(),
         known: BTreeSet::new(),
         end: None,
-        fetched: 0,
+        fetched,
     };
     fetching.follow(data_directory).await;
     fetching.on_the_way.shutdown().await;
     // Who comes late fetches by himself.
     fetching.spool.tidy(|name| !is_of_fetching(name));
-    Some(fetching.fetched)
+    Some(())
 }
 
-struct Fetching {
+struct Fetching<'a> {
     repository: Repository,
     spool: Spool,
     ahead: Ahead,
@@ -232,7 +233,7 @@ struct Fetching {
     known: BTreeSet<SegmentName>,
     /// The first segment that was not to be had when it was asked for.
     end: Option<SegmentName>,
-    fetched: u64,
+    fetched: &'a AtomicU64,
 }
 
 /// What became of a segment.
@@ -243,7 +244,7 @@ enum Outcome {
     NotToBeHad,
 }
 
-impl Fetching {
+impl Fetching<'_> {
     /// Follows what is asked for.
     async fn follow(&mut self, data_directory: &Path) {
         let mut wanted: Option<(SegmentName, FileFacts)> = None;
@@ -313,7 +314,7 @@ impl Fetching {
     fn settle(&mut self, done: Result<(SegmentName, Outcome), tokio::task::JoinError>) {
         match done {
             Ok((segment, Outcome::Held)) => {
-                self.fetched += 1;
+                self.fetched.fetch_add(1, Ordering::Relaxed);
                 if !self.known.contains(&segment) {
                     // It was let go while it came.
                     self.spool.remove(&format!("{segment}{FETCHED}"));
