@@ -21,7 +21,10 @@
 //! together       [ A and B   ]..[ A and B   ]..               for one, and the pause
 //! ```
 
+use std::collections::VecDeque;
 use std::time::Duration;
+
+use crate::pg::Lsn;
 
 /// How many pieces are looked at together.
 const WINDOW: usize = 24;
@@ -44,9 +47,19 @@ pub struct Pace {
     rest: u32,
     /// How long the next rest will be.
     next_rest: u32,
+    /// Pieces that are not acknowledged, in the order of WAL.
+    sent: VecDeque<Sent>,
     /// How long it takes most of those whose commits were acknowledged to come with the next.
     coming_back: Option<Duration>,
     released: Released,
+}
+
+/// A piece on its way.
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    end_lsn: Lsn,
+    commits: u32,
+    at: Duration,
 }
 
 /// The commits that were acknowledged last. Times are on the caller's monotonic clock.
@@ -73,6 +86,7 @@ impl Pace {
             was_full: false,
             rest: 0,
             next_rest: REST_FIRST,
+            sent: VecDeque::new(),
             coming_back: None,
             released: Released { is_measured: true, ..Released::default() },
         }
@@ -99,8 +113,26 @@ impl Pace {
         }
     }
 
+    /// Takes note that a piece that ends at `end_lsn` (excluded) and holds `commits` was sent on its way at `at`.
+    pub fn sent(&mut self, end_lsn: Lsn, commits: u32, at: Duration) {
+        self.sent.push_back(Sent { end_lsn, commits, at });
+    }
+
+    /// Takes note that everything before `flush_lsn` is acknowledged from `at` on, while `waiting` commits have come
+    /// and were not sent. A piece counts from then on, not when it is stored itself: a commit waits for all before it.
+    pub fn acknowledged(&mut self, flush_lsn: Lsn, waiting: u32, at: Duration) {
+        let mut commits = None;
+        while let Some(sent) = self.sent.pop_front_if(|sent| sent.end_lsn <= flush_lsn) {
+            self.took(at.saturating_sub(sent.at));
+            commits = Some(commits.unwrap_or(0) + sent.commits);
+        }
+        if let Some(commits) = commits {
+            self.released(commits, waiting, at);
+        }
+    }
+
     /// Takes note that `commits` were acknowledged at `at`, while `waiting` others have come already.
-    pub fn released(&mut self, commits: u32, waiting: u32, at: Duration) {
+    fn released(&mut self, commits: u32, waiting: u32, at: Duration) {
         if !self.released.is_measured {
             self.measured(at.saturating_sub(self.released.at));
         }
@@ -120,8 +152,8 @@ impl Pace {
         (is_worth_while && !are_all_there).then(|| self.released.at + pause)
     }
 
-    /// Takes note of how long the store took for a piece.
-    pub fn took(&mut self, took: Duration) {
+    /// Takes note of how long it took until a piece was acknowledged.
+    fn took(&mut self, took: Duration) {
         self.window.push(took);
         if self.window.len() < WINDOW {
             return;

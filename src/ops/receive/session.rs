@@ -351,7 +351,8 @@ impl<'a> Session<'a> {
         let segment = assembly.segment();
         for piece in pieces {
             self.pieced.insert(segment);
-            self.uploads.put_piece(segment, piece, std::mem::take(&mut commits));
+            self.pace.sent(piece.end_lsn, std::mem::take(&mut commits), self.began.elapsed());
+            self.uploads.put_piece(segment, piece);
         }
     }
 
@@ -368,10 +369,8 @@ impl<'a> Session<'a> {
         };
         self.report.stored_bytes += stored.object_bytes;
         match stored.purpose {
-            Purpose::Piece { commits } => {
+            Purpose::Piece => {
                 self.report.pieces += 1;
-                self.pace.took(stored.took);
-                self.pace.released(commits, self.uncut.commits, self.began.elapsed());
                 if self.doubtful != Some(stored.segment) {
                     self.progress.store(stored.start_lsn, stored.end_lsn);
                 }
@@ -393,6 +392,8 @@ impl<'a> Session<'a> {
                 }
             }
         }
+        let flush_lsn = self.progress.flush_lsn();
+        self.pace.acknowledged(flush_lsn, self.uncut.commits, self.began.elapsed());
     }
 
     /// Returns where a stored piece lies in the segment in the making, if in its current unit.

@@ -28,10 +28,7 @@ const TELL_EVERY: Duration = Duration::from_mins(1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// WAL that is nowhere else yet.
-    Piece {
-        /// How many commits may be waiting for it.
-        commits: u32,
-    },
+    Piece,
     /// A complete segment, or 16 MiB of a larger one.
     Unit,
     /// Pieces that are stored, as one.
@@ -46,8 +43,6 @@ pub(super) struct Stored {
     pub(super) start_lsn: Lsn,
     pub(super) end_lsn: Lsn,
     pub(super) object_bytes: u64,
-    /// From the first attempt on.
-    pub(super) took: Duration,
 }
 
 /// What ended.
@@ -138,9 +133,9 @@ impl Uploads {
     }
 
     /// Sends a piece on its way.
-    pub(super) fn put_piece(&mut self, segment: SegmentName, piece: SealedPiece, commits: u32) {
+    pub(super) fn put_piece(&mut self, segment: SegmentName, piece: SealedPiece) {
         self.pieces.push(segment);
-        self.put(Purpose::Piece { commits }, segment, Box::new(piece));
+        self.put(Purpose::Piece, segment, Box::new(piece));
     }
 
     /// Makes a complete unit one object and sends it on its way.
@@ -170,17 +165,15 @@ impl Uploads {
         let repository = self.repository.clone();
         let system_id = self.system_id;
         self.tasks.spawn(async move {
-            let began = Instant::now();
             let put = put_until_stored(&repository, &piece).await;
             put.map_err(|error| Undone::Refused(segment, piece.start_lsn, error))?;
-            let took = began.elapsed();
             if let Purpose::Merge(merge) = purpose {
                 let dropped =
                     repository.drop_pieces_inside(system_id, segment, merge.start, merge.end);
                 tell_left_behind(dropped.await, segment);
             }
             let (start_lsn, end_lsn) = (piece.start_lsn, piece.end_lsn);
-            Ok(Done::Stored(Stored { purpose, segment, start_lsn, end_lsn, object_bytes, took }))
+            Ok(Done::Stored(Stored { purpose, segment, start_lsn, end_lsn, object_bytes }))
         });
     }
 
@@ -227,7 +220,7 @@ impl Uploads {
     /// Counts an upload no more.
     fn forget(&mut self, stored: &Stored) {
         match stored.purpose {
-            Purpose::Piece { .. } => {
+            Purpose::Piece => {
                 if let Some(at) = self.pieces.iter().position(|name| *name == stored.segment) {
                     self.pieces.swap_remove(at);
                 }

@@ -83,7 +83,7 @@ async fn merged_pieces_are_one_object_first_and_gone_then() {
     let mut uploads = Uploads::new(&place, SYSTEM, size());
     let mut merges = Merges::default();
     for (n, piece) in (0u32..).zip(&pieces[..MERGE_COUNT]) {
-        uploads.put_piece(segment(), piece.clone(), 1);
+        uploads.put_piece(segment(), piece.clone());
         merges.store(n * 1024, (n + 1) * 1024);
     }
     while !uploads.is_settled() {
