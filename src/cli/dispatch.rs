@@ -3,8 +3,9 @@
 //! Owns the one `match` over commands. Never here: parsing, settings, rules.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::agent::agent;
 use super::ahead::{ahead, leave_behind, leave_session};
 use super::config_report::ConfigReport;
 use super::drivers::{
@@ -29,7 +30,7 @@ const FETCH_AHEAD_THREADS: usize = 2;
 
 /// `receive` repeats by itself what the store did not take, without the long pauses of the store's own
 /// repetitions: commits may be waiting.
-const RECEIVE_RETRY_DEADLINE: Duration = Duration::from_secs(3);
+pub(super) const RECEIVE_RETRY_DEADLINE: Duration = Duration::from_secs(3);
 
 /// How long `receive` tries to store what it holds once it was asked to stop; service
 /// managers commonly kill after 90 s.
@@ -37,7 +38,7 @@ const STOP_DEADLINE: Duration = Duration::from_mins(1);
 
 /// PostgreSQL runs its commands in the data directory, and names what recovery wants like this
 /// (`src/backend/access/transam/xlogrecovery.c`).
-const DATA_DIRECTORY: &str = ".";
+pub(super) const DATA_DIRECTORY: &str = ".";
 const WAL_ASKED_FOR: &str = "pg_wal/RECOVERYXLOG";
 
 /// Everything that a command gets besides its request.
@@ -81,6 +82,7 @@ pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(),
         Request::ArchiveGet(request) => return archive_get(request, surroundings),
         Request::FetchAhead => fetch_ahead(surroundings)?,
         Request::Receive(request) => receive(request, surroundings)?,
+        Request::Agent(request) => agent(request, surroundings)?,
         Request::Backup(request) => return backup(request, surroundings),
         Request::Restore(request) => restore(*request, surroundings)?,
         Request::Info(request) => info(&request, surroundings)?,
@@ -129,14 +131,14 @@ fn archive_push(
 ) -> Result<(), Failure> {
     // A damaged segment is looked at by itself.
     let ahead = if request.accept_damaged { None } else { ahead(&request.path, surroundings) };
-    let request = ops::archive_push::Request {
+    let mut request = ops::archive_push::Request {
         path: request.path,
         codec: surroundings.settings.compression.value,
         deadline: surroundings.settings.archive_push_deadline.value,
         accept_damaged: request.accept_damaged,
         ahead,
     };
-    let report = match ops::archive_push::pushed_before(&request) {
+    let report = match done_before(&mut request) {
         Some(report) => report,
         None => {
             let opened = open_repository(surroundings)?;
@@ -145,6 +147,19 @@ fn archive_push(
     };
     tracing::info!("{}", reports::archive_push(&report));
     Ok(())
+}
+
+/// Answers from what an earlier call or the agent has done: without the repository, and without any thread. `None`:
+/// all is to be done still, within what is left of the deadline.
+fn done_before(request: &mut ops::archive_push::Request) -> Option<ops::archive_push::Report> {
+    let began = Instant::now();
+    let report = ops::archive_push::pushed_before(request).or_else(|| {
+        // Half of the time is left for the direct way.
+        let patience = request.deadline / 2;
+        crate::agent::ask_stored(request.ahead.as_ref()?, &request.path, patience)
+    });
+    request.deadline = request.deadline.saturating_sub(began.elapsed());
+    report
 }
 
 fn archive_get(request: ArchiveGetRequest, surroundings: &Surroundings<'_>) -> Result<(), Ended> {
@@ -220,8 +235,23 @@ fn slot(surroundings: &Surroundings<'_>) -> Result<Option<SlotName>, Failure> {
 
 fn receive(request: ReceiveRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
     let opened = open_repository_retrying(surroundings, RECEIVE_RETRY_DEADLINE)?;
+    let request = receive_request(request, surroundings)?;
+    // On one thread: handing each piece to another and back would cost a commit more than the piece itself.
+    let report = run_light(async {
+        opened.sweep().await;
+        let work = |stop| ops::receive::run(&opened.repository, &request, stop);
+        signals::stoppable(surroundings.output, work).await
+    })?;
+    surroundings.output.report(&report, reports::receive)
+}
+
+/// Returns what `receive` is asked, as the settings have it.
+pub(super) fn receive_request(
+    request: ReceiveRequest,
+    surroundings: &Surroundings<'_>,
+) -> Result<ops::receive::Request, Failure> {
     let settings = surroundings.settings;
-    let request = ops::receive::Request {
+    Ok(ops::receive::Request {
         server: server(surroundings)?,
         slot: slot(surroundings)?,
         synchronous: settings.synchronous.value,
@@ -231,14 +261,7 @@ fn receive(request: ReceiveRequest, surroundings: &Surroundings<'_>) -> Result<(
         from_standby: request.from_standby,
         old_timeline: request.old_timeline,
         stop_deadline: STOP_DEADLINE,
-    };
-    // On one thread: handing each piece to another and back would cost a commit more than the piece itself.
-    let report = run_light(async {
-        opened.sweep().await;
-        let work = |stop| ops::receive::run(&opened.repository, &request, stop);
-        signals::stoppable(surroundings.output, work).await
-    })?;
-    surroundings.output.report(&report, reports::receive)
+    })
 }
 
 fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(), Ended> {

@@ -11,6 +11,7 @@
 mod ahead;
 mod damaged;
 mod large;
+mod resident;
 
 use std::fs::File;
 use std::io::Read;
@@ -22,6 +23,7 @@ use futures_util::future::{Either, select};
 use tokio::sync::{OnceCell, Semaphore};
 
 pub use self::ahead::pushed_before;
+pub use self::resident::{Resident, is_as_stored};
 use super::ahead::Ahead;
 use super::failures::{of_repo, of_task};
 use super::identity_of;
@@ -79,7 +81,7 @@ pub struct Report {
     pub plain_bytes: u64,
     /// Its length as stored.
     pub stored_bytes: u64,
-    /// BLAKE3 of a segment that is stored as sound, in hex.
+    /// BLAKE3 of a file that is stored as sound, in hex.
     pub blake3: Option<String>,
 }
 
@@ -256,6 +258,20 @@ fn each_block(
     Ok(total)
 }
 
+/// Hashes a file, but no more than one block past `bytes_max`; returns how much it read.
+fn digest_of(path: &Path, bytes_max: u64) -> std::io::Result<(u64, blake3::Hash)> {
+    let mut hasher = blake3::Hasher::new();
+    let read = each_block(path, bytes_max, |block| {
+        hasher.update(block);
+        Ok(())
+    });
+    match read {
+        Ok(bytes) => Ok((bytes, hasher.finalize())),
+        Err(ReadError::Io(error)) => Err(error),
+        Err(ReadError::Damage(damage)) => Err(std::io::Error::other(damage)),
+    }
+}
+
 /// Walks, hashes and compresses a segment in one pass.
 fn read_whole(
     request: &Request,
@@ -363,8 +379,8 @@ async fn push_small(push: Push<'_>, name: WalFileName) -> Result<Report, Failure
         let what = format!("could not store `{name}` in {}", repository.describe());
         of_repo(error, what, UNHARMED)
     })?;
-    let stored_bytes = sealed.header.stored_bytes;
-    Ok(Report { name, outcome, plain_bytes: bytes.len() as u64, stored_bytes, blake3: None })
+    let Header { stored_bytes, blake3, .. } = sealed.header;
+    Ok(Report { name, outcome, plain_bytes: bytes.len() as u64, stored_bytes, blake3 })
 }
 
 async fn store(

@@ -15,6 +15,7 @@ pub mod pace;
 pub mod receive;
 pub mod restore;
 pub mod spool;
+pub mod stored_file;
 pub mod target;
 pub mod unchanged;
 pub mod window;

@@ -16,6 +16,7 @@
 
 mod harness;
 
+mod agent;
 mod ahead;
 mod archive;
 mod backup_files;
