@@ -13,6 +13,7 @@ pub mod lineage;
 pub mod pace;
 pub mod receive;
 pub mod restore;
+pub mod retention;
 pub mod spool;
 pub mod target;
 pub mod unchanged;
