@@ -6,7 +6,7 @@ use super::Expiring;
 use crate::failure::Kind;
 use crate::format::BackupId;
 use crate::pg::{Lsn, PgTimestamp, SegmentSize, SystemId, Timeline};
-use crate::plan::retention::{PolicyInfo, Unfinishedness, WalStretch};
+use crate::plan::retention::{PolicyInfo, Reason, Unfinishedness, WalStretch};
 
 /// What was planned, and deleted if it was no dry run.
 #[derive(Debug, Clone, Serialize)]
@@ -178,7 +178,7 @@ impl Expiring<'_> {
             id: fate.id.clone(),
             system_identifier: other(fate.system_id),
             kept: fate.is_kept(),
-            reasons: fate.reasons.iter().map(|reason| reason.word()).collect(),
+            reasons: fate.reasons.iter().map(Reason::word).collect(),
             why: fate.reasons.iter().map(ToString::to_string).collect(),
             point_in_time: fate.is_for_recovery(),
             usable: fate.is_usable,

@@ -168,6 +168,9 @@ impl Known<'_> {
     }
 }
 
+/// Returns the period of a tier in which a day lies.
+type PeriodOf = fn(jiff::civil::Date) -> Reason;
+
 struct Choice<'a> {
     stock: &'a Stock,
     policy: &'a Policy,
@@ -255,7 +258,7 @@ impl<'a> Choice<'a> {
     }
 
     fn keep_tiers(&mut self) {
-        let tiers: [(Option<usize>, fn(jiff::civil::Date) -> Reason); 3] = [
+        let tiers: [(Option<usize>, PeriodOf); 3] = [
             (self.policy.daily, |day| Reason::Daily(day.to_string())),
             (self.policy.weekly, |day| {
                 let past_monday = day.weekday().to_monday_zero_offset();

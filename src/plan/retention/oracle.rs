@@ -68,6 +68,16 @@ impl Cluster {
     fn way(&self, timeline: Timeline) -> TimelineHistory {
         self.histories.get(&timeline).cloned().unwrap_or_else(TimelineHistory::first)
     }
+
+    fn has_segments(&self, way: &TimelineHistory, from: Lsn, to: Lsn) -> bool {
+        let last = SIZE.segment_of(Lsn(to.0 - 1));
+        (SIZE.segment_of(from)..=last).all(|number| {
+            let end = SIZE.start_of(number + 1).min(to);
+            let owner = way.owner_of(Lsn(end.0 - 1));
+            let newer = way.owner_of(Lsn(SIZE.start_of(number + 1).0 - 1));
+            [owner, newer].iter().any(|one| self.stored.contains_key(&(*one, number)))
+        })
+    }
 }
 
 impl World {
@@ -262,17 +272,7 @@ impl World {
             let holds = way.owner_of(last_byte) == timeline
                 && way.owner_of(backup.start_lsn) == backup.timeline
                 && way.owner_of(Lsn(backup.stop_lsn.0 - 1)) == backup.stop_timeline;
-            holds && self.has_segments(cluster, &way, backup.start_lsn, lsn)
-        })
-    }
-
-    fn has_segments(&self, cluster: &Cluster, way: &TimelineHistory, from: Lsn, to: Lsn) -> bool {
-        let last = SIZE.segment_of(Lsn(to.0 - 1));
-        (SIZE.segment_of(from)..=last).all(|number| {
-            let end = SIZE.start_of(number + 1).min(to);
-            let owner = way.owner_of(Lsn(end.0 - 1));
-            let newer = way.owner_of(Lsn(SIZE.start_of(number + 1).0 - 1));
-            [owner, newer].iter().any(|one| cluster.stored.contains_key(&(*one, number)))
+            holds && cluster.has_segments(&way, backup.start_lsn, lsn)
         })
     }
 
