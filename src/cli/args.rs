@@ -15,6 +15,7 @@ use super::requests::{
     TablespaceMapping, check_annotations, check_tablespace_map, parse_annotation, parse_label,
     parse_max_rate, parse_tablespace_mapping,
 };
+use super::retention_args::{ExpireArgs, PinArgs, UnpinArgs, keep_until};
 use super::settings::{FlagValues, NOTHING_DONE};
 use super::settings_table::Id;
 use super::target::{TargetTime, parse_lsn, parse_name, parse_time, parse_timeline, parse_xid};
@@ -104,6 +105,14 @@ pub enum Command {
     /// Show backups, WAL coverage, gaps and the recovery window
     #[command(after_help = help::INFO)]
     Info(InfoArgs),
+    /// Delete backups and WAL that the retention policy does not keep
+    #[command(after_help = help::EXPIRE)]
+    Expire(ExpireArgs),
+    /// Keep a backup whatever the retention policy says
+    #[command(after_help = help::PIN)]
+    Pin(PinArgs),
+    /// Take all pins off a backup
+    Unpin(UnpinArgs),
     /// Show the settings in force and where each came from
     #[command(after_help = help::CONFIG)]
     Config,
@@ -241,6 +250,9 @@ pub struct BackupArgs {
     /// Checksums in the manifest: crc32c (fast) or sha256
     #[arg(long, value_name = "KIND", default_value = "crc32c", hide_possible_values = true)]
     manifest_checksums: ManifestChecksums,
+    /// Pin it from the beginning: expire keeps it at least until then
+    #[arg(long, value_name = "TIME")]
+    keep_until: Option<String>,
 }
 
 /// Arguments of `restore`.
@@ -374,13 +386,16 @@ impl CommandLine {
                 flags.set(Id::Jobs, args.jobs.clone());
                 flags.set(Id::WalTimeout, args.wal_timeout.clone());
                 flags.set(Id::Pgdata, absolute_text(args.pgdata.clone())?);
-                Request::Backup(args.into_request()?)
+                Request::Backup(args.into_request(environment)?)
             }
             Command::Restore(args) => {
                 flags.set(Id::Jobs, args.jobs.clone());
                 Request::Restore(Box::new(args.into_request(environment)?))
             }
             Command::Info(InfoArgs { backup }) => Request::Info(InfoRequest { backup }),
+            Command::Expire(args) => args.into_request(&mut flags),
+            Command::Pin(args) => args.into_request(environment)?,
+            Command::Unpin(args) => args.into_request(),
             Command::Config => Request::Config,
             Command::Man { directory } => Request::Man(directory),
         };
@@ -400,7 +415,7 @@ impl ReceiveArgs {
 }
 
 impl BackupArgs {
-    fn into_request(self) -> Result<BackupRequest, Failure> {
+    fn into_request(self, environment: &Environment) -> Result<BackupRequest, Failure> {
         check_annotations(&self.annotate)
             .map_err(|reason| usage(&reason, "give each annotation once: --annotate KEY=VALUE"))?;
         Ok(BackupRequest {
@@ -412,6 +427,7 @@ impl BackupArgs {
             label: self.label,
             max_rate: self.max_rate,
             manifest_checksums: self.manifest_checksums,
+            keep_until: keep_until("--keep-until", self.keep_until, environment)?,
         })
     }
 }
@@ -483,7 +499,7 @@ impl TargetArgs {
     }
 }
 
-fn usage(what: &str, next: &str) -> Failure {
+pub(super) fn usage(what: &str, next: &str) -> Failure {
     Failure::new(Kind::Usage, what, NOTHING_DONE, next)
 }
 

@@ -19,9 +19,10 @@ use super::requests::{
     InitRequest, ManifestChecksums, ReceiveRequest, Request, RestoreRequest,
 };
 use super::settings::{NOTHING_DONE, Settings};
-use super::{man, progress, reports, signals};
+use super::{man, progress, reports, retention, signals};
 use crate::failure::{Failure, Kind};
 use crate::ops;
+use crate::pg::PgTimestamp;
 use crate::plan::memory::{TooLittle, backup_memory, restore_range_bytes};
 use crate::walsender::{self, SlotName};
 
@@ -86,6 +87,9 @@ pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(),
         Request::Backup(request) => return backup(request, surroundings),
         Request::Restore(request) => restore(*request, surroundings)?,
         Request::Info(request) => info(&request, surroundings)?,
+        Request::Expire { dry_run } => return retention::expire(dry_run, surroundings),
+        Request::Pin(request) => retention::pin(request, surroundings)?,
+        Request::Unpin { backup } => retention::unpin(&backup, surroundings)?,
     }
     Ok(())
 }
@@ -290,6 +294,9 @@ fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(),
         memory: memory.map_err(|little| too_little(&little, settings))?,
         wal_timeout: settings.wal_timeout.value,
         host: host_name(),
+        keep_until: request
+            .keep_until
+            .map(|until| PgTimestamp::from_unix_micros(until.unix_micros)),
     };
     let listener = progress::listener("backup", surroundings.output);
     let outcome = run_parallel(jobs, async {
@@ -390,7 +397,8 @@ fn too_little(little: &TooLittle, settings: &Settings) -> Failure {
 
 fn info(request: &InfoRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
     let opened = open_repository(surroundings)?;
-    let mut report = run_light(ops::info::run(&opened.repository))?;
+    let policy = surroundings.settings.retention.policy();
+    let mut report = run_light(ops::info::run(&opened.repository, &policy))?;
     if let Some(id) = &request.backup {
         report.backups.retain(|backup| backup.id.as_str() == id);
         report.damaged_backups.retain(|backup| backup.id.as_str() == id);

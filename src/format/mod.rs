@@ -9,6 +9,7 @@ mod codec;
 mod documents;
 mod file_list;
 mod names;
+mod pins;
 mod sealed;
 mod wal_summary;
 
@@ -27,7 +28,11 @@ pub use file_list::{
     EntryKind, FileContent, FileEntry, FileStamp, INLINE_CHUNKS_MAX, LIST_FRAME_BYTES, ListError,
     parse_line, write_line,
 };
-pub use names::{BackupId, ClusterName, NameError, Place, WalObject, parse_wal_object};
+pub use names::{
+    BackupId, BackupObject, ClusterName, NameError, Place, WalObject, parse_backup_object,
+    parse_wal_object,
+};
+pub use pins::{PIN_REASON_BYTES_MAX, Pin};
 pub use sealed::{
     HEADER_PROBE_BYTES, Header, Kind, PACK_HEADER_BYTES, RestorePointMark, SealError, WalSummary,
     encode_header, encode_header_padded, parse_header,

@@ -14,6 +14,7 @@ pub mod memory;
 pub mod pace;
 pub mod receive;
 pub mod restore;
+pub mod retention;
 pub mod spool;
 pub mod stored_file;
 pub mod target;

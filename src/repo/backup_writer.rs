@@ -282,6 +282,12 @@ impl BackupWriter {
             ),
         )?;
         self.repository.put_sealed(&key, &object).await?;
+        // `expire` deletes it first of all that a backup has stored which it takes for dead: what was
+        // stored may be gone then, and the backup must not come to exist without it.
+        let begun = Key::new(self.repository.place().begun(&self.id));
+        if self.repository.begun(&self.id).await?.is_none() {
+            return Err(StoreError::Absent { key: begun }.into());
+        }
         let key = Key::new(self.repository.place().committed(&self.id));
         self.repository.put_document(&key, committed).await?;
         Ok(())

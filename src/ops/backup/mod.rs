@@ -28,10 +28,10 @@ use super::failures::{of_postgres, of_repo};
 use super::progress::Progress;
 use super::server_facts::store_history;
 use super::stop::StopRequest;
-use super::{claimed_identity, now};
+use super::{check_in_future, claimed_identity, new_pin, now};
 use crate::failure::{Failure, Kind, StopSignal};
 use crate::format::{
-    BackupId, Begun, Codec, Committed, FORMAT_VERSION, FileEntry, FileIndex, Identity,
+    BackupId, Begun, Codec, Committed, FORMAT_VERSION, FileEntry, FileIndex, Identity, Pin,
     ServerLimits, TablespaceAt,
 };
 use crate::pg::PgTimestamp;
@@ -98,6 +98,8 @@ pub struct Request {
     pub wal_timeout: Duration,
     /// The name of this host, for the record.
     pub host: String,
+    /// Until when the backup is pinned from the beginning.
+    pub keep_until: Option<PgTimestamp>,
 }
 
 /// What was done.
@@ -118,6 +120,7 @@ pub async fn run(
     progress: Arc<dyn Progress>,
     mut stop: StopRequest,
 ) -> Result<Report, Failure> {
+    check_in_future(request.keep_until, UNHARMED)?;
     progress.note("connecting");
     let ready = tokio::select! {
         ready = Ready::find(repository, request) => ready?,
@@ -277,6 +280,14 @@ impl Making<'_> {
         Err(stopped(signal))
     }
 
+    /// Pins the backup, if that was asked for: before it exists, so that no `expire` meets it without its pin.
+    async fn pin(&self, id: &BackupId) -> Result<(), Failure> {
+        let Some(until) = self.request.keep_until else { return Ok(()) };
+        let pin = Pin { until: Some(until), ..new_pin(id.clone(), self.request.host.clone()) };
+        self.repository.put_pin(&pin).await.map_err(|error| self.not_stored(error))?;
+        Ok(())
+    }
+
     /// Removes what a backup that was given up has stored, as far as the store lets us.
     async fn forget(&self, id: &BackupId, uploads: &Uploads) {
         if !uploads.ended(UPLOADS_END_MAX).await {
@@ -284,6 +295,11 @@ impl Making<'_> {
         }
         if let Err(error) = self.repository.forget_unfinished(id).await {
             tracing::warn!("what backup {id} had stored could not be removed: {error}");
+        }
+        if self.request.keep_until.is_some()
+            && let Err(error) = self.repository.remove_pins(id).await
+        {
+            tracing::warn!("the pin of backup {id} could not be removed: {error}");
         }
     }
 
@@ -323,6 +339,7 @@ impl Making<'_> {
             reaches_from,
             parent_id,
         );
+        self.pin(&id).await?;
         let index = FileIndex::new(id, recorded.entries, recorded.list_frames);
         self.commit_was_sent.store(true, Ordering::SeqCst);
         writer.commit(&index, &committed).await.map_err(|e| self.not_known(e))?;

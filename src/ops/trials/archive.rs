@@ -306,7 +306,7 @@ pub(super) async fn make_backup(
     writer.commit(&index, &committed).await
 }
 
-fn meta(path: &str, kind: EntryKind, size: u64) -> FileMeta {
+pub(super) fn meta(path: &str, kind: EntryKind, size: u64) -> FileMeta {
     let mode = if kind == EntryKind::File { 0o600 } else { 0o700 };
     FileMeta { path: path.as_bytes().to_vec(), kind, mode, mtime: 1, size }
 }
