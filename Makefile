@@ -30,9 +30,9 @@ test: ## every test, against real PostgreSQL 14 to 18 and real object stores
 		echo; echo "Not run on this system:"; sort -u $(HIGHWATER_TEST_NOT_RUN); \
 	fi; exit $$status
 
-soak: ## the tests that kill things at random moments, 50 rounds each
+soak: ## the tests that kill things at random moments, 50 rounds each, and a chain of 30 backups
 	@$(INSTALL) --test
-	HIGHWATER_SOAK_ROUNDS=$${HIGHWATER_SOAK_ROUNDS:-50} cargo test --no-fail-fast --test suite -- kills:: fire:: receive_resume::a_killed --nocapture
+	HIGHWATER_SOAK_ROUNDS=$${HIGHWATER_SOAK_ROUNDS:-50} cargo test --no-fail-fast --test suite -- kills:: fire:: receive_resume::a_killed agent::archiving_goes_on agent::an_agent_that_was_killed expire:: memory::very_many --nocapture
 
 bench: ## speed and memory beside cp, pg_basebackup, pgBackRest and Barman
 	@$(INSTALL) --bench

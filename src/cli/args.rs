@@ -10,11 +10,12 @@ use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use super::environment::Environment;
 use super::help;
 use super::requests::{
-    ArchiveGetRequest, ArchivePushRequest, BackupRequest, BackupSource, CheckRequest, InfoRequest,
-    InitRequest, ManifestChecksums, ReceiveRequest, Request, RestoreRequest, TablespaceMapping,
-    check_annotations, check_tablespace_map, parse_annotation, parse_label, parse_max_rate,
-    parse_tablespace_mapping,
+    AgentRequest, ArchiveGetRequest, ArchivePushRequest, BackupRequest, BackupSource, CheckRequest,
+    InfoRequest, InitRequest, ManifestChecksums, ReceiveRequest, Request, RestoreRequest,
+    TablespaceMapping, check_annotations, check_tablespace_map, parse_annotation, parse_label,
+    parse_max_rate, parse_tablespace_mapping,
 };
+use super::retention_args::{ExpireArgs, PinArgs, UnpinArgs, keep_until};
 use super::settings::{FlagValues, NOTHING_DONE};
 use super::settings_table::Id;
 use super::target::{TargetTime, parse_lsn, parse_name, parse_time, parse_timeline, parse_xid};
@@ -92,6 +93,9 @@ pub enum Command {
     /// Stream WAL into the repository as it is written: a service
     #[command(after_help = help::RECEIVE)]
     Receive(ReceiveArgs),
+    /// Serve a cluster: archive and fetch WAL before it is asked for: a service
+    #[command(after_help = help::AGENT)]
+    Agent(AgentArgs),
     /// Take a base backup
     #[command(after_help = help::BACKUP)]
     Backup(BackupArgs),
@@ -101,6 +105,14 @@ pub enum Command {
     /// Show backups, WAL coverage, gaps and the recovery window
     #[command(after_help = help::INFO)]
     Info(InfoArgs),
+    /// Delete backups and WAL that the retention policy does not keep
+    #[command(after_help = help::EXPIRE)]
+    Expire(ExpireArgs),
+    /// Keep a backup whatever the retention policy says
+    #[command(after_help = help::PIN)]
+    Pin(PinArgs),
+    /// Take all pins off a backup
+    Unpin(UnpinArgs),
     /// Show the settings in force and where each came from
     #[command(after_help = help::CONFIG)]
     Config,
@@ -188,6 +200,19 @@ pub struct ReceiveArgs {
     old_timeline: bool,
 }
 
+/// Arguments of `agent`.
+#[derive(Args)]
+pub struct AgentArgs {
+    /// The cluster's data directory [env: HIGHWATER_PGDATA, PGDATA]
+    #[arg(long, value_name = "DIR")]
+    pgdata: Option<PathBuf>,
+    /// Stream WAL into the repository as well, as the command receive does [env: HIGHWATER_RECEIVE]
+    #[arg(long)]
+    receive: bool,
+    #[command(flatten, next_help_heading = "With --receive")]
+    receiving: ReceiveArgs,
+}
+
 /// Arguments of `backup`.
 #[derive(Args)]
 pub struct BackupArgs {
@@ -225,6 +250,9 @@ pub struct BackupArgs {
     /// Checksums in the manifest: crc32c (fast) or sha256
     #[arg(long, value_name = "KIND", default_value = "crc32c", hide_possible_values = true)]
     manifest_checksums: ManifestChecksums,
+    /// Pin it from the beginning: expire keeps it at least until then
+    #[arg(long, value_name = "TIME")]
+    keep_until: Option<String>,
 }
 
 /// Arguments of `restore`.
@@ -309,7 +337,7 @@ pub struct InfoArgs {
 impl Command {
     /// Returns whether the command runs until it is told to stop.
     pub fn is_service(&self) -> bool {
-        matches!(self, Self::Receive(_))
+        matches!(self, Self::Receive(_) | Self::Agent(_))
     }
 }
 
@@ -347,25 +375,27 @@ impl CommandLine {
                 Request::ArchiveGet(ArchiveGetRequest { name, path })
             }
             Command::FetchAhead => Request::FetchAhead,
-            Command::Receive(args) => {
-                flags.set(Id::Rpo, args.rpo);
-                flags.set(Id::Synchronous, args.synchronous.then_some("on"));
-                flags.set(Id::Slot, args.slot);
-                flags.set(Id::Uploads, args.uploads);
-                let ReceiveArgs { from_standby, old_timeline, .. } = args;
-                Request::Receive(ReceiveRequest { from_standby, old_timeline })
+            Command::Receive(args) => Request::Receive(args.into_request(&mut flags)),
+            Command::Agent(args) => {
+                flags.set(Id::Pgdata, absolute_text(args.pgdata)?);
+                flags.set(Id::Receive, args.receive.then_some("on"));
+                let receive = args.receiving.into_request(&mut flags);
+                Request::Agent(AgentRequest { receive })
             }
             Command::Backup(args) => {
                 flags.set(Id::Jobs, args.jobs.clone());
                 flags.set(Id::WalTimeout, args.wal_timeout.clone());
                 flags.set(Id::Pgdata, absolute_text(args.pgdata.clone())?);
-                Request::Backup(args.into_request()?)
+                Request::Backup(args.into_request(environment)?)
             }
             Command::Restore(args) => {
                 flags.set(Id::Jobs, args.jobs.clone());
                 Request::Restore(Box::new(args.into_request(environment)?))
             }
             Command::Info(InfoArgs { backup }) => Request::Info(InfoRequest { backup }),
+            Command::Expire(args) => args.into_request(&mut flags),
+            Command::Pin(args) => args.into_request(environment)?,
+            Command::Unpin(args) => args.into_request(),
             Command::Config => Request::Config,
             Command::Man { directory } => Request::Man(directory),
         };
@@ -373,8 +403,19 @@ impl CommandLine {
     }
 }
 
+impl ReceiveArgs {
+    fn into_request(self, flags: &mut FlagValues) -> ReceiveRequest {
+        flags.set(Id::Rpo, self.rpo);
+        flags.set(Id::Synchronous, self.synchronous.then_some("on"));
+        flags.set(Id::Slot, self.slot);
+        flags.set(Id::Uploads, self.uploads);
+        let Self { from_standby, old_timeline, .. } = self;
+        ReceiveRequest { from_standby, old_timeline }
+    }
+}
+
 impl BackupArgs {
-    fn into_request(self) -> Result<BackupRequest, Failure> {
+    fn into_request(self, environment: &Environment) -> Result<BackupRequest, Failure> {
         check_annotations(&self.annotate)
             .map_err(|reason| usage(&reason, "give each annotation once: --annotate KEY=VALUE"))?;
         Ok(BackupRequest {
@@ -386,6 +427,7 @@ impl BackupArgs {
             label: self.label,
             max_rate: self.max_rate,
             manifest_checksums: self.manifest_checksums,
+            keep_until: keep_until("--keep-until", self.keep_until, environment)?,
         })
     }
 }
@@ -457,7 +499,7 @@ impl TargetArgs {
     }
 }
 
-fn usage(what: &str, next: &str) -> Failure {
+pub(super) fn usage(what: &str, next: &str) -> Failure {
     Failure::new(Kind::Usage, what, NOTHING_DONE, next)
 }
 

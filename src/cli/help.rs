@@ -11,6 +11,7 @@ From nothing to a backup that can be restored:
   archive_command = 'highwater archive-push %p'      in postgresql.conf, with archive_mode = on
   highwater check                      proves that WAL arrives
   highwater backup                     every night
+  highwater expire                     after it, with retain_window = \"30d\"
   highwater restore --pgdata DIR --to-time '2026-11-22 03:00:00'
 
 Settings come from flags, then HIGHWATER_* variables, then the file given by --config or
@@ -75,6 +76,17 @@ It runs until SIGTERM or SIGINT, then stores what it holds and exits 0. Archivin
 archive_command may go on beside it. The server keeps WAL for the slot while receive is away:
 drop the slot when you stop using it, or pg_wal fills the disk.";
 
+/// Under `agent --help`.
+pub const AGENT: &str = "\
+Examples:
+  highwater agent --pgdata /var/lib/postgresql/18/main
+  highwater agent --pgdata DIR --receive         streams WAL too, as highwater receive does
+
+Runs as the server's user, with the same settings as archive_command, until SIGTERM or SIGINT.
+WAL that is ready is stored before archive-push is called for it, which then only asks; what
+recovery will want next is fetched before archive-get is called. Both find it by themselves,
+and do their work without it when it is away: it may be stopped or killed at any moment.";
+
 /// Under `backup --help`.
 pub const BACKUP: &str = "\
 Examples:
@@ -105,6 +117,30 @@ pub const INFO: &str = "\
 Examples:
   highwater info
   highwater info --json | jq -r .recovery_window.latest_time";
+
+/// Under `expire --help`.
+pub const EXPIRE: &str = "\
+Examples:
+  highwater expire --dry-run           what would go, and why each thing that stays does
+  highwater expire                     after the nightly backup; in the settings file:
+      retain_window = \"30d\"           every moment of the last 30 days
+      retain_weekly = 8                beyond them, the last backup of each of 8 weeks
+  highwater expire --retain-window 14d --dry-run
+
+Whatever one of the settings keeps is kept. Without any, nothing is deleted and the exit code
+is 2. The last usable backup is never deleted. It may run beside backups, archiving and
+another expire, and after an interruption it goes on where it stopped. Exit code 5: the store
+refused to delete something; 4: a backup cannot be read, and everything it may need was kept.";
+
+/// Under `pin --help`.
+pub const PIN: &str = "\
+Examples:
+  highwater pin 20261122T031500Z --reason 'before the migration'
+  highwater pin 20261122T031500Z --until '2027-06-30 00:00:00+00'
+  highwater backup --keep-until '2027-06-30 00:00:00+00'
+
+A pinned backup stays with the WAL that makes it consistent. Of several pins on one backup the
+longest counts; `unpin` takes them all off.";
 
 /// Under `config --help`.
 pub const CONFIG: &str = "\

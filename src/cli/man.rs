@@ -40,15 +40,19 @@ mod tests {
             .collect();
         names.sort();
         let expected = [
+            "highwater-agent.1",
             "highwater-archive-get.1",
             "highwater-archive-push.1",
             "highwater-backup.1",
             "highwater-check.1",
             "highwater-config.1",
+            "highwater-expire.1",
             "highwater-info.1",
             "highwater-init.1",
+            "highwater-pin.1",
             "highwater-receive.1",
             "highwater-restore.1",
+            "highwater-unpin.1",
             "highwater.1",
         ];
         assert_eq!(names, expected);

@@ -13,6 +13,7 @@
 //! The invariant: PostgreSQL never takes a mistake for an answer. Every end of an
 //! `archive-get` that is not "here it is" or "certainly absent" exits above 125.
 
+mod agent;
 mod ahead;
 pub mod args;
 pub mod config_report;
@@ -27,6 +28,9 @@ pub mod progress;
 pub mod redact;
 mod reports;
 pub mod requests;
+mod retention;
+mod retention_args;
+mod retention_settings;
 mod setting_values;
 pub mod settings;
 pub mod settings_file;

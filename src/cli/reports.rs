@@ -6,7 +6,9 @@
 use serde::Serialize;
 
 use super::output::columns;
+use super::retention::policy_in_words;
 use super::units::human_size;
+use crate::agent;
 use crate::format::{BackupId, DamagedPages};
 use crate::ops::restore::PlanReport;
 use crate::ops::{archive_get, archive_push, backup, check, info, init, receive, restore};
@@ -75,6 +77,14 @@ pub(super) fn receive(report: &receive::Report) -> String {
         report.segments,
         report.pieces,
         human_size(report.stored_bytes)
+    )
+}
+
+pub(super) fn agent(report: &agent::Report) -> String {
+    let received = report.received.as_ref().map_or(String::new(), receive);
+    format!(
+        "stored {} WAL files, answered {} commands, fetched {} segments ahead\n{received}",
+        report.stored_files, report.answered, report.fetched_segments
     )
 }
 
@@ -332,6 +342,10 @@ pub(super) fn info(report: &info::Report) -> String {
             ));
         }
     }
+    match &report.retention {
+        None => text.push_str("retention: none is set, so that nothing is ever deleted (see `highwater expire --help`)\n\n"),
+        Some(policy) => text.push_str(&format!("retention: {}\n\n", policy_in_words(policy))),
+    }
     text.push_str(&backups(report));
     text.push_str(&wal(report));
     text
@@ -347,30 +361,39 @@ fn backups(report: &info::Report) -> String {
                 .map(ToOwned::to_owned)
                 .to_vec(),
         ];
-        rows.extend(report.backups.iter().map(|backup| {
-            vec![
-                backup.id.to_string(),
-                human_size(backup.size_bytes),
-                human_size(backup.stored_bytes),
-                backup.timeline.to_string(),
-                backup.start_lsn.to_string(),
-                backup.stop_lsn.to_string(),
-                backup.taken_from.clone(),
-                if backup.usable { "yes" } else { "NO: its WAL is not here" }.to_owned(),
-            ]
-        }));
+        rows.extend(report.backups.iter().map(backup_row));
+        if report.retention.is_some() {
+            rows[0].push("kept".to_owned());
+            for (row, backup) in rows[1..].iter_mut().zip(&report.backups) {
+                let goes = backup.kept_why.is_empty();
+                row.push(if goes { "no: it goes".to_owned() } else { backup.kept_why.join("; ") });
+            }
+        }
         text.push_str(&columns(&rows));
     }
     for backup in &report.backups {
         for (key, value) in &backup.annotations {
             text.push_str(&format!("  {}: {key} = {value}\n", backup.id));
         }
+        for pin in &backup.pins {
+            text.push_str(&format!("  {}: pinned{}\n", backup.id, pin_in_words(pin)));
+        }
+        if backup.kept.as_ref().is_some_and(Vec::is_empty) {
+            text.push_str(&format!(
+                "  {}: no longer kept; the next expire deletes it\n",
+                backup.id
+            ));
+        }
         if let Some(pages) = &backup.damaged_pages {
             text.push_str(&format!("{}: {}", backup.id, damaged_pages(pages)));
         }
     }
     for backup in &report.unfinished_backups {
-        let begun = backup.begun_at.map_or_else(String::new, |time| format!(", begun {time}"));
+        let Some(begun) = backup.begun_at else {
+            text.push_str(&format!("left of a deleted backup: {}\n", backup.id));
+            continue;
+        };
+        let begun = format!(", begun {begun}");
         let host = backup.host.as_ref().map_or_else(String::new, |host| format!(" on {host}"));
         let needed = match backup.needed_by.first() {
             Some(id) => format!("; backup {id} needs packs of it: it must stay"),
@@ -384,6 +407,29 @@ fn backups(report: &info::Report) -> String {
     }
     text.push('\n');
     text
+}
+
+fn backup_row(backup: &info::BackupInfo) -> Vec<String> {
+    vec![
+        backup.id.to_string(),
+        human_size(backup.size_bytes),
+        human_size(backup.stored_bytes),
+        backup.timeline.to_string(),
+        backup.start_lsn.to_string(),
+        backup.stop_lsn.to_string(),
+        backup.taken_from.clone(),
+        if backup.usable { "yes" } else { "NO: its WAL is not here" }.to_owned(),
+    ]
+}
+
+fn pin_in_words(pin: &info::PinInfo) -> String {
+    let until = pin.until.map_or_else(String::new, |until| format!(" until {until}"));
+    let reason = pin.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+    let damaged = pin
+        .damaged
+        .as_ref()
+        .map_or_else(String::new, |why| format!("; THE PIN IS DAMAGED ({why})"));
+    format!("{until}{reason}{damaged}")
 }
 
 fn wal(report: &info::Report) -> String {

@@ -33,12 +33,26 @@ pub enum Request {
     FetchAhead,
     /// `receive`
     Receive(ReceiveRequest),
+    /// `agent`
+    Agent(AgentRequest),
     /// `backup`
     Backup(BackupRequest),
     /// `restore`
     Restore(Box<RestoreRequest>),
     /// `info`
     Info(InfoRequest),
+    /// `expire`; what is kept is said by settings.
+    Expire {
+        /// Tell, and delete nothing.
+        dry_run: bool,
+    },
+    /// `pin`
+    Pin(PinRequest),
+    /// `unpin`
+    Unpin {
+        /// The backup; not yet checked.
+        backup: String,
+    },
     /// `config`
     Config,
     /// `man`: write the manual pages into this directory.
@@ -88,6 +102,13 @@ pub struct ReceiveRequest {
     pub old_timeline: bool,
 }
 
+/// What `agent` is asked beside its settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AgentRequest {
+    /// How it receives, if a setting says that it does.
+    pub receive: ReceiveRequest,
+}
+
 /// Where a backup's bytes come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum BackupSource {
@@ -125,6 +146,28 @@ pub struct BackupRequest {
     pub max_rate: Option<u64>,
     /// Checksums in the manifest.
     pub manifest_checksums: ManifestChecksums,
+    /// Until when the backup is pinned from the beginning.
+    pub keep_until: Option<KeepUntil>,
+}
+
+/// A moment until which a backup is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeepUntil {
+    /// Microseconds since 1970-01-01 00:00:00 UTC.
+    pub unix_micros: i64,
+    /// How it reads in full, to be told back.
+    pub in_full: String,
+}
+
+/// What `pin` is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PinRequest {
+    /// The backup; not yet checked.
+    pub backup: String,
+    /// Until when; `None` until it is unpinned.
+    pub until: Option<KeepUntil>,
+    /// Why.
+    pub reason: Option<String>,
 }
 
 /// One `--tablespace-map OLD=NEW`.

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use super::environment::Environment;
 use super::redact;
+use super::retention_settings::RetentionSettings;
 pub use super::setting_values::{SlotChoice, SpoolChoice};
 use super::setting_values::{
     absolute, is_cluster_name, parse_slot, parse_spool, parse_switch, within_count,
@@ -237,10 +238,14 @@ pub struct Settings {
     pub slot: Option<Sourced<SlotChoice>>,
     /// Pieces that `receive` has on their way at a time; at least 1.
     pub uploads: Sourced<usize>,
+    /// Whether the agent receives.
+    pub receive: Sourced<bool>,
     /// Where work ahead of PostgreSQL is noted.
     pub spool: Sourced<SpoolChoice>,
     /// The most WAL that is kept fetched ahead, in bytes.
     pub spool_max_bytes: Sourced<u64>,
+    /// What is kept.
+    pub retention: RetentionSettings,
     /// Store options by name.
     pub repo_options: BTreeMap<String, OptionValue>,
 }
@@ -277,9 +282,11 @@ impl Settings {
             synchronous: check.or_default(Id::Synchronous, parse_switch)?,
             slot: check.one(Id::Slot, parse_slot)?,
             uploads: check.or_default(Id::Uploads, |text| within_count(Id::Uploads, text))?,
+            receive: check.or_default(Id::Receive, parse_switch)?,
             spool: check.or_default(Id::Spool, parse_spool)?,
             spool_max_bytes: check
                 .or_default(Id::SpoolMax, |text| within_size(Id::SpoolMax, text))?,
+            retention: RetentionSettings::validate(&check)?,
             repo_options: raw
                 .repo_options
                 .into_iter()
@@ -351,25 +358,33 @@ impl Settings {
                 text(value, |slot| slot.0.as_ref().map_or("none".to_owned(), ToString::to_string))
             }),
             Id::Uploads => Some(text(&self.uploads, ToString::to_string)),
+            Id::Receive => Some(switch(&self.receive)),
             Id::Spool => Some(text(&self.spool, |choice| match choice {
                 SpoolChoice::BesideWal => "pg_wal".to_owned(),
                 SpoolChoice::Directory(path) => path.display().to_string(),
                 SpoolChoice::None => "none".to_owned(),
             })),
             Id::SpoolMax => Some(text(&self.spool_max_bytes, |bytes| setting_size(*bytes))),
+            Id::RetainWindow
+            | Id::RetainBackups
+            | Id::RetainDaily
+            | Id::RetainWeekly
+            | Id::RetainMonthly
+            | Id::MinBackups
+            | Id::RetainUnfinished => self.retention.shown(id),
         };
         shown.unwrap_or((None, false, Origin::Default))
     }
 }
 
 /// The values to check.
-struct Check<'a> {
+pub(super) struct Check<'a> {
     values: &'a BTreeMap<Id, Raw>,
 }
 
 impl Check<'_> {
     /// Checks one setting, if it was given.
-    fn one<T>(
+    pub(super) fn one<T>(
         &self,
         id: Id,
         parse: impl Fn(&str) -> Option<T>,
@@ -382,7 +397,7 @@ impl Check<'_> {
     }
 
     /// Checks one setting that has a default.
-    fn or_default<T>(
+    pub(super) fn or_default<T>(
         &self,
         id: Id,
         parse: impl Fn(&str) -> Option<T>,
@@ -401,7 +416,7 @@ impl Check<'_> {
         Ok(Sourced { value: default, origin: Origin::Default })
     }
 
-    fn duration(&self, id: Id) -> Result<Sourced<Duration>, Failure> {
+    pub(super) fn duration(&self, id: Id) -> Result<Sourced<Duration>, Failure> {
         self.or_default(id, |text| within_duration(id, text))
     }
 }

@@ -45,10 +45,26 @@ pub enum Id {
     Slot,
     /// How many pieces `receive` has on their way.
     Uploads,
+    /// Whether the agent receives.
+    Receive,
     /// Where work ahead of PostgreSQL is noted.
     Spool,
     /// The most WAL in the spool.
     SpoolMax,
+    /// How far back every moment can be gone back to.
+    RetainWindow,
+    /// How many of the newest backups stay.
+    RetainBackups,
+    /// Of how many days a backup stays.
+    RetainDaily,
+    /// Of how many weeks a backup stays.
+    RetainWeekly,
+    /// Of how many months a backup stays.
+    RetainMonthly,
+    /// The fewest backups that are left.
+    MinBackups,
+    /// How long an unfinished backup may be silent.
+    RetainUnfinished,
 }
 
 /// What a setting takes. Bounds are included.
@@ -165,7 +181,7 @@ const MIB: u64 = 1 << 20;
 const HOUR: u64 = 3_600;
 
 /// All settings, in the order in which they are shown.
-pub static TABLE: [Setting; 17] = [
+pub static TABLE: [Setting; 25] = [
     Setting {
         id: Id::Repo,
         key: "repo.url",
@@ -317,6 +333,16 @@ pub static TABLE: [Setting; 17] = [
         meaning: "the most pieces of WAL that receive has on their way to the store at a time",
     },
     Setting {
+        id: Id::Receive,
+        key: "receive",
+        variable: "HIGHWATER_RECEIVE",
+        flag: Some("--receive"),
+        accepts: Accepts::Switch,
+        default: Some("off"),
+        example: "on",
+        meaning: "the agent streams WAL into the repository as well",
+    },
+    Setting {
         id: Id::Spool,
         key: "spool",
         variable: "HIGHWATER_SPOOL",
@@ -335,6 +361,76 @@ pub static TABLE: [Setting; 17] = [
         default: Some("128MiB"),
         example: "256MiB",
         meaning: "the most WAL that archive-get keeps fetched ahead",
+    },
+    Setting {
+        id: Id::RetainWindow,
+        key: "retain_window",
+        variable: "HIGHWATER_RETAIN_WINDOW",
+        flag: Some("--retain-window"),
+        accepts: Accepts::Duration { min: HOUR, max: 3650 * 24 * HOUR },
+        default: None,
+        example: "30d",
+        meaning: "expire keeps every moment of this long ago until now: backups and all their WAL",
+    },
+    Setting {
+        id: Id::RetainBackups,
+        key: "retain_backups",
+        variable: "HIGHWATER_RETAIN_BACKUPS",
+        flag: Some("--retain-backups"),
+        accepts: Accepts::Count { min: 1, max: 10_000 },
+        default: None,
+        example: "7",
+        meaning: "expire keeps so many of the newest backups, with all WAL since",
+    },
+    Setting {
+        id: Id::RetainDaily,
+        key: "retain_daily",
+        variable: "HIGHWATER_RETAIN_DAILY",
+        flag: Some("--retain-daily"),
+        accepts: Accepts::Count { min: 1, max: 10_000 },
+        default: None,
+        example: "14",
+        meaning: "expire keeps the last backup of each of so many days, with its own WAL only",
+    },
+    Setting {
+        id: Id::RetainWeekly,
+        key: "retain_weekly",
+        variable: "HIGHWATER_RETAIN_WEEKLY",
+        flag: Some("--retain-weekly"),
+        accepts: Accepts::Count { min: 1, max: 10_000 },
+        default: None,
+        example: "8",
+        meaning: "the same for weeks",
+    },
+    Setting {
+        id: Id::RetainMonthly,
+        key: "retain_monthly",
+        variable: "HIGHWATER_RETAIN_MONTHLY",
+        flag: Some("--retain-monthly"),
+        accepts: Accepts::Count { min: 1, max: 10_000 },
+        default: None,
+        example: "12",
+        meaning: "the same for months",
+    },
+    Setting {
+        id: Id::MinBackups,
+        key: "min_backups",
+        variable: "HIGHWATER_MIN_BACKUPS",
+        flag: Some("--min-backups"),
+        accepts: Accepts::Count { min: 1, max: 1000 },
+        default: Some("1"),
+        example: "2",
+        meaning: "expire never leaves fewer usable backups than this; deletes nothing by itself",
+    },
+    Setting {
+        id: Id::RetainUnfinished,
+        key: "retain_unfinished",
+        variable: "HIGHWATER_RETAIN_UNFINISHED",
+        flag: Some("--retain-unfinished"),
+        accepts: Accepts::Duration { min: HOUR, max: 3650 * 24 * HOUR },
+        default: Some("7d"),
+        example: "7d",
+        meaning: "after so long without a sign of life expire takes an unfinished backup for dead",
     },
 ];
 

@@ -11,6 +11,7 @@ mod file_list;
 mod names;
 mod pack_index;
 mod page_map;
+mod pins;
 mod sealed;
 mod wal_summary;
 
@@ -18,7 +19,9 @@ pub use chunks::{
     CHUNK_BYTES, ChunkDigest, ChunkEntry, ChunkMap, ChunkMapError, ChunkPart, FrameRef,
     MAP_CHUNKS_MAX, RUNS_MAX, Run, digest_chunk,
 };
-pub use codec::{Codec, CodecError, FrameCompressor, FrameWriter, Packing, read_frames};
+pub use codec::{
+    Codec, CodecError, FrameCompressor, FrameWriter, Packing, read_frames, read_whole,
+};
 pub use documents::{
     Begun, Committed, DAMAGED_PAGES_NAMED_MAX, DamagedPage, DamagedPages, Document, DocumentError,
     FORMAT_VERSION, FileIndex, Identity, PackUse, Reference, ServerLimits, TablespaceAt,
@@ -27,12 +30,18 @@ pub use file_list::{
     EntryKind, FileContent, FileEntry, FileStamp, INLINE_CHUNKS_MAX, LIST_FRAME_BYTES, ListError,
     parse_line, write_line,
 };
-pub use names::{BackupId, ClusterName, NameError, Place, WalObject, parse_wal_object};
-pub use pack_index::{IndexedFrame, PackIndexError, Piece, decode_pack_index, encode_pack_index};
+pub use names::{
+    BackupId, BackupObject, ClusterName, NameError, Place, WalObject, parse_backup_object,
+    parse_wal_object,
+};
+pub use pack_index::{
+    INDEXED_BYTES_MIN, IndexedFrame, PackIndexError, Piece, decode_pack_index, encode_pack_index,
+};
 pub use page_map::{
     PAGE_BYTES, PAGES, PageDigests, PageMap, PageMapError, digest_pages, encode_page_map,
     page_map_bytes,
 };
+pub use pins::{PIN_REASON_BYTES_MAX, Pin};
 pub use sealed::{
     HEADER_PROBE_BYTES, Header, IndexAt, Kind, PACK_HEADER_BYTES, RestorePointMark, SealError,
     WalSummary, encode_header, encode_header_padded, parse_header,

@@ -9,6 +9,7 @@
 //! <cluster>/wal/<system id>/<16 digits>/<segment>.<offset>.backup
 //! <cluster>/wal/<system id>/<TLI>.history
 //! <cluster>/backup/<id>/begun.json | files | committed.json | pack/<n, 8 digits>
+//! <cluster>/pin/<id>/<second>.json                                       a second as in backup ids
 //! ```
 //!
 //! A name never depends on codec or digest, so that it can be predicted
@@ -210,6 +211,43 @@ pub fn parse_wal_object(tail: &str) -> Option<WalObject> {
     (object.tail() == tail).then_some(object)
 }
 
+impl WalObject {
+    /// Returns the segment that it belongs to; a history file belongs to none.
+    pub fn segment(self) -> Option<SegmentName> {
+        match self {
+            Self::File(name) => name.segment(),
+            Self::Piece { segment, .. } | Self::Damaged(segment) => Some(segment),
+        }
+    }
+}
+
+/// One object below `backup/<id>/`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackupObject {
+    /// Who began it.
+    Begun,
+    /// Pack `n`.
+    Pack(u32),
+    /// The index of its file list.
+    Files,
+    /// What makes it exist.
+    Committed,
+}
+
+/// Parses the tail of a key below `backup/<id>/`; `None` for anything that this version does not store.
+pub fn parse_backup_object(tail: &str) -> Option<BackupObject> {
+    match tail {
+        "begun.json" => Some(BackupObject::Begun),
+        "files" => Some(BackupObject::Files),
+        "committed.json" => Some(BackupObject::Committed),
+        _ => {
+            let digits = tail.strip_prefix("pack/")?;
+            let is_number = digits.len() == 8 && digits.bytes().all(|byte| byte.is_ascii_digit());
+            is_number.then(|| digits.parse().ok().map(BackupObject::Pack)).flatten()
+        }
+    }
+}
+
 /// A cluster's place in a repository: makes every key below it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -287,6 +325,26 @@ impl Place {
         format!("{}/backup/{id}/files", self.cluster)
     }
 
+    /// Returns the directory of one backup.
+    pub fn backup_dir(&self, id: &BackupId) -> String {
+        format!("{}/backup/{id}", self.cluster)
+    }
+
+    /// Returns the directory of all pins.
+    pub fn pins_dir(&self) -> String {
+        format!("{}/pin", self.cluster)
+    }
+
+    /// Returns the directory of the pins of one backup.
+    pub fn pins_of_dir(&self, id: &BackupId) -> String {
+        format!("{}/pin/{id}", self.cluster)
+    }
+
+    /// Returns the key of a pin made at that moment; `attempt` above 1 tells pins of one second apart.
+    pub fn pin(&self, id: &BackupId, at: jiff::Timestamp, attempt: u32) -> String {
+        format!("{}/pin/{id}/{}.json", self.cluster, BackupId::at(at, attempt))
+    }
+
     /// Returns the key whose existence makes the backup exist.
     pub fn committed(&self, id: &BackupId) -> String {
         format!("{}/backup/{id}/committed.json", self.cluster)
@@ -342,6 +400,22 @@ mod tests {
             "a/b/c/d",
         ] {
             assert_eq!(parse_wal_object(tail), None, "{tail}");
+        }
+    }
+
+    #[test]
+    fn the_objects_of_a_backup_are_told_apart() {
+        let place = Place::new("main".parse().unwrap());
+        let id: BackupId = "20261122T031500Z".parse().unwrap();
+        let tail = |key: String| {
+            parse_backup_object(key.strip_prefix(&format!("{}/", place.backup_dir(&id))).unwrap())
+        };
+        assert_eq!(tail(place.begun(&id)), Some(BackupObject::Begun));
+        assert_eq!(tail(place.files(&id)), Some(BackupObject::Files));
+        assert_eq!(tail(place.committed(&id)), Some(BackupObject::Committed));
+        assert_eq!(tail(place.pack(&id, 12_345_678)), Some(BackupObject::Pack(12_345_678)));
+        for foreign in ["", "pack", "pack/1", "pack/+0000001", "pack/00000001/x", "files.old"] {
+            assert_eq!(parse_backup_object(foreign), None, "{foreign}");
         }
     }
 

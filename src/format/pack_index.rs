@@ -7,20 +7,27 @@
 //! "HWI1"                                    4
 //! u32 frames, then each:
 //!     u32 frame offset | u32 frame stored bytes | u32 frame plain bytes
-//!     u32 pieces, then each, one behind the other from byte 0 of the plain frame:
+//!     u32 pieces, then each:
 //!         digest                           16  BLAKE3 of its bytes, first 128 bits
-//!         u32 bytes
+//!         u32 offset in the plain frame | u32 bytes
 //! ```
+//!
+//! Pieces below [`INDEXED_BYTES_MIN`] are left out: there may be very many of them, and they are soon stored again.
 
 use super::{CHUNK_BYTES, ChunkDigest};
 
 const MAGIC: &[u8; 4] = b"HWI1";
+
+/// The least bytes of a piece that an index tells.
+pub const INDEXED_BYTES_MIN: u32 = 4 << 10;
 
 /// A chunk, or a stretch of pages of one, as it stands in a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
     /// The digest of its bytes.
     pub digest: ChunkDigest,
+    /// Where it begins in the plain frame.
+    pub in_frame: u32,
     /// How many bytes: 1 to [`CHUNK_BYTES`].
     pub bytes: u32,
 }
@@ -34,7 +41,7 @@ pub struct IndexedFrame {
     pub stored: u32,
     /// Its length before compression.
     pub plain: u32,
-    /// What it holds, from its first byte on, without a gap.
+    /// What it holds.
     pub pieces: Vec<Piece>,
 }
 
@@ -55,6 +62,7 @@ pub fn encode_pack_index(frames: &[IndexedFrame]) -> Vec<u8> {
         out.extend_from_slice(&number(frame.pieces.len()));
         for piece in &frame.pieces {
             out.extend_from_slice(&piece.digest.0);
+            out.extend_from_slice(&piece.in_frame.to_le_bytes());
             out.extend_from_slice(&piece.bytes.to_le_bytes());
         }
     }
@@ -75,14 +83,14 @@ pub fn decode_pack_index(bytes: &[u8]) -> Result<Vec<IndexedFrame>, PackIndexErr
     for _ in 0..count {
         let (offset, stored, plain) = (rest.number()?, rest.number()?, rest.number()?);
         let mut pieces = Vec::new();
-        let mut left = plain;
         for _ in 0..rest.number()? {
-            let (digest, bytes) = (ChunkDigest(*rest.take::<16>()?), rest.number()?);
-            if bytes == 0 || bytes > CHUNK_BYTES {
+            let digest = ChunkDigest(*rest.take::<16>()?);
+            let (in_frame, bytes) = (rest.number()?, rest.number()?);
+            let end = in_frame.checked_add(bytes).ok_or(PackIndexError)?;
+            if bytes == 0 || bytes > CHUNK_BYTES || end > plain {
                 return Err(PackIndexError);
             }
-            left = left.checked_sub(bytes).ok_or(PackIndexError)?;
-            pieces.push(Piece { digest, bytes });
+            pieces.push(Piece { digest, in_frame, bytes });
         }
         frames.push(IndexedFrame { offset, stored, plain, pieces });
     }
@@ -111,12 +119,14 @@ mod tests {
     use super::*;
 
     fn any_frame() -> impl Strategy<Value = IndexedFrame> {
-        let piece = (any::<[u8; 16]>(), 1..=CHUNK_BYTES)
-            .prop_map(|(digest, bytes)| Piece { digest: ChunkDigest(digest), bytes });
+        let piece = (any::<[u8; 16]>(), 0..CHUNK_BYTES, 1..=CHUNK_BYTES).prop_map(
+            |(digest, in_frame, bytes)| Piece { digest: ChunkDigest(digest), in_frame, bytes },
+        );
         let pieces = prop::collection::vec(piece, 0..9);
         (any::<u32>(), any::<u32>(), 0u32..100, pieces).prop_map(
             |(offset, stored, more, pieces)| {
-                let plain = pieces.iter().map(|piece| piece.bytes).sum::<u32>() + more;
+                let ends = pieces.iter().map(|piece| piece.in_frame + piece.bytes);
+                let plain = ends.max().unwrap_or(0) + more;
                 IndexedFrame { offset, stored, plain, pieces }
             },
         )
@@ -148,12 +158,13 @@ mod tests {
 
     #[test]
     fn a_piece_outside_its_frame_is_refused() {
-        let piece = |bytes| Piece { digest: ChunkDigest([7; 16]), bytes };
+        let piece = |in_frame, bytes| Piece { digest: ChunkDigest([7; 16]), in_frame, bytes };
         let index = |pieces| {
             encode_pack_index(&[IndexedFrame { offset: 1024, stored: 9, plain: 100, pieces }])
         };
-        assert!(decode_pack_index(&index(vec![piece(60), piece(40)])).is_ok());
-        assert!(decode_pack_index(&index(vec![piece(60), piece(41)])).is_err());
-        assert!(decode_pack_index(&index(vec![piece(0)])).is_err());
+        assert!(decode_pack_index(&index(vec![piece(0, 60), piece(60, 40)])).is_ok());
+        for wrong in [piece(60, 41), piece(5, 0), piece(u32::MAX, 2)] {
+            assert!(decode_pack_index(&index(vec![wrong])).is_err(), "{wrong:?}");
+        }
     }
 }

@@ -1,18 +1,20 @@
 //! `info`: backups, WAL with its gaps, and the recovery window.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::current_identity;
 use super::failures::of_repo;
-use super::wal_times::{StoredWay, histories_of, reach};
+use super::stock::{Gathered, take_stock};
+use super::wal_times::{StoredWay, reach};
+use super::{current_identity, now};
 use crate::failure::Failure;
 use crate::format::{BackupId, Committed, DamagedPages, Identity};
-use crate::pg::{Lsn, PgTimestamp, SystemId, Timeline, TimelineHistory};
-use crate::plan::restore::{Holdings, candidates};
+use crate::pg::{Lsn, PgTimestamp, SystemId, Timeline};
+use crate::plan::restore::Holdings;
+use crate::plan::retention::{BegunState, Incarnation, Policy, PolicyInfo, Reason, Stock, plan};
 use crate::plan::window::{gaps, window};
-use crate::repo::{BackupState, RepoError, Repository, WalInventory};
+use crate::repo::{RepoError, Repository, StoredPin, WalInventory};
 
 const UNHARMED: &str = "Nothing was changed.";
 
@@ -29,6 +31,8 @@ pub struct Report {
     pub postgres_version: String,
     /// The WAL segment size, in bytes.
     pub wal_segment_bytes: u64,
+    /// What `expire` keeps; absent where no retention is set and nothing is ever deleted.
+    pub retention: Option<PolicyInfo>,
     /// Committed backups, oldest first.
     pub backups: Vec<BackupInfo>,
     /// Backups that began and are not committed.
@@ -71,9 +75,30 @@ pub struct BackupInfo {
     pub damaged_pages: Option<DamagedPages>,
     /// Whether the WAL that makes it consistent is here.
     pub usable: bool,
+    /// Its pins.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pins: Vec<PinInfo>,
+    /// Why `expire` keeps it, one word each; empty if it goes, absent where no retention is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Vec<&'static str>>,
+    /// The same for people.
+    #[serde(skip)]
+    pub kept_why: Vec<String>,
     /// The system identifier, where it is not the current incarnation's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub system_identifier: Option<SystemId>,
+}
+
+/// A pin on a backup.
+#[derive(Debug, Clone, Serialize)]
+pub struct PinInfo {
+    /// Until when; absent: until it is unpinned.
+    pub until: Option<PgTimestamp>,
+    /// Why.
+    pub reason: Option<String>,
+    /// Why it cannot be read; it then keeps the backup for ever.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub damaged: Option<String>,
 }
 
 /// A backup that is not one (yet).
@@ -140,157 +165,117 @@ pub struct WindowInfo {
     pub timeline: Timeline,
 }
 
-/// Gathers what there is to tell.
-pub async fn run(repository: &Repository) -> Result<Report, Failure> {
+/// Gathers what there is to tell; `policy` says which backups `expire` would keep.
+pub async fn run(repository: &Repository, policy: &Policy) -> Result<Report, Failure> {
     let identity = current_identity(repository, UNHARMED).await?;
-    gather(repository, &identity).await.map_err(|error| {
+    gather(repository, &identity, policy).await.map_err(|error| {
         of_repo(error, format!("could not take stock of {}", repository.describe()), UNHARMED)
     })
 }
 
-async fn gather(repository: &Repository, identity: &Identity) -> Result<Report, RepoError> {
+async fn gather(
+    repository: &Repository,
+    identity: &Identity,
+    policy: &Policy,
+) -> Result<Report, RepoError> {
     let system_id = identity.system_identifier;
     let size = identity.segment_size;
-    let states = repository.backups().await?;
-    let inventory = repository.wal_inventory(system_id, size).await?;
-    let histories = histories_of(repository, system_id, inventory.histories.clone()).await?;
-    let coverage = inventory.coverage();
-    let own: Vec<Committed> = states
-        .iter()
-        .filter_map(|state| match state {
-            BackupState::Committed(backup) if backup.system_identifier == system_id => {
-                Some(backup.clone())
-            }
-            _ => None,
-        })
-        .collect();
-    let holdings =
-        Holdings { backups: &own, coverage: &coverage, histories: &histories, segment_size: size };
-    let recovery_window = match window(&holdings) {
+    let gathered = take_stock(repository, &repository.identities().await?).await?;
+    let current = gathered.stock.incarnations.iter().find(|one| one.system_id == system_id);
+    let recovery_window = match current {
+        Some(current) => window_info(repository, current).await?,
         None => None,
-        Some(window) => {
-            let (lsn, from) = (window.latest_lsn(), window.oldest.backup.start_lsn);
-            let stored = StoredWay { repository, system_id, way: &window.way, size };
-            let end = reach(stored, from, lsn).await?;
-            Some(WindowInfo {
-                earliest_time: window.earliest_time(),
-                latest_time: end.last_commit_time,
-                earliest_lsn: window.earliest_lsn(),
-                latest_lsn: lsn,
-                timeline: window.way.timeline(),
-            })
-        }
     };
-    let mut usable = usable_backups(&holdings);
-    usable.extend(usable_of_predecessors(repository, &states, system_id).await?);
-    let newest = own.last().map(|backup| version_text(backup.postgres_version));
+    let own = current.and_then(|current| current.backups.last());
+    let newest = own.map(|backup| version_text(backup.postgres_version));
+    let inventory = gathered.inventories.get(&system_id).cloned().unwrap_or_default();
     Ok(Report {
         cluster: repository.cluster().to_string(),
         repository: repository.describe(),
         system_identifier: system_id,
         postgres_version: newest.unwrap_or_else(|| identity.postgres_major.to_string()),
         wal_segment_bytes: size.bytes(),
-        unfinished_backups: unfinished(&states),
-        damaged_backups: damaged(&states),
-        backups: backups_info(states, system_id, &usable),
-        wal: wal_info(&inventory, &coverage),
+        retention: policy.is_set().then(|| PolicyInfo::of(policy)),
+        unfinished_backups: unfinished(&gathered.stock),
+        damaged_backups: damaged(&gathered),
+        backups: backups_info(&gathered, system_id, policy),
+        wal: wal_info(&inventory, &inventory.coverage()),
         recovery_window,
     })
+}
+
+async fn window_info(
+    repository: &Repository,
+    current: &Incarnation,
+) -> Result<Option<WindowInfo>, RepoError> {
+    let (system_id, size) = (current.system_id, current.segment_size);
+    let holdings = Holdings {
+        backups: &current.backups,
+        coverage: &current.coverage,
+        histories: &current.histories,
+        segment_size: size,
+    };
+    let Some(window) = window(&holdings) else { return Ok(None) };
+    let (lsn, from) = (window.latest_lsn(), window.oldest.backup.start_lsn);
+    let stored = StoredWay { repository, system_id, way: &window.way, size };
+    let end = reach(stored, from, lsn).await?;
+    Ok(Some(WindowInfo {
+        earliest_time: window.earliest_time(),
+        latest_time: end.last_commit_time,
+        earliest_lsn: window.earliest_lsn(),
+        latest_lsn: lsn,
+        timeline: window.way.timeline(),
+    }))
 }
 
 fn version_text(version: u32) -> String {
     crate::pg::ServerVersion(version).to_string()
 }
 
-/// Returns the backups that are consistent along the way to their own timeline.
-fn usable_backups(holdings: &Holdings<'_>) -> BTreeSet<BackupId> {
-    let usable = holdings.backups.iter().filter(|backup| {
-        let way = match holdings.histories.get(&backup.stop_timeline) {
-            Some(history) => history.clone(),
-            None => TimelineHistory::first(),
+fn unfinished(stock: &Stock) -> Vec<UnfinishedInfo> {
+    let unfinished = stock.unfinished.iter().filter_map(|backup| {
+        let begun = match &backup.begun {
+            BegunState::Readable(begun) => Some(begun),
+            BegunState::Absent => None,
+            // It is told as damaged.
+            BegunState::Unreadable => return None,
         };
-        candidates(holdings, &way, Some(&backup.id)).is_ok()
-    });
-    usable.map(|backup| backup.id.clone()).collect()
-}
-
-/// Returns the usable backups of the incarnations before the present one: after `pg_upgrade` they
-/// are the only way back to a time before it. Each has WAL of its own.
-async fn usable_of_predecessors(
-    repository: &Repository,
-    states: &[BackupState],
-    current: SystemId,
-) -> Result<BTreeSet<BackupId>, RepoError> {
-    let mut by_incarnation: BTreeMap<SystemId, Vec<Committed>> = BTreeMap::new();
-    for state in states {
-        if let BackupState::Committed(backup) = state
-            && backup.system_identifier != current
-        {
-            by_incarnation.entry(backup.system_identifier).or_default().push(backup.clone());
-        }
-    }
-    let mut usable = BTreeSet::new();
-    for (system_id, backups) in by_incarnation {
-        let Some(size) = backups.last().map(|backup| backup.segment_size) else { continue };
-        let inventory = repository.wal_inventory(system_id, size).await?;
-        let histories = histories_of(repository, system_id, inventory.histories.clone()).await?;
-        usable.extend(usable_backups(&Holdings {
-            backups: &backups,
-            coverage: &inventory.coverage(),
-            histories: &histories,
-            segment_size: size,
-        }));
-    }
-    Ok(usable)
-}
-
-fn unfinished(states: &[BackupState]) -> Vec<UnfinishedInfo> {
-    let unfinished = states.iter().filter_map(|state| match state {
-        BackupState::Unfinished(backup) => Some(UnfinishedInfo {
+        Some(UnfinishedInfo {
             id: backup.id.clone(),
-            begun_at: backup.begun.as_ref().map(|begun| begun.begun_at),
-            host: backup.begun.as_ref().map(|begun| begun.host.clone()),
-            needed_by: needing(states, &backup.id),
-        }),
-        BackupState::Committed(_) | BackupState::Unreadable(_) => None,
+            begun_at: begun.map(|begun| begun.begun_at),
+            host: begun.map(|begun| begun.host.clone()),
+            needed_by: needing(stock, &backup.id),
+        })
     });
     unfinished.collect()
 }
 
 /// Returns the committed backups that need a pack of another one.
-fn needing(states: &[BackupState], id: &BackupId) -> Vec<BackupId> {
-    let needing = states.iter().filter_map(|state| match state {
-        BackupState::Committed(backup) => {
-            let needs = backup.references.iter().any(|reference| reference.backup == *id);
-            needs.then(|| backup.id.clone())
-        }
-        BackupState::Unfinished(_) | BackupState::Unreadable(_) => None,
-    });
-    needing.collect()
+fn needing(stock: &Stock, id: &BackupId) -> Vec<BackupId> {
+    let all = stock.incarnations.iter().flat_map(|one| one.backups.iter());
+    let needs = |backup: &&Committed| backup.references.iter().any(|needed| needed.backup == *id);
+    all.filter(needs).map(|backup| backup.id.clone()).collect()
 }
 
-fn damaged(states: &[BackupState]) -> Vec<DamagedInfo> {
-    let damaged = states.iter().filter_map(|state| match state {
-        BackupState::Unreadable(backup) => {
-            Some(DamagedInfo { id: backup.id.clone(), why: backup.why.clone() })
-        }
-        BackupState::Committed(_) | BackupState::Unfinished(_) => None,
-    });
-    damaged.collect()
+fn damaged(gathered: &Gathered) -> Vec<DamagedInfo> {
+    let damaged = gathered.unreadable.iter();
+    damaged.map(|backup| DamagedInfo { id: backup.id.clone(), why: backup.why.clone() }).collect()
 }
 
-fn backups_info(
-    states: Vec<BackupState>,
-    system_id: SystemId,
-    usable: &BTreeSet<BackupId>,
-) -> Vec<BackupInfo> {
-    let committed = states.into_iter().filter_map(|state| match state {
-        BackupState::Committed(backup) => Some(backup),
-        BackupState::Unfinished(_) | BackupState::Unreadable(_) => None,
-    });
-    committed
-        .map(|backup| BackupInfo {
-            usable: usable.contains(&backup.id),
+/// Tells every committed backup, of all incarnations: after `pg_upgrade` those of the one before are the only way
+/// back to a time before it.
+fn backups_info(gathered: &Gathered, system_id: SystemId, policy: &Policy) -> Vec<BackupInfo> {
+    let plan = plan(&gathered.stock, policy, now(), &BTreeMap::new());
+    let all = gathered.stock.incarnations.iter().flat_map(|one| one.backups.iter());
+    let all: BTreeMap<&BackupId, &Committed> = all.map(|backup| (&backup.id, backup)).collect();
+    let told = plan.backups.into_iter().filter_map(|fate| {
+        let backup = (*all.get(&fate.id)?).clone();
+        let pins = gathered.pins.get(&fate.id).into_iter().flatten();
+        Some(BackupInfo {
+            usable: fate.is_usable,
+            pins: pins.map(pin_info).collect(),
+            kept: policy.is_set().then(|| fate.reasons.iter().map(Reason::word).collect()),
+            kept_why: fate.reasons.iter().map(ToString::to_string).collect(),
             damaged_pages: (!backup.damaged_pages.is_empty()).then_some(backup.damaged_pages),
             started_at: backup.started_at,
             finished_at: backup.finished_at,
@@ -306,7 +291,15 @@ fn backups_info(
                 .then_some(backup.system_identifier),
             id: backup.id,
         })
-        .collect()
+    });
+    told.collect()
+}
+
+fn pin_info(stored: &StoredPin) -> PinInfo {
+    match &stored.pin {
+        Ok(pin) => PinInfo { until: pin.until, reason: pin.reason.clone(), damaged: None },
+        Err(why) => PinInfo { until: None, reason: None, damaged: Some(why.clone()) },
+    }
 }
 
 fn wal_info(

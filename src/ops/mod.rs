@@ -14,12 +14,15 @@ pub mod archive_get;
 pub mod archive_push;
 pub mod backup;
 pub mod check;
+pub mod expire;
 pub mod info;
 pub mod init;
+pub mod pin;
 pub mod progress;
 pub mod receive;
 pub mod restore;
 mod server_facts;
+mod stock;
 mod stop;
 
 pub use progress::{Progress, Silent};
@@ -28,7 +31,7 @@ pub use stop::StopRequest;
 use std::path::Path;
 
 use crate::failure::{Failure, Kind};
-use crate::format::Identity;
+use crate::format::{BackupId, FORMAT_VERSION, Identity, Pin};
 use crate::pg::{ControlFile, PgTimestamp, SystemId};
 use crate::pgdata::{Rereads, read_control_bytes, read_stable};
 use crate::repo::{RepoError, Repository, claim_of};
@@ -39,6 +42,33 @@ const TOOL: &str = concat!("highwater ", env!("CARGO_PKG_VERSION"));
 /// Returns this host's clock.
 fn now() -> PgTimestamp {
     PgTimestamp::from_unix_micros(jiff::Timestamp::now().as_microsecond())
+}
+
+/// Returns a pin on a backup, made now, without an end and without a reason.
+fn new_pin(backup: BackupId, host: String) -> Pin {
+    Pin {
+        format: FORMAT_VERSION,
+        backup,
+        created_at: now(),
+        until: None,
+        reason: None,
+        host,
+        pid: std::process::id(),
+        tool: TOOL.to_owned(),
+    }
+}
+
+/// Refuses to keep a backup until a moment that is over already.
+fn check_in_future(until: Option<PgTimestamp>, unharmed: &str) -> Result<(), Failure> {
+    match until {
+        Some(until) if until <= now() => Err(Failure::new(
+            Kind::Usage,
+            format!("{until}, until when the backup is to be kept, is over already"),
+            unharmed,
+            "Give a time in the future, with its year in full.",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Returns a name for a probe that no other probe has.

@@ -92,8 +92,6 @@ pub struct CutPolicy {
     pub synchronous: bool,
     /// The most pieces on their way at a time.
     pub uploads_max: usize,
-    /// Until when commits that wait are kept for others to come with them, on the caller's monotonic clock.
-    pub gathers_until: Option<Duration>,
 }
 
 /// WAL that was received and is not cut yet.
@@ -127,7 +125,7 @@ pub fn when_to_cut(policy: &CutPolicy, uncut: &Uncut, uploads: usize, now: Durat
     }
     let mut due = since.saturating_add(policy.rpo);
     if policy.synchronous && uncut.commits > 0 {
-        due = policy.gathers_until.unwrap_or(now).min(due);
+        due = now;
     }
     if uncut.hurry || due <= now { Cut::Now } else { Cut::At(due) }
 }

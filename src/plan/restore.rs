@@ -162,6 +162,12 @@ pub fn way(
     }
 }
 
+/// Returns whether recovery on a way can begin from a backup, as far as timelines decide it.
+pub fn lies_on(way: &TimelineHistory, backup: &Committed) -> bool {
+    way.contains(backup.timeline, backup.start_lsn)
+        && way.contains_end(backup.stop_timeline, backup.stop_lsn)
+}
+
 /// Returns the backups that recovery on a way can begin from, newest first.
 ///
 /// # Errors
@@ -172,15 +178,8 @@ pub fn candidates<'a>(
     named: Option<&BackupId>,
 ) -> Result<Vec<Candidate<'a>>, Unreachable> {
     let wanted = |backup: &&Committed| named.is_none_or(|id| backup.id == *id);
-    let on_the_way: Vec<&Committed> = holdings
-        .backups
-        .iter()
-        .filter(wanted)
-        .filter(|backup| {
-            way.contains(backup.timeline, backup.start_lsn)
-                && way.contains_end(backup.stop_timeline, backup.stop_lsn)
-        })
-        .collect();
+    let on_the_way: Vec<&Committed> =
+        holdings.backups.iter().filter(wanted).filter(|backup| lies_on(way, backup)).collect();
     let newest =
         *on_the_way.last().ok_or(Unreachable::NotOnTimeline { timeline: way.timeline() })?;
     let end_of = |backup: &Committed| {

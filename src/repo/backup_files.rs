@@ -4,7 +4,7 @@
 //! A frame's place is known only after it was compressed, so a finished file
 //! waits until all of its frames have places; then its map is written (or goes
 //! into its line), and the line waits for the map's place in turn. Both queues
-//! are short: a frame is placed at most a few pushes after it was filled.
+//! have a bound, behind which frames are closed and waited for.
 
 mod waiting;
 
@@ -14,8 +14,8 @@ use super::backup_writer::Ticket;
 use super::{BackupWriter, Leftovers, RepoError};
 use crate::format::{
     BackupId, ChunkDigest, ChunkEntry, ChunkMap, ChunkPart, EntryKind, FileContent, FileEntry,
-    FileStamp, FrameRef, INLINE_CHUNKS_MAX, LIST_FRAME_BYTES, MAP_CHUNKS_MAX, PackUse, PageDigests,
-    Piece, Reference, Run, digest_chunk, encode_page_map, write_line,
+    FileStamp, FrameRef, INDEXED_BYTES_MIN, INLINE_CHUNKS_MAX, LIST_FRAME_BYTES, MAP_CHUNKS_MAX,
+    PackUse, PageDigests, Piece, Reference, Run, digest_chunk, encode_page_map, write_line,
 };
 use crate::store::Key;
 pub use waiting::KnownMaps;
@@ -24,6 +24,10 @@ use waiting::{Chunk, Map, MappedFile, NewRun, WaitingFile};
 /// A frame of data is closed when it holds so many plain bytes: large enough to
 /// compress well, small enough that one chunk can be fetched without much beside it.
 const DATA_FRAME_BYTES: usize = 512 << 10;
+
+/// Files and lines that wait for the places of their frames. A frame takes very many files of a few bytes, and one
+/// changed file would hold up any number of unchanged ones behind it: then frames are closed before they are full.
+const WAITING_MAX: usize = 4096;
 
 /// What is known of a file or directory when it begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -195,13 +199,17 @@ impl FileRecorder {
     ) -> Result<NewRun, RepoError> {
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let (repository, system_id) = (self.writer.repository(), self.writer.system_id());
-        let found = self.leftovers.take(repository, system_id, digest, len).await?;
-        if let Some(run) = found {
+        let is_indexed = len >= INDEXED_BYTES_MIN;
+        if is_indexed
+            && let Some(run) = self.leftovers.take(repository, system_id, digest, len).await?
+        {
             return Ok(NewRun::Known(Run { in_chunk, ..run }));
         }
         let in_frame = u32::try_from(self.data.len()).unwrap_or(u32::MAX);
         self.data.extend_from_slice(bytes);
-        self.data_pieces.push(Piece { digest, bytes: len });
+        if is_indexed {
+            self.data_pieces.push(Piece { digest, in_frame, bytes: len });
+        }
         Ok(NewRun::Stored { frame: self.data_ticket, in_frame, in_chunk, bytes: len })
     }
 
@@ -314,16 +322,27 @@ impl FileRecorder {
             self.size_bytes += file.meta.size;
         }
         self.waiting.push_back(file);
+        self.advance().await?;
+        if self.waiting.len() + self.mapped.len() >= WAITING_MAX {
+            self.settle().await
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Waits until every file that has ended is a line.
+    async fn settle(&mut self) -> Result<(), RepoError> {
+        self.close_data_frame().await?;
+        self.writer.place_all().await?;
+        self.advance().await?;
+        // Their maps were pushed just now.
+        self.writer.place_all().await?;
         self.advance().await
     }
 
     /// Ends the list: everything recorded is durable in packs when this returns.
     pub async fn finish(mut self) -> Result<(BackupWriter, RecordedFiles), RepoError> {
-        self.close_data_frame().await?;
-        self.writer.place_all().await?;
-        self.advance().await?;
-        self.writer.place_all().await?;
-        self.advance().await?;
+        self.settle().await?;
         self.close_list_frame().await?;
         self.writer.close_packs().await?;
         self.collect_list_frames();

@@ -75,15 +75,30 @@ impl Repository {
     /// The store's only: then nothing is known.
     pub async fn backups(&self) -> Result<Vec<BackupState>, RepoError> {
         futures_util::stream::iter(self.backup_ids().await?)
-            .map(|id| async move {
-                match self.backup(&id).await {
-                    Err(error) => UnreadableBackup::of(&id, error).map(BackupState::Unreadable),
-                    state => state,
-                }
-            })
+            .map(|id| async move { self.backup_state(&id).await })
             .buffered(IN_FLIGHT)
             .try_collect()
             .await
+    }
+
+    /// Reads one backup's state; a damaged document makes it [`BackupState::Unreadable`] and is no error.
+    ///
+    /// # Errors
+    /// The store's only: then nothing is known.
+    pub async fn backup_state(&self, id: &BackupId) -> Result<BackupState, RepoError> {
+        match self.backup(id).await {
+            Err(error) => UnreadableBackup::of(id, error).map(BackupState::Unreadable),
+            state => state,
+        }
+    }
+
+    /// Returns whether `committed.json` is stored, whatever it says.
+    pub async fn has_committed(&self, id: &BackupId) -> Result<bool, RepoError> {
+        match self.committed(id).await {
+            Ok(backup) => Ok(backup.is_some()),
+            Err(RepoError::Damaged { .. } | RepoError::NotReadable { .. }) => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads all committed backups of one incarnation. What is left of an unfinished backup
@@ -112,8 +127,18 @@ impl Repository {
         Ok(found)
     }
 
-    /// Lists the ids of all backups, whatever their state, oldest first.
-    async fn backup_ids(&self) -> Result<Vec<BackupId>, RepoError> {
+    /// Reads who began a backup; `None` when the store says that `begun.json` is not there.
+    pub async fn begun(&self, id: &BackupId) -> Result<Option<Begun>, RepoError> {
+        match self.document::<Begun>(&Key::new(self.place().begun(id))).await {
+            Ok(begun) => Ok(Some(begun)),
+            Err(error) if error.is_absent() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Lists the ids of all backups, whatever their state, oldest first: everything below which
+    /// any object is stored.
+    pub async fn backup_ids(&self) -> Result<Vec<BackupId>, RepoError> {
         let level = self.store().list_level(&Key::new(self.place().backups_dir())).await?;
         Ok(level.directories.iter().filter_map(|name| name.parse().ok()).collect())
     }
@@ -126,15 +151,6 @@ impl Repository {
                 let begun = self.begun(id).await?;
                 Ok(BackupState::Unfinished(UnfinishedBackup { id: id.clone(), begun }))
             }
-        }
-    }
-
-    /// Reads `begun.json`; `None` when the store says that it is not there.
-    pub(super) async fn begun(&self, id: &BackupId) -> Result<Option<Begun>, RepoError> {
-        match self.document::<Begun>(&Key::new(self.place().begun(id))).await {
-            Ok(begun) => Ok(Some(begun)),
-            Err(error) if error.is_absent() => Ok(None),
-            Err(error) => Err(error),
         }
     }
 

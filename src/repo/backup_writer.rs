@@ -9,8 +9,8 @@
 //! the size of the database: `push_frame` waits when they are in use.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,21 +22,17 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::objects::{Put, SealedObject};
 use super::{RepoError, Repository};
 use crate::format::{
-    BackupId, Begun, Codec, Committed, Document, FileIndex, FrameRef, Header, IndexAt,
-    IndexedFrame, Kind, PACK_HEADER_BYTES, Piece, encode_header_padded, encode_pack_index,
+    BackupId, Begun, Codec, Committed, Document, FileIndex, FrameCompressor, FrameRef, Header,
+    IndexAt, IndexedFrame, Kind, PACK_HEADER_BYTES, Piece, encode_header_padded, encode_pack_index,
 };
 use crate::pg::SystemId;
 use crate::store::{Body, Key, StoreError};
 
-/// A pack is closed when its frames reach this size, if memory allows. The format's limit is 64 MiB.
-const PACK_BYTES_MAX: usize = 24 << 20;
+/// A pack is closed when its frames reach this size, unless [`BackupWriter::with_packs_of`] says another.
+const PACK_BYTES: usize = 12 << 20;
 
-/// Packs are never smaller than this, or there would be too many of them.
-const PACK_BYTES_MIN: usize = 4 << 20;
-
-/// The share of the memory ceiling that one pack may take: three are in memory at a
-/// time, and their bytes are copied once on their way to some stores.
-const MEMORY_SHARES: u64 = 10;
+/// Pieces that the index of a pack tells at most, 24 bytes each: 2 GiB of chunks that compress well.
+const PACK_PIECES_MAX: usize = 32 << 10;
 
 /// Packs being created at a time.
 const UPLOADING_MAX: usize = 2;
@@ -78,10 +74,13 @@ struct Compressed {
     ticket: Ticket,
     pieces: Vec<Piece>,
     plain: u32,
-    frame: std::io::Result<Vec<u8>>,
+    frame: std::io::Result<Bytes>,
 }
 
 type Compressing = JoinHandle<Compressed>;
+
+/// Compressors that are not at work: what a codec needs is made once and not for each frame.
+type Idle = Arc<Mutex<Vec<FrameCompressor>>>;
 
 /// Writes one backup.
 #[derive(Debug)]
@@ -93,12 +92,14 @@ pub struct BackupWriter {
     compressing_max: usize,
     pack_bytes: usize,
     compressing: FuturesOrdered<Compressing>,
+    idle: Idle,
     uploading: JoinSet<Result<(), RepoError>>,
     uploads: Uploads,
     frames: Vec<Bytes>,
     frames_bytes: usize,
     /// What the data frames among them hold.
     index: Vec<IndexedFrame>,
+    indexed_pieces: usize,
     packs: u32,
     stored_bytes: u64,
     placed: BTreeMap<Ticket, FrameRef>,
@@ -131,24 +132,26 @@ impl BackupWriter {
             system_id,
             codec,
             compressing_max: jobs.max(1),
-            pack_bytes: PACK_BYTES_MAX,
+            pack_bytes: PACK_BYTES,
             compressing: FuturesOrdered::new(),
+            idle: Idle::default(),
             uploading: JoinSet::new(),
             uploads: Uploads::new(),
             frames: Vec::new(),
             frames_bytes: 0,
             index: Vec::new(),
+            indexed_pieces: 0,
             packs: 0,
             stored_bytes: 0,
             placed: BTreeMap::new(),
         })
     }
 
-    /// Keeps packs so small that the writer stays below `memory_max_bytes`.
+    /// Closes packs before they are larger than this, in bytes; the format's limit is 64 MiB. Three are in memory at
+    /// a time, and their bytes are copied once on their way to some stores.
     #[must_use]
-    pub fn within_memory(mut self, memory_max_bytes: u64) -> Self {
-        let share = usize::try_from(memory_max_bytes / MEMORY_SHARES).unwrap_or(usize::MAX);
-        self.pack_bytes = share.clamp(PACK_BYTES_MIN, PACK_BYTES_MAX);
+    pub fn with_packs_of(mut self, pack_bytes: usize) -> Self {
+        self.pack_bytes = pack_bytes;
         self
     }
 
@@ -193,10 +196,10 @@ impl BackupWriter {
         while self.compressing.len() >= self.compressing_max {
             self.place_next_frame().await?;
         }
-        let codec = self.codec;
+        let (codec, idle) = (self.codec, Arc::clone(&self.idle));
         self.compressing.push_back(tokio::task::spawn_blocking(move || {
             let plain_len = u32::try_from(plain.len()).unwrap_or(u32::MAX);
-            Compressed { ticket, pieces, plain: plain_len, frame: codec.frame(&plain) }
+            Compressed { ticket, pieces, plain: plain_len, frame: compress(codec, &idle, &plain) }
         }));
         Ok(())
     }
@@ -235,7 +238,9 @@ impl BackupWriter {
         let Some(done) = self.compressing.next().await else { return Ok(()) };
         let Compressed { ticket, pieces, plain, frame } = done.map_err(RepoError::task)?;
         let frame = frame.map_err(RepoError::task)?;
-        if self.frames_bytes + frame.len() > self.pack_bytes && !self.frames.is_empty() {
+        let is_full = self.frames_bytes + frame.len() > self.pack_bytes
+            || self.indexed_pieces + pieces.len() > PACK_PIECES_MAX;
+        if is_full && !self.frames.is_empty() {
             self.close_pack().await?;
         }
         // Both are far below 4 GiB: a pack is at most 64 MiB.
@@ -251,10 +256,11 @@ impl BackupWriter {
         };
         self.placed.insert(ticket, place);
         if !pieces.is_empty() {
+            self.indexed_pieces += pieces.len();
             self.index.push(IndexedFrame { offset, stored, plain, pieces });
         }
         self.frames_bytes += frame.len();
-        self.frames.push(frame.into());
+        self.frames.push(frame);
         Ok(())
     }
 
@@ -303,6 +309,7 @@ impl BackupWriter {
     /// Puts the index behind the frames of the pack, if there is data among them.
     fn push_index(&mut self) -> Result<Option<IndexAt>, RepoError> {
         let index = std::mem::take(&mut self.index);
+        self.indexed_pieces = 0;
         if index.is_empty() {
             return Ok(None);
         }
@@ -338,6 +345,12 @@ impl BackupWriter {
             ),
         )?;
         self.repository.put_sealed(&key, &object).await?;
+        // `expire` deletes it first of all that a backup has stored which it takes for dead: what was
+        // stored may be gone then, and the backup must not come to exist without it.
+        let begun = Key::new(self.repository.place().begun(&self.id));
+        if self.repository.begun(&self.id).await?.is_none() {
+            return Err(StoreError::Absent { key: begun }.into());
+        }
         let key = Key::new(self.repository.place().committed(&self.id));
         self.repository.put_document(&key, committed).await?;
         Ok(())
@@ -383,6 +396,19 @@ impl Repository {
         let place = format!("{}/", self.cluster());
         key.as_str().strip_prefix(&place).unwrap_or(key.as_str()).to_owned()
     }
+}
+
+/// Compresses with one that is idle, or one more; there are never more than frames at a time.
+fn compress(codec: Codec, idle: &Idle, plain: &[u8]) -> std::io::Result<Bytes> {
+    let idle = || idle.lock().unwrap_or_else(PoisonError::into_inner);
+    let free = idle().pop();
+    let mut compressor = match free {
+        Some(compressor) => compressor,
+        None => FrameCompressor::new(codec)?,
+    };
+    let frame = compressor.frame(plain)?;
+    idle().push(compressor);
+    Ok(frame)
 }
 
 /// Seals bytes that are at hand.

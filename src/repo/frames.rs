@@ -8,9 +8,7 @@ use futures_util::future::try_join;
 use futures_util::stream::{self, Stream};
 
 use super::{RepoError, Repository};
-use crate::format::{
-    BackupId, ChunkMap, CodecError, FileEntry, FileIndex, FrameRef, parse_line, read_frames,
-};
+use crate::format::{BackupId, ChunkMap, FileEntry, FileIndex, FrameRef, parse_line, read_whole};
 use crate::store::{Key, StoreError};
 
 /// No frame of ours is longer before compression (a map of 16384 chunks with nine runs each is below 5 MiB).
@@ -137,17 +135,12 @@ fn decode_frame(pack: &Key, frame: &FrameRef, stored: &[u8]) -> Result<Vec<u8>, 
     if plain_bytes > FRAME_PLAIN_MAX {
         return Err(RepoError::damaged(pack, format_args!("a frame claims {plain_bytes} bytes")));
     }
-    let mut plain = Vec::with_capacity(plain_bytes as usize);
-    read_frames(frame.codec, stored, u64::from(plain_bytes), |block| {
-        plain.extend_from_slice(block);
-        Ok::<_, CodecError>(())
-    })
-    .map_err(|error| RepoError::of_codec(pack, &error))?;
-    Ok(plain)
+    let plain = read_whole(frame.codec, stored, plain_bytes as usize);
+    plain.map_err(|error| RepoError::of_codec(pack, &error))
 }
 
-/// Frames of a file list that are read ahead of whoever takes their entries, about 1 MiB of memory each.
-const LIST_FRAMES_AHEAD: usize = 6;
+/// Frames of a file list that are read ahead of whoever takes their entries, up to 2 MiB of memory each.
+const LIST_FRAMES_AHEAD: usize = 4;
 
 /// Stored bytes of a file list that [`FileList::kept`] holds at most: the list of some 200,000 files.
 const LIST_KEPT_BYTES_MAX: usize = 16 << 20;

@@ -1,6 +1,7 @@
 //! What WAL the repository holds, from names alone: one listing for each 4 GiB of WAL.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
 
 use futures_util::{StreamExt, TryStreamExt};
 
@@ -25,6 +26,8 @@ pub struct TimelineWal {
     pub damaged: Vec<SegmentName>,
     /// Bytes as stored.
     pub stored_bytes: u64,
+    /// When an object of it was stored last, by the store's clock.
+    pub last_stored: Option<SystemTime>,
 }
 
 /// All WAL of one incarnation.
@@ -53,6 +56,7 @@ struct Found {
     partials: Vec<SegmentName>,
     damaged: Vec<SegmentName>,
     bytes: BTreeMap<Timeline, u64>,
+    last_stored: BTreeMap<Timeline, SystemTime>,
 }
 
 impl Repository {
@@ -131,6 +135,10 @@ impl Repository {
                 tracing::warn!("`{}` is not an object of Highwater; it is ignored", object.key);
                 continue;
             };
+            if let Some(segment) = known.segment() {
+                let last = found.last_stored.entry(segment.timeline).or_insert(object.modified);
+                *last = object.modified.max(*last);
+            }
             found.add(known, object.size_bytes, size);
         }
         found.settle_pieces(size);
@@ -220,6 +228,10 @@ impl WalInventory {
         }
         for (timeline, bytes) in found.bytes {
             self.timelines.entry(timeline).or_default().stored_bytes += bytes;
+        }
+        for (timeline, stored) in found.last_stored {
+            let wal = self.timelines.entry(timeline).or_default();
+            wal.last_stored = wal.last_stored.max(Some(stored));
         }
     }
 }

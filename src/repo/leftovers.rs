@@ -23,9 +23,9 @@ use crate::format::{
 use crate::pg::SystemId;
 use crate::store::Key;
 
-/// Pieces of one unfinished backup that are held, about 100 bytes each: 4 GiB of chunks. What one more batch of
+/// Pieces of one unfinished backup that are held, about 100 bytes each: 512 MiB of chunks. What one more batch of
 /// packs brings may come on top.
-const PIECES_HELD_MAX: usize = 64 << 10;
+const PIECES_HELD_MAX: usize = 8 << 10;
 
 /// Packs that are held behind the one that something was found in last: pieces are recorded in order, but
 /// pages of a few files may come a little later.
@@ -212,7 +212,6 @@ impl Leftover {
     fn hold(&mut self, number: u32, packing: Packing, frames: Vec<IndexedFrame>) {
         let mut digests = Vec::new();
         for frame in frames {
-            let mut in_frame = 0;
             for piece in frame.pieces {
                 let place = Place {
                     pack: number,
@@ -220,10 +219,9 @@ impl Leftover {
                     offset: frame.offset,
                     stored: frame.stored,
                     plain: frame.plain,
-                    in_frame,
+                    in_frame: piece.in_frame,
                     bytes: piece.bytes,
                 };
-                in_frame += piece.bytes;
                 self.pieces.insert(piece.digest, place);
                 digests.push(piece.digest);
             }

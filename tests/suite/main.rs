@@ -16,18 +16,21 @@
 
 mod harness;
 
+mod agent;
 mod ahead;
 mod archive;
 mod backup_files;
 mod backup_restore;
 mod by_hand;
 mod delta;
+mod expire;
 mod fire;
 mod get;
 mod harness_check;
 mod increments;
 mod kills;
 mod ledger;
+mod memory;
 mod pieces;
 mod receive;
 mod receive_life;

@@ -29,13 +29,14 @@ use super::failures::{of_postgres, of_repo};
 use super::progress::Progress;
 use super::server_facts::store_history;
 use super::stop::StopRequest;
-use super::{claimed_identity, now};
+use super::{check_in_future, claimed_identity, new_pin, now};
 use crate::failure::{Failure, Kind, StopSignal};
 use crate::format::{
-    BackupId, Begun, Codec, Committed, FORMAT_VERSION, FileEntry, FileIndex, Identity,
+    BackupId, Begun, Codec, Committed, FORMAT_VERSION, FileEntry, FileIndex, Identity, Pin,
     ServerLimits, TablespaceAt,
 };
 use crate::pg::PgTimestamp;
+use crate::plan::memory::BackupMemory;
 use crate::plan::unchanged::{Doubt, is_worth_comparing, settled_before};
 use crate::repo::{
     BackupWriter, FileRecorder, ParentFiles, RecordedFiles, RepoError, Repository, Uploads,
@@ -92,12 +93,14 @@ pub struct Request {
     pub codec: Codec,
     /// Frames compressed at a time, and files read at a time.
     pub jobs: usize,
-    /// The ceiling of memory.
-    pub memory_max_bytes: u64,
+    /// What each stage may hold of the ceiling of memory.
+    pub memory: BackupMemory,
     /// How long to wait for the backup's WAL to arrive.
     pub wal_timeout: Duration,
     /// The name of this host, for the record.
     pub host: String,
+    /// Until when the backup is pinned from the beginning.
+    pub keep_until: Option<PgTimestamp>,
 }
 
 /// What was done.
@@ -122,6 +125,7 @@ pub async fn run(
     progress: Arc<dyn Progress>,
     mut stop: StopRequest,
 ) -> Result<Report, Failure> {
+    check_in_future(request.keep_until, UNHARMED)?;
     progress.note("connecting");
     let ready = tokio::select! {
         ready = Ready::find(repository, request) => ready?,
@@ -248,7 +252,7 @@ async fn begin(
         let writer =
             BackupWriter::begin(repository, &begun, system_id, request.codec, request.jobs).await;
         match writer {
-            Ok(writer) => return Ok(writer.within_memory(request.memory_max_bytes)),
+            Ok(writer) => return Ok(writer.with_packs_of(request.memory.pack_bytes)),
             Err(RepoError::Store(StoreError::Exists { .. })) => {}
             Err(error) => return Err(failed(error)),
         }
@@ -294,6 +298,14 @@ impl Making<'_> {
         Err(stopped(signal))
     }
 
+    /// Pins the backup, if that was asked for: before it exists, so that no `expire` meets it without its pin.
+    async fn pin(&self, id: &BackupId) -> Result<(), Failure> {
+        let Some(until) = self.request.keep_until else { return Ok(()) };
+        let pin = Pin { until: Some(until), ..new_pin(id.clone(), self.request.host.clone()) };
+        self.repository.put_pin(&pin).await.map_err(|error| self.not_stored(error))?;
+        Ok(())
+    }
+
     /// Removes what a backup that was given up has stored, as far as the store lets us.
     async fn forget(&self, id: &BackupId, uploads: &Uploads) {
         if !uploads.ended(UPLOADS_END_MAX).await {
@@ -301,6 +313,11 @@ impl Making<'_> {
         }
         if let Err(error) = self.repository.forget_unfinished(id).await {
             tracing::warn!("what backup {id} had stored could not be removed: {error}");
+        }
+        if self.request.keep_until.is_some()
+            && let Err(error) = self.repository.remove_pins(id).await
+        {
+            tracing::warn!("the pin of backup {id} could not be removed: {error}");
         }
     }
 
@@ -341,6 +358,7 @@ impl Making<'_> {
             reaches_from,
             parent_id,
         );
+        self.pin(&id).await?;
         let index = FileIndex::new(id, recorded.entries, recorded.list_frames);
         self.commit_was_sent.store(true, Ordering::SeqCst);
         writer.commit(&index, &committed).await.map_err(|e| self.not_known(e))?;
@@ -410,7 +428,8 @@ impl Making<'_> {
             settled_before_ns
                 .is_some_and(|settled| is_worth_comparing(entry, parent, settled, checksums))
         };
-        match ParentFiles::load(self.repository, &parent.id, can_be_known).await {
+        let index_bytes = self.request.memory.index_bytes;
+        match ParentFiles::load(self.repository, &parent.id, index_bytes, can_be_known).await {
             Ok(files) => Ok(Some(files)),
             Err(error @ (RepoError::Damaged { .. } | RepoError::NotReadable { .. })) => {
                 tracing::warn!("nothing is referenced in backup {}: {error}", parent.id);

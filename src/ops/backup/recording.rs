@@ -30,7 +30,7 @@ const MANIFEST_NAME: &str = "backup_manifest";
 
 /// Page maps of one chunk map, beyond which all of them are written anew as one, and their bytes in all.
 const PAGE_MAPS_MAX: usize = 8;
-const PAGE_MAPS_BYTES_MAX: usize = 3 * page_map_bytes(MAP_CHUNKS_MAX);
+const PAGE_MAPS_BYTES_MAX: usize = 2 * page_map_bytes(MAP_CHUNKS_MAX);
 
 /// What is known of a chunk besides its bytes.
 #[derive(Debug, Clone, Copy)]

@@ -315,8 +315,7 @@ impl<'a> Session<'a> {
     fn policy(&self) -> CutPolicy {
         let Request { rpo, synchronous, uploads_max, .. } = *self.request;
         let uploads_max = if synchronous { self.pace.uploads_max() } else { uploads_max };
-        let gathers_until = self.pace.gathers_until(self.uncut.commits);
-        CutPolicy { rpo, synchronous, uploads_max, gathers_until }
+        CutPolicy { rpo, synchronous, uploads_max }
     }
 
     fn cut_if_due(&mut self) -> Result<(), Failure> {
@@ -345,13 +344,12 @@ impl<'a> Session<'a> {
     }
 
     fn send(&mut self, pieces: Vec<SealedPiece>) {
-        // Where there are several, the commits are in one of them; it is only for the pace.
-        let mut commits = std::mem::take(&mut self.uncut).commits;
+        self.uncut = Uncut::default();
         let Some(assembly) = &self.assembly else { return };
         let segment = assembly.segment();
         for piece in pieces {
             self.pieced.insert(segment);
-            self.pace.sent(piece.end_lsn, std::mem::take(&mut commits), self.began.elapsed());
+            self.pace.sent(piece.end_lsn);
             self.uploads.put_piece(segment, piece);
         }
     }
@@ -393,7 +391,7 @@ impl<'a> Session<'a> {
             }
         }
         let flush_lsn = self.progress.flush_lsn();
-        self.pace.acknowledged(flush_lsn, self.uncut.commits, self.began.elapsed());
+        self.pace.acknowledged(flush_lsn, self.began.elapsed());
     }
 
     /// Returns where a stored piece lies in the segment in the making, if in its current unit.

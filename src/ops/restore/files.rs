@@ -60,7 +60,8 @@ pub(super) struct Restoring<'a> {
     pub(super) backup: &'a Committed,
     pub(super) tree_plan: &'a TreePlan,
     pub(super) jobs: usize,
-    pub(super) memory_max_bytes: u64,
+    /// Stored bytes fetched in one request.
+    pub(super) range_bytes_max: u32,
     pub(super) progress: Arc<dyn Progress>,
 }
 
@@ -93,7 +94,7 @@ impl Restoring<'_> {
             tree,
             finisher: Arc::new(Mutex::new(Finisher::start(FINISHING_MAX))),
             permits: Arc::new(Semaphore::new(OPEN_FILES_MAX)),
-            window: Window::new(fetcher.clone(), progress, self.jobs, self.memory_max_bytes),
+            window: Window::new(fetcher.clone(), progress, self.jobs, self.range_bytes_max),
             control: None,
             has_postgresql_conf: false,
             entries: 0,

@@ -20,22 +20,12 @@ use tokio::task::JoinSet;
 use crate::format::{ChunkDigest, ChunkEntry, FrameRef, digest_chunk};
 use crate::ops::progress::Progress;
 use crate::pgdata::{Finisher, NewFile, TreeError};
+use crate::plan::memory::FETCHES_PER_JOB;
 use crate::repo::{FrameFetcher, RepoError};
 use crate::store::Key;
 
 /// Plain bytes that are gathered before they are sorted by where they are stored.
 const WINDOW_BYTES: u64 = 128 << 20;
-
-/// Stored bytes fetched in one request, if memory allows, and at least.
-const RANGE_BYTES_MAX: u64 = 4 << 20;
-const RANGE_BYTES_MIN: u64 = 256 << 10;
-
-/// Ranges on their way for each job that decompresses and writes: the way to a store is long.
-const FETCHES_PER_JOB: usize = 2;
-
-/// The share of the memory ceiling that the ranges of one job may take: two of them
-/// on their way or fetched, and a frame decompressed.
-const MEMORY_SHARES: u64 = 8;
 
 /// Bytes between two wanted frames that are fetched along rather than asked for apart.
 const RANGE_GAP_MAX: u32 = 128 << 10;
@@ -213,18 +203,16 @@ impl Window {
         fetcher: FrameFetcher,
         progress: Arc<dyn Progress>,
         jobs: usize,
-        memory_max_bytes: u64,
+        range_bytes_max: u32,
     ) -> Self {
         let jobs = jobs.max(1);
-        let share = memory_max_bytes / MEMORY_SHARES / jobs as u64;
-        let share = share.clamp(RANGE_BYTES_MIN, RANGE_BYTES_MAX);
         Self {
             fetcher,
             progress,
             wants: BTreeMap::new(),
             wanted_bytes: 0,
-            range_bytes_max: u32::try_from(share).unwrap_or(u32::MAX),
-            fetches_max: FETCHES_PER_JOB * jobs,
+            range_bytes_max,
+            fetches_max: FETCHES_PER_JOB as usize * jobs,
             tasks: JoinSet::new(),
             writers: Arc::new(Semaphore::new(jobs)),
         }

@@ -198,7 +198,7 @@ impl Archive {
             standby: false,
             take_over: false,
             jobs: 2,
-            memory_max_bytes: 64 << 20,
+            range_bytes_max: 1 << 20,
             program: PathBuf::from("/usr/bin/highwater"),
             program_flags: Vec::new(),
         };
@@ -282,10 +282,25 @@ pub(super) async fn make_backup_of(
     begun: &Begun,
     files: &[(String, Vec<u8>)],
 ) -> Result<(u64, u64), RepoError> {
-    let id = &begun.id;
     let writer = BackupWriter::begin(repository, begun, SYSTEM, Codec::DEFAULT, 2).await?;
+    let uploads = writer.uploads();
+    let outcome = record(repository, begun, writer, files).await;
+    if outcome.is_err() {
+        // What is on its way arrives, or not; afterwards nothing changes any more.
+        assert!(uploads.ended(Duration::from_mins(1)).await);
+    }
+    outcome
+}
+
+async fn record(
+    repository: &Repository,
+    begun: &Begun,
+    writer: BackupWriter,
+    files: &[(String, Vec<u8>)],
+) -> Result<(u64, u64), RepoError> {
+    let id = &begun.id;
     let leftovers = Leftovers::find(repository, SYSTEM, &begun.leans_on).await?;
-    let mut recorder = FileRecorder::new(writer.within_memory(0)).resuming(leftovers);
+    let mut recorder = FileRecorder::new(writer.with_packs_of(4 << 20)).resuming(leftovers);
     for path in ["base", "base/1", "global"] {
         recorder.begin(meta(path, EntryKind::Directory, 0));
         recorder.end(None, None).await?;
@@ -325,7 +340,7 @@ pub(super) async fn make_backup_of(
     Ok((stored, recorded.resumed_bytes))
 }
 
-fn meta(path: &str, kind: EntryKind, size: u64) -> FileMeta {
+pub(super) fn meta(path: &str, kind: EntryKind, size: u64) -> FileMeta {
     let mode = if kind == EntryKind::File { 0o600 } else { 0o700 };
     FileMeta { path: path.as_bytes().to_vec(), kind, mode, mtime: 1, size }
 }

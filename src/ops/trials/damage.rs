@@ -177,7 +177,8 @@ async fn a_backup_that_cannot_be_read_is_left_out_and_shown_and_stands_in_nobody
         let before = RecoveryPoint::Lsn(archive.size.start_of(2));
         let too_early = archive.restore_with(None, before).await;
         let named = archive.restore(&new).await;
-        let report = info::run(&archive.repository).await;
+        let report =
+            info::run(&archive.repository, &crate::plan::retention::Policy::nothing_set()).await;
         let listed = archive.repository.committed_backups(SYSTEM).await;
         archive.memory.overwrite(&key, good);
 
@@ -216,7 +217,9 @@ async fn where_only_unreadable_backups_are_left_absence_is_not_claimed() {
     for id in &ids {
         assert!(failure.next.contains(id.as_str()), "{}", failure.next);
     }
-    let report = info::run(&archive.repository).await.unwrap();
+    let report = info::run(&archive.repository, &crate::plan::retention::Policy::nothing_set())
+        .await
+        .unwrap();
     assert_eq!((report.backups.len(), report.damaged_backups.len()), (0, 2));
 }
 
@@ -227,7 +230,13 @@ async fn a_store_that_fails_is_never_taken_for_a_damaged_backup() {
     archive.faults.inject(Fault::on(Call::Read).key_contains(&*key).for_ever());
     let failure = archive.restore_with(None, RecoveryPoint::Latest).await.unwrap_err();
     assert_eq!(failure.kind, Kind::Store, "{failure}");
-    assert_eq!(info::run(&archive.repository).await.unwrap_err().kind, Kind::Store);
+    assert_eq!(
+        info::run(&archive.repository, &crate::plan::retention::Policy::nothing_set())
+            .await
+            .unwrap_err()
+            .kind,
+        Kind::Store
+    );
 }
 
 #[tokio::test]

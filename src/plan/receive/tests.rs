@@ -5,7 +5,7 @@ use super::*;
 const SIZE: SegmentSize = SegmentSize::DEFAULT;
 
 fn policy(synchronous: bool) -> CutPolicy {
-    CutPolicy { rpo: Duration::from_secs(1), synchronous, uploads_max: 4, gathers_until: None }
+    CutPolicy { rpo: Duration::from_secs(1), synchronous, uploads_max: 4 }
 }
 
 fn seconds(n: u64) -> Duration {
@@ -33,20 +33,6 @@ fn a_synchronous_commit_is_cut_at_once_and_other_wal_is_not() {
     assert_eq!(when_to_cut(&policy(true), &commit, 3, seconds(5)), Cut::Now);
     assert_eq!(when_to_cut(&policy(true), &commit, 4, seconds(5)), Cut::Wait, "they gather");
     assert_eq!(when_to_cut(&policy(true), &other, 0, seconds(5)), Cut::At(seconds(6)));
-}
-
-#[test]
-fn commits_that_gather_are_cut_when_the_pause_ends_and_never_later_than_their_age_allows() {
-    let uncut = Uncut { since: Some(seconds(5)), commits: 1, hurry: false };
-    let gathers = |until| CutPolicy { gathers_until: Some(until), ..policy(true) };
-    let soon = seconds(5) + Duration::from_millis(2);
-    assert_eq!(when_to_cut(&gathers(soon), &uncut, 0, seconds(5)), Cut::At(soon));
-    assert_eq!(when_to_cut(&gathers(soon), &uncut, 0, soon), Cut::Now);
-    assert_eq!(when_to_cut(&gathers(seconds(60)), &uncut, 0, seconds(5)), Cut::At(seconds(6)));
-    let hurried = Uncut { hurry: true, ..uncut };
-    assert_eq!(when_to_cut(&gathers(soon), &hurried, 0, seconds(5)), Cut::Now);
-    let default = CutPolicy { synchronous: false, ..gathers(soon) };
-    assert_eq!(when_to_cut(&default, &uncut, 0, seconds(5)), Cut::At(seconds(6)));
 }
 
 #[test]

@@ -186,6 +186,12 @@ impl Archived {
         self.cluster.wait_until(&format!("select clock_timestamp() > '{earliest}'"), "t");
     }
 
+    /// Waits until the server's clock is past the end of a backup, as its report tells it.
+    pub fn pass_time_of(&self, made: &serde_json::Value) {
+        let end = made["finished_at"].as_str().unwrap();
+        self.cluster.wait_until(&format!("select clock_timestamp() > '{end}'"), "t");
+    }
+
     /// Returns the server's present time with an explicit zone.
     pub fn now(&self) -> String {
         self.cluster.sql(

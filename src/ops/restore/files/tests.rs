@@ -80,7 +80,9 @@ async fn back_up(
     let writer = BackupWriter::begin(repository, &begun, SYSTEM_ID, Codec::DEFAULT, 2).await;
     let mut recorder = FileRecorder::new(writer.unwrap());
     let mut parents = match parent {
-        Some(parent) => Some(ParentFiles::load(repository, parent, |_| false).await.unwrap()),
+        Some(parent) => {
+            Some(ParentFiles::load(repository, parent, 1 << 20, |_| false).await.unwrap())
+        }
         None => None,
     };
     for (path, content) in files {
@@ -180,7 +182,7 @@ async fn assert_restores(repository: &Repository, backup: &Committed, files: &Fi
         backup,
         tree_plan: &tree_plan,
         jobs: 2,
-        memory_max_bytes: 64 << 20,
+        range_bytes_max: 1 << 20,
         progress: Arc::new(Silent),
     };
     let list = FileList::open(repository, &backup.id).await.unwrap();
@@ -293,7 +295,7 @@ async fn files_of_more_than_one_map_come_back_and_are_named_by_the_next_backup()
 }
 
 async fn entry_of(repository: &Repository, backup: &Committed, path: &str) -> FileEntry {
-    let mut files = ParentFiles::load(repository, &backup.id, |_| false).await.unwrap();
+    let mut files = ParentFiles::load(repository, &backup.id, 1 << 20, |_| false).await.unwrap();
     files.entry(path.as_bytes()).await.unwrap().unwrap()
 }
 
@@ -354,7 +356,7 @@ async fn changed_pages_are_stored_alone_and_joined_again_whatever_lies_between()
 
 /// The numbers of runs that chunks of a file have.
 async fn runs_of(repository: &Repository, backup: &Committed, path: &str) -> BTreeSet<usize> {
-    let mut files = ParentFiles::load(repository, &backup.id, |_| false).await.unwrap();
+    let mut files = ParentFiles::load(repository, &backup.id, 1 << 20, |_| false).await.unwrap();
     let entry = files.entry(path.as_bytes()).await.unwrap().unwrap();
     let chunks = files.chunks(&entry, 0).await.unwrap();
     chunks.iter().map(|chunk| chunk.runs.len()).collect()
@@ -371,7 +373,7 @@ async fn a_joined_chunk_that_is_not_what_it_was_ends_the_restore_and_names_its_p
     let first = back_up(&repository, 1, &files, None).await;
     files.get_mut("base/1/1").unwrap().pages.insert((3, 2), 5);
     let parent = |digest| ChunkEntry { digest, runs: Vec::new() };
-    let mut known = ParentFiles::load(&repository, &first.id, |_| false).await.unwrap();
+    let mut known = ParentFiles::load(&repository, &first.id, 1 << 20, |_| false).await.unwrap();
     let entry = known.entry(b"base/1/1").await.unwrap().unwrap();
     let mut chunks = known.chunks(&entry, 0).await.unwrap();
     // The digest of the chunk with the changed page, and the runs of the one without.
@@ -409,7 +411,7 @@ async fn restore_chunks(repository: &Repository, chunks: &[ChunkEntry]) -> Resul
     let finisher = Arc::new(Mutex::new(Finisher::start(1)));
     let file = Arc::new(OpenFile::new(new, permit, size, finisher));
     let fetcher = FrameFetcher::new(repository.clone());
-    let mut window = Window::new(fetcher, Arc::new(Silent), 2, 64 << 20);
+    let mut window = Window::new(fetcher, Arc::new(Silent), 2, 1 << 20);
     for (number, chunk) in (0..).zip(chunks) {
         window.want(&file, number * CHUNK, CHUNK_BYTES, chunk.clone()).await?;
     }

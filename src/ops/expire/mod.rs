@@ -1,0 +1,380 @@
+//! `expire`: delete what the retention policy no longer keeps, and nothing else.
+//!
+//! ```text
+//! take stock -> plan -> committed.json, begun.json of each backup that goes
+//!                    -> look again: who has begun meanwhile, and leans on what?
+//!                    -> packs and file lists that no kept backup needs
+//!                    -> WAL that no kept backup needs, oldest first
+//!                    -> pins of backups that are gone
+//! ```
+//!
+//! It may end at any line and be run again: what is left is told apart by what is there. No lock is needed, neither
+//! against a second `expire` nor against backups: one that begins names what it leans on in `begun.json` and looks
+//! afterwards whether its parent still exists; here the parent's `committed.json` is deleted first, and looked for
+//! any `begun.json` that leans on it afterwards. Whichever came first, one of them sees the other.
+//!
+//! Never here: what is kept (`plan::retention`).
+
+mod deleting;
+mod report;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
+
+use futures_util::TryStreamExt;
+
+use super::failures::of_repo;
+use super::progress::Progress;
+use super::stock::{Gathered, begun_state, moment_of, take_stock};
+use super::stop::StopRequest;
+use super::{never_claimed, now};
+use crate::failure::{Failure, Kind};
+use crate::format::{BackupId, BackupObject, WalObject};
+use crate::pg::{PgTimestamp, SystemId};
+use crate::plan::retention::{
+    BegunState, KeptWal, NeededPacks, Plan, Policy, Protected, Reason, Unfinishedness, plan,
+};
+use crate::repo::{RepoError, Repository, WalGroup};
+use crate::store::Key;
+use deleting::{Deleting, Doomed};
+pub use report::{
+    BackupLine, Deleted, KeptPacks, KeptStretch, Refusal, Refused, Report, UnfinishedLine,
+    UnreadableLine, WalLine, WalRange,
+};
+
+/// The most objects of one group of WAL that are gathered before they are deleted; a group with more is
+/// listed again.
+const GROUP_OBJECTS_MAX: usize = 100_000;
+
+const UNHARMED: &str = "Backups and WAL that are kept are as they were.";
+
+/// What is asked.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// What is to be kept.
+    pub policy: Policy,
+    /// Tell what would go, and delete nothing.
+    pub dry_run: bool,
+    /// The present time; `None` for this host's clock.
+    pub now: Option<PgTimestamp>,
+}
+
+/// Plans and deletes, or only tells.
+///
+/// # Errors
+/// [`Kind::Usage`] without a policy; [`Kind::Store`] if the store fails, and [`Kind::Stopped`] once `stop` is wanted:
+/// then a part is deleted, and the next run goes on.
+pub async fn run(
+    repository: &Repository,
+    request: &Request,
+    progress: &dyn Progress,
+    stop: StopRequest,
+) -> Result<Report, Failure> {
+    if !request.policy.is_set() {
+        return Err(no_policy());
+    }
+    let failed = |error| {
+        of_repo(error, format!("could not take stock of {}", repository.describe()), UNHARMED)
+    };
+    progress.note("taking stock");
+    let identities = repository.identities().await.map_err(failed)?;
+    if identities.is_empty() {
+        return Err(never_claimed(repository, UNHARMED));
+    }
+    let gathered = take_stock(repository, &identities).await.map_err(failed)?;
+    let now = request.now.unwrap_or_else(now);
+    let plan = plan(&gathered.stock, &request.policy, now, &BTreeMap::new());
+    let mut expiring = Expiring {
+        repository,
+        request,
+        now,
+        gathered,
+        plan,
+        forced: BTreeMap::new(),
+        deleting: Deleting::new(repository, request.dry_run, stop, progress),
+        kept_packs: Vec::new(),
+        wal_going: BTreeMap::new(),
+    };
+    expiring.carry_out().await?;
+    Ok(expiring.report())
+}
+
+fn no_policy() -> Failure {
+    Failure::new(
+        Kind::Usage,
+        "no retention is set, so that nothing is ever deleted",
+        UNHARMED,
+        "Say what is to be kept: `retain_window = \"30d\"` for every moment of the last 30 days, or `retain_backups`, `retain_daily`, `retain_weekly`, `retain_monthly`. `expire --dry-run` shows what each would delete.",
+    )
+}
+
+/// One run.
+struct Expiring<'a> {
+    repository: &'a Repository,
+    request: &'a Request,
+    now: PgTimestamp,
+    gathered: Gathered,
+    plan: Plan,
+    /// Backups that stay whatever the policy says.
+    forced: BTreeMap<BackupId, Reason>,
+    deleting: Deleting<'a>,
+    kept_packs: Vec<KeptPacks>,
+    /// Objects and bytes of WAL that went, by incarnation and timeline.
+    wal_going: BTreeMap<(SystemId, crate::pg::Timeline), (u64, u64)>,
+}
+
+impl Expiring<'_> {
+    async fn carry_out(&mut self) -> Result<(), Failure> {
+        self.delete_backups().await?;
+        if !self.forced.is_empty() {
+            let (stock, policy) = (&self.gathered.stock, &self.request.policy);
+            self.plan = plan(stock, policy, self.now, &self.forced);
+        }
+        let (protected, fresh) = self.look_again().await?;
+        let needed = self.needed_packs(&fresh).await?;
+        self.sweep_backups(&protected, &needed).await?;
+        self.delete_wal().await?;
+        self.delete_pins(&fresh).await
+    }
+
+    fn failed(&self, error: RepoError, doing: &str) -> Failure {
+        let what = format!("could not {doing} in {}", self.repository.describe());
+        let failure = of_repo(error, what, self.deleting.unharmed());
+        let again = "Run `highwater expire` again then: it goes on where it stopped.";
+        let next = format!("{} {again}", failure.next);
+        Failure { next, ..failure }
+    }
+
+    /// From here on the backups that go do not exist. One that was pinned since stays, and so does one whose
+    /// deletion the store refuses.
+    async fn delete_backups(&mut self) -> Result<(), Failure> {
+        self.deleting.progress.note("deleting backups");
+        let expiring: Vec<BackupId> = self.plan.expiring().map(|fate| fate.id.clone()).collect();
+        for id in expiring {
+            let known: Vec<&Key> =
+                self.gathered.pins.get(&id).into_iter().flatten().map(|pin| &pin.key).collect();
+            let pins = self.repository.pins_of(&id).await;
+            let pins = pins.map_err(|error| self.failed(error, "look for pins"))?;
+            if pins.iter().any(|key| !known.contains(&key)) {
+                self.forced.insert(id, Reason::JustPinned);
+                continue;
+            }
+            let place = self.repository.place();
+            let (committed, begun) = (Key::new(place.committed(&id)), Key::new(place.begun(&id)));
+            if self.deleting.one(&committed).await? {
+                self.deleting.backups += 1;
+                self.deleting.one(&begun).await?;
+            } else {
+                self.forced.insert(id, Reason::Locked);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks which backups have begun since stock was taken, and what they lean on. Returns all that is protected,
+    /// and the new ones.
+    async fn look_again(&self) -> Result<(Protected, Vec<BackupId>), Failure> {
+        let failed = |error| self.failed(error, "look for backups that have begun meanwhile");
+        let known = self.known_ids();
+        let mut protected = self.plan.protected.clone();
+        let mut fresh = Vec::new();
+        for id in self.repository.backup_ids().await.map_err(failed)? {
+            if !known.contains(&id) {
+                let begun = begun_state(self.repository, &id).await.map_err(failed)?;
+                if begun != BegunState::Absent {
+                    protected.add_begun(&id, &begun);
+                }
+                fresh.push(id);
+            }
+        }
+        Ok((protected, fresh))
+    }
+
+    fn known_ids(&self) -> BTreeSet<BackupId> {
+        let stock = &self.gathered.stock;
+        let committed = stock.incarnations.iter().flat_map(|one| &one.backups).map(|b| &b.id);
+        let unreadable = stock.unreadable.iter().map(|backup| &backup.id);
+        let unfinished = stock.unfinished.iter().map(|backup| &backup.id);
+        committed.chain(unreadable).chain(unfinished).cloned().collect()
+    }
+
+    /// Reads which packs of backups that go are needed by those that stay.
+    async fn needed_packs(&self, fresh: &[BackupId]) -> Result<NeededPacks, Failure> {
+        let going: BTreeSet<&BackupId> = self.going().into_iter().map(|(id, _)| id).collect();
+        let kept: BTreeSet<&BackupId> = self.plan.kept().map(|fate| &fate.id).collect();
+        let stock = self.gathered.stock.incarnations.iter().flat_map(|one| &one.backups);
+        let leaning = stock.filter(|backup| kept.contains(&backup.id)).filter(|backup| {
+            backup.references.iter().any(|reference| going.contains(&reference.backup))
+        });
+        let mut needed = NeededPacks::default();
+        for id in leaning.map(|backup| &backup.id).chain(fresh) {
+            let backup = self.repository.committed(id).await;
+            let doing = "read what a backup that stays needs";
+            // One that is gone by now was deleted by another `expire`, and needs nothing.
+            if let Some(backup) = backup.map_err(|error| self.failed(error, doing))? {
+                needed.add(&backup);
+            }
+        }
+        Ok(needed)
+    }
+
+    /// Returns the backups whose objects go, and what they are.
+    fn going(&self) -> Vec<(&BackupId, Option<Unfinishedness>)> {
+        let expiring = self.plan.expiring().map(|fate| (&fate.id, None));
+        let dead = self.plan.unfinished.iter().filter(|one| one.fate != Unfinishedness::Running);
+        let mut all: Vec<_> = expiring.chain(dead.map(|one| (&one.id, Some(one.fate)))).collect();
+        all.sort_unstable_by_key(|(id, _)| *id);
+        all
+    }
+
+    /// Deletes what is left of backups that do not exist, as far as nobody needs it.
+    async fn sweep_backups(
+        &mut self,
+        protected: &Protected,
+        needed: &NeededPacks,
+    ) -> Result<(), Failure> {
+        self.deleting.progress.note("deleting packs");
+        let going: Vec<(BackupId, Option<Unfinishedness>)> =
+            self.going().into_iter().map(|(id, fate)| (id.clone(), fate)).collect();
+        for (id, fate) in going {
+            if protected.covers(&id) {
+                let by = "a backup that runs or cannot be read may need them".to_owned();
+                self.kept_packs.push(KeptPacks { backup: id, packs: None, by });
+                continue;
+            }
+            if let Some(sweep) = self.look_at(&id, fate, needed).await? {
+                self.carry_out_sweep(id, sweep).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists what of a backup goes; `None` if it has shown a sign of life since stock was taken.
+    async fn look_at(
+        &self,
+        id: &BackupId,
+        fate: Option<Unfinishedness>,
+        needed: &NeededPacks,
+    ) -> Result<Option<Sweep>, Failure> {
+        let failed = |error| self.failed(error, "list what is stored of a backup");
+        let known = self.gathered.stock.unfinished.iter().find(|known| known.id == *id);
+        let mut sweep = Sweep::default();
+        let mut objects = self.repository.backup_objects(id);
+        while let Some(found) = objects.try_next().await.map_err(failed)? {
+            let is_new = known
+                .and_then(|known| known.last_stored)
+                .is_some_and(|last| moment_of(found.listed.modified) > last);
+            let doomed = Doomed { key: found.listed.key, bytes: found.listed.size_bytes };
+            match found.object {
+                Some(BackupObject::Committed) if fate.is_some() => return Ok(None),
+                _ if is_new => return Ok(None),
+                // They went already, or would have.
+                Some(BackupObject::Committed) => {}
+                Some(BackupObject::Begun) => sweep.begun = fate.map(|_| doomed),
+                Some(BackupObject::Pack(pack)) if needed.needs(id, pack) => sweep.kept += 1,
+                Some(BackupObject::Pack(_) | BackupObject::Files) => sweep.doomed.push(doomed),
+                None => tracing::warn!("`{}` is not an object of Highwater; it stays", doomed.key),
+            }
+        }
+        Ok(Some(sweep))
+    }
+
+    async fn carry_out_sweep(&mut self, id: BackupId, sweep: Sweep) -> Result<(), Failure> {
+        if let Some(begun) = sweep.begun {
+            // First: should the backup live after all, it can no longer be committed.
+            self.deleting.one(&begun.key).await?;
+        }
+        self.deleting.all(sweep.doomed).await?;
+        if sweep.kept > 0 {
+            let by = "backups that stay need them".to_owned();
+            self.kept_packs.push(KeptPacks { backup: id, packs: Some(sweep.kept), by });
+        }
+        Ok(())
+    }
+
+    async fn delete_wal(&mut self) -> Result<(), Failure> {
+        self.deleting.progress.note("deleting WAL");
+        for (system_id, kept) in self.plan.wal.clone() {
+            let groups = self.repository.wal_groups(system_id).await;
+            for group in groups.map_err(|error| self.failed(error, "list WAL"))? {
+                self.delete_wal_of(system_id, &kept, &group).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes what goes of 4 GiB of WAL: oldest first, so that what an interruption leaves has no hole.
+    async fn delete_wal_of(
+        &mut self,
+        system_id: SystemId,
+        kept: &KeptWal,
+        group: &WalGroup,
+    ) -> Result<(), Failure> {
+        let per_log = kept.segment_size.per_log();
+        let first = u64::from(group.log) * per_log;
+        if kept.keeps_all(group.timeline, first..first + per_log) {
+            return Ok(());
+        }
+        loop {
+            let mut going: Vec<(WalObject, u64)> = Vec::new();
+            let mut objects = self.repository.wal_objects(system_id, group);
+            while let Some(found) =
+                objects.try_next().await.map_err(|e| self.failed(e, "list WAL"))?
+            {
+                let goes = found.object.segment().is_some_and(|segment| !kept.keeps(segment));
+                if goes && !self.is_too_young(found.modified) {
+                    going.push((found.object, found.size_bytes));
+                }
+                if going.len() >= GROUP_OBJECTS_MAX {
+                    break;
+                }
+            }
+            let is_all = going.len() < GROUP_OBJECTS_MAX;
+            going.sort_unstable_by_key(|(object, _)| (object.segment(), *object));
+            let tally = self.wal_going.entry((system_id, group.timeline)).or_default();
+            tally.0 += going.len() as u64;
+            tally.1 += going.iter().map(|(_, bytes)| bytes).sum::<u64>();
+            let before = self.deleting.refused;
+            let doomed = going.into_iter().map(|(object, bytes)| Doomed {
+                key: self.repository.wal_key(system_id, object),
+                bytes,
+            });
+            self.deleting.all(doomed.collect()).await?;
+            // What the store does not let go would be listed for ever, and a dry run's as well.
+            if is_all || self.request.dry_run || self.deleting.refused > before {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether WAL was stored since stock was taken, or so late that a running backup may need it.
+    fn is_too_young(&self, stored: SystemTime) -> bool {
+        self.gathered.last_wal_stored.is_some_and(|last| stored > last)
+            || self.plan.wal_untouched_since.is_some_and(|since| moment_of(stored) >= since)
+    }
+
+    /// Deletes the pins of backups that are gone.
+    async fn delete_pins(&mut self, fresh: &[BackupId]) -> Result<(), Failure> {
+        let stock = &self.gathered.stock;
+        let running = self.plan.unfinished.iter().filter(|u| u.fate == Unfinishedness::Running);
+        let mut there: BTreeSet<&BackupId> = self.plan.kept().map(|fate| &fate.id).collect();
+        there.extend(running.map(|one| &one.id));
+        there.extend(stock.unreadable.iter().map(|backup| &backup.id));
+        there.extend(fresh);
+        let orphans = self.gathered.pins.iter().filter(|(id, _)| !there.contains(id));
+        let orphans: Vec<Doomed> = orphans
+            .flat_map(|(_, pins)| pins)
+            .map(|pin| Doomed { key: pin.key.clone(), bytes: 0 })
+            .collect();
+        self.deleting.all(orphans).await
+    }
+}
+
+/// What goes of one backup's objects.
+#[derive(Debug, Default)]
+struct Sweep {
+    begun: Option<Doomed>,
+    doomed: Vec<Doomed>,
+    /// Packs that stay because kept backups need them.
+    kept: u64,
+}
