@@ -164,7 +164,7 @@ impl Pace {
         }
         if self.rest == 0 && self.trial.is_none() {
             let more = (was_full && self.now < self.most).then(|| (self.now * 2).min(self.most));
-            let less = (self.now > 1).then(|| self.now / 2);
+            let less = (self.now > 1).then_some(self.now / 2);
             let next = if self.is_rising { more.or(less) } else { less.or(more) };
             self.trial = next.map(|uploads| Trial { uploads, waited: None });
         }

@@ -49,7 +49,7 @@ async fn back_up(repository: &Repository, seed: u64, parent: Option<u64>, start:
     };
     let mut before = None;
     if let Some(parent) = &parent {
-        before = Some(ParentFiles::load(repository, &parent.id, |_| false).await.unwrap());
+        before = Some(ParentFiles::load(repository, &parent.id, 1 << 20, |_| false).await.unwrap());
     }
     let begun = begun(&id, parent.as_ref());
     let writer = BackupWriter::begin(repository, &begun, SYSTEM, Codec::DEFAULT, 2).await.unwrap();
