@@ -42,6 +42,18 @@ class Cost:
     rss_kib: int
 
 
+def cost_so_far(pid):
+    """Returns the CPU seconds of a living process, and its peaks of memory and address space in KiB."""
+    words = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    ticks = int(words[11]) + int(words[12])
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    peak, space = (
+        int(next(line for line in status if line.startswith(name)).split()[1])
+        for name in ("VmHWM:", "VmPeak:")
+    )
+    return ticks / os.sysconf("SC_CLK_TCK"), peak, space
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -78,6 +90,7 @@ class Lab:
         }
         self.postgres = self.gateway = self.gateway_url = None
         self.gateway_ready = False
+        self.residents = []
         # PostgreSQL starts its commands in the data directory.
         self.cwd = self.place
 
@@ -142,13 +155,32 @@ class Lab:
         server = self.place / "wal"
         status = server / "pg_wal/archive_status"
         script = [
-            f"mkdir -p {status} {server}/global",
+            f"mkdir -p {status} {server}/global && chmod 700 {server}",
             f"cp {self.place}/data/global/pg_control {server}/global",
             f"cp {self.place}/data/postmaster.pid {server}",
-            *(f"touch {status}/{segment.name}.ready" for segment in segments),
         ]
         self.run(["sh", "-ec", "\n".join(script)])
+        self.make_ready(server, [])
+        self.make_ready(server, segments)
         return server
+
+    def make_ready(self, server, segments):
+        """Makes these segments wait to be archived, and no others; of none: none."""
+        status = server / "pg_wal/archive_status"
+        files = [f"{segment.name}.ready" for segment in segments]
+        self.run(["sh", "-ec", f"cd {status}\n" + (f"touch {' '.join(files)}" if files else "rm -f -- *")])
+
+    def reside(self, args, env, log):
+        """Starts a program that stays until `leave`."""
+        with open(self.place / log, "wb") as said:
+            child = self.popen(args, env, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+        self.residents.append(child)
+        return child
+
+    def leave(self, child):
+        self.residents.remove(child)
+        child.terminate()
+        child.wait(timeout=60)
 
     def sql(self, text):
         return self.run(["psql", "-XAtqc", text]).strip()
@@ -216,6 +248,8 @@ class Lab:
 
     def close(self):
         try:
+            for child in list(self.residents):
+                self.leave(child)
             self.stop_gateway()
         finally:
             if self.postgres:

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from lab import REPO, Cost, Lab
+from lab import REPO, Cost, Lab, cost_so_far
 from tools import BACKLOG_TOOLS, BACKUP_TOOLS, WAL_TOOLS, Highwater
 
 SEGMENTS = int(os.environ.get("BENCH_SEGMENTS", "20"))
@@ -154,6 +154,8 @@ def measure_backlog(lab, results, store, segments):
 
     def all_of(table, tool, command_of, pause=0.0, check=None):
         walls, cpu, peak = [], 0.0, 0
+        resident = tool.resident()
+        before = cost_so_far(resident)[0] if resident else 0
         for segment in segments:
             if not (command := command_of(segment)):
                 return
@@ -163,9 +165,14 @@ def measure_backlog(lab, results, store, segments):
             if check:
                 check(segment)
             time.sleep(pause)
+        if resident:
+            its_cpu, its_peak, its_space = cost_so_far(resident)
+            cpu, peak = cpu + its_cpu - before, max(peak, its_peak)
+            note(f"{tool.name}: {its_peak >> 10} MiB resident, {its_space >> 10} MiB of address space")
         results.add(table, tool.name, Cost(sum(walls), cpu, peak))
         median = statistics.median(walls) * 1000
-        note(f"{tool.name}: {table}: {median:.1f} ms is the median command")
+        slow = sorted(walls)[min(len(walls) - 1, int(len(walls) * 0.99))] * 1000
+        note(f"{tool.name}: {table}: {median:.1f} ms is the median command, {slow:.1f} ms p99")
 
     def fetched(segment):
         target = server / "pg_wal/RECOVERYXLOG"
@@ -175,13 +182,17 @@ def measure_backlog(lab, results, store, segments):
         target.unlink()
 
     def once(tool):
+        # What is resident begins when the server does, and not before there is anything to do.
+        lab.make_ready(server, [])
         tool.before_backup()
+        lab.make_ready(server, segments)
         # Only a call as the server's own works ahead.
         ours = isinstance(tool, Highwater)
         all_of(push, tool, lambda s: tool.push(Path("pg_wal") / s.name if ours else s))
         target = "pg_wal/RECOVERYXLOG"
         # The pause stands for replay.
         all_of(get, tool, lambda segment: tool.get(segment, target), 0.03, fetched)
+        tool.end()
 
     tools = each(results, [make(lab) for make in BACKLOG_TOOLS], lambda tool: tool.prepare(store))
     for _ in range(RUNS):

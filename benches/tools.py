@@ -5,6 +5,8 @@ commands as argument lists: push, get, backup, restore, delta. `None` means that
 tool has no such command for this store.
 """
 
+import time
+
 from lab import BUCKET, CACHE, KEY, SECRET
 
 
@@ -28,6 +30,13 @@ class Tool:
 
     def before_backup(self):
         """Whatever a backup needs that is not measured."""
+
+    def resident(self):
+        """Returns the process that works beside its commands, if there is one."""
+        return None
+
+    def end(self):
+        """Ends that process."""
 
     def push(self, segment):
         return None
@@ -131,6 +140,40 @@ class HighwaterDirect(Highwater):
     def before_backup(self):
         super().before_backup()
         self.env |= {"HIGHWATER_SPOOL": "none"}
+
+
+class HighwaterAgent(Highwater):
+    """The same with the resident service beside the server."""
+
+    name = "highwater, agent"
+    agent = None
+
+    def prepare(self, store):
+        super().prepare(store)
+        # Others are measured first.
+        self.end()
+
+    def before_backup(self):
+        super().before_backup()
+        self.end()
+        server = self.lab.place / "wal"
+        socket = server / "pg_wal/highwater.spool/agent.sock"
+        self.agent = self.lab.reside(
+            [self.lab.highwater, "agent", "--pgdata", server], self.env, "agent.log"
+        )
+        for _ in range(200):
+            if socket.exists():
+                return
+            time.sleep(0.05)
+        raise RuntimeError((self.lab.place / "agent.log").read_text()[-4000:])
+
+    def resident(self):
+        return self.agent.pid
+
+    def end(self):
+        if self.agent:
+            self.lab.leave(self.agent)
+            self.agent = None
 
 
 class PgBasebackup(Tool):
@@ -268,4 +311,4 @@ class Barman(Tool):
 
 WAL_TOOLS = (Highwater, Copy, Zstd, PgBackRest, Barman)
 BACKUP_TOOLS = (Highwater, PgBasebackup, PgBasebackupTar, PgBackRest, Barman)
-BACKLOG_TOOLS = (Highwater, HighwaterDirect, Copy, Zstd, PgBackRest)
+BACKLOG_TOOLS = (Highwater, HighwaterAgent, HighwaterDirect, Copy, Zstd, PgBackRest)

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! 4  cli                              arguments, settings, output, exit codes
+//! 3  agent                            the resident service; runs ops
 //! 3  ops                              one file per use case
 //! 2  plan, repo                       pure decisions; the archive as verbs
 //! 1  format, store, walsender, pgdata bytes and names; stores; servers; disks
@@ -12,6 +13,7 @@
 //! 0  pg, causes, spelling             PostgreSQL's facts; errors as text; what a user meant
 //! ```
 
+pub mod agent;
 pub mod causes;
 pub mod cli;
 pub mod failure;

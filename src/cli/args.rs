@@ -10,10 +10,10 @@ use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use super::environment::Environment;
 use super::help;
 use super::requests::{
-    ArchiveGetRequest, ArchivePushRequest, BackupRequest, BackupSource, CheckRequest, InfoRequest,
-    InitRequest, ManifestChecksums, ReceiveRequest, Request, RestoreRequest, TablespaceMapping,
-    check_annotations, check_tablespace_map, parse_annotation, parse_label, parse_max_rate,
-    parse_tablespace_mapping,
+    AgentRequest, ArchiveGetRequest, ArchivePushRequest, BackupRequest, BackupSource, CheckRequest,
+    InfoRequest, InitRequest, ManifestChecksums, ReceiveRequest, Request, RestoreRequest,
+    TablespaceMapping, check_annotations, check_tablespace_map, parse_annotation, parse_label,
+    parse_max_rate, parse_tablespace_mapping,
 };
 use super::retention_args::{ExpireArgs, PinArgs, UnpinArgs, keep_until};
 use super::settings::{FlagValues, NOTHING_DONE};
@@ -93,6 +93,9 @@ pub enum Command {
     /// Stream WAL into the repository as it is written: a service
     #[command(after_help = help::RECEIVE)]
     Receive(ReceiveArgs),
+    /// Serve a cluster: archive and fetch WAL before it is asked for: a service
+    #[command(after_help = help::AGENT)]
+    Agent(AgentArgs),
     /// Take a base backup
     #[command(after_help = help::BACKUP)]
     Backup(BackupArgs),
@@ -195,6 +198,19 @@ pub struct ReceiveArgs {
     /// Follow a server whose timeline another server has replaced
     #[arg(long)]
     old_timeline: bool,
+}
+
+/// Arguments of `agent`.
+#[derive(Args)]
+pub struct AgentArgs {
+    /// The cluster's data directory [env: HIGHWATER_PGDATA, PGDATA]
+    #[arg(long, value_name = "DIR")]
+    pgdata: Option<PathBuf>,
+    /// Stream WAL into the repository as well, as the command receive does [env: HIGHWATER_RECEIVE]
+    #[arg(long)]
+    receive: bool,
+    #[command(flatten, next_help_heading = "With --receive")]
+    receiving: ReceiveArgs,
 }
 
 /// Arguments of `backup`.
@@ -321,7 +337,7 @@ pub struct InfoArgs {
 impl Command {
     /// Returns whether the command runs until it is told to stop.
     pub fn is_service(&self) -> bool {
-        matches!(self, Self::Receive(_))
+        matches!(self, Self::Receive(_) | Self::Agent(_))
     }
 }
 
@@ -359,13 +375,12 @@ impl CommandLine {
                 Request::ArchiveGet(ArchiveGetRequest { name, path })
             }
             Command::FetchAhead => Request::FetchAhead,
-            Command::Receive(args) => {
-                flags.set(Id::Rpo, args.rpo);
-                flags.set(Id::Synchronous, args.synchronous.then_some("on"));
-                flags.set(Id::Slot, args.slot);
-                flags.set(Id::Uploads, args.uploads);
-                let ReceiveArgs { from_standby, old_timeline, .. } = args;
-                Request::Receive(ReceiveRequest { from_standby, old_timeline })
+            Command::Receive(args) => Request::Receive(args.into_request(&mut flags)),
+            Command::Agent(args) => {
+                flags.set(Id::Pgdata, absolute_text(args.pgdata)?);
+                flags.set(Id::Receive, args.receive.then_some("on"));
+                let receive = args.receiving.into_request(&mut flags);
+                Request::Agent(AgentRequest { receive })
             }
             Command::Backup(args) => {
                 flags.set(Id::Jobs, args.jobs.clone());
@@ -385,6 +400,17 @@ impl CommandLine {
             Command::Man { directory } => Request::Man(directory),
         };
         Ok((flags, request))
+    }
+}
+
+impl ReceiveArgs {
+    fn into_request(self, flags: &mut FlagValues) -> ReceiveRequest {
+        flags.set(Id::Rpo, self.rpo);
+        flags.set(Id::Synchronous, self.synchronous.then_some("on"));
+        flags.set(Id::Slot, self.slot);
+        flags.set(Id::Uploads, self.uploads);
+        let Self { from_standby, old_timeline, .. } = self;
+        ReceiveRequest { from_standby, old_timeline }
     }
 }
 

@@ -3,8 +3,9 @@
 //! Owns the one `match` over commands. Never here: parsing, settings, rules.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::agent::agent;
 use super::ahead::{ahead, leave_behind, leave_session};
 use super::config_report::ConfigReport;
 use super::drivers::{
@@ -22,6 +23,7 @@ use super::{man, progress, reports, retention, signals};
 use crate::failure::{Failure, Kind};
 use crate::ops;
 use crate::pg::PgTimestamp;
+use crate::plan::memory::{TooLittle, backup_memory, restore_range_bytes};
 use crate::walsender::{self, SlotName};
 
 /// Threads of `fetch-ahead`.
@@ -29,7 +31,7 @@ const FETCH_AHEAD_THREADS: usize = 2;
 
 /// `receive` repeats by itself what the store did not take, without the long pauses of the store's own
 /// repetitions: commits may be waiting.
-const RECEIVE_RETRY_DEADLINE: Duration = Duration::from_secs(3);
+pub(super) const RECEIVE_RETRY_DEADLINE: Duration = Duration::from_secs(3);
 
 /// How long `receive` tries to store what it holds once it was asked to stop; service
 /// managers commonly kill after 90 s.
@@ -37,7 +39,7 @@ const STOP_DEADLINE: Duration = Duration::from_mins(1);
 
 /// PostgreSQL runs its commands in the data directory, and names what recovery wants like this
 /// (`src/backend/access/transam/xlogrecovery.c`).
-const DATA_DIRECTORY: &str = ".";
+pub(super) const DATA_DIRECTORY: &str = ".";
 const WAL_ASKED_FOR: &str = "pg_wal/RECOVERYXLOG";
 
 /// Everything that a command gets besides its request.
@@ -81,6 +83,7 @@ pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(),
         Request::ArchiveGet(request) => return archive_get(request, surroundings),
         Request::FetchAhead => fetch_ahead(surroundings)?,
         Request::Receive(request) => receive(request, surroundings)?,
+        Request::Agent(request) => agent(request, surroundings)?,
         Request::Backup(request) => return backup(request, surroundings),
         Request::Restore(request) => restore(*request, surroundings)?,
         Request::Info(request) => info(&request, surroundings)?,
@@ -132,14 +135,14 @@ fn archive_push(
 ) -> Result<(), Failure> {
     // A damaged segment is looked at by itself.
     let ahead = if request.accept_damaged { None } else { ahead(&request.path, surroundings) };
-    let request = ops::archive_push::Request {
+    let mut request = ops::archive_push::Request {
         path: request.path,
         codec: surroundings.settings.compression.value,
         deadline: surroundings.settings.archive_push_deadline.value,
         accept_damaged: request.accept_damaged,
         ahead,
     };
-    let report = match ops::archive_push::pushed_before(&request) {
+    let report = match done_before(&mut request) {
         Some(report) => report,
         None => {
             let opened = open_repository(surroundings)?;
@@ -148,6 +151,19 @@ fn archive_push(
     };
     tracing::info!("{}", reports::archive_push(&report));
     Ok(())
+}
+
+/// Answers from what an earlier call or the agent has done: without the repository, and without any thread. `None`:
+/// all is to be done still, within what is left of the deadline.
+fn done_before(request: &mut ops::archive_push::Request) -> Option<ops::archive_push::Report> {
+    let began = Instant::now();
+    let report = ops::archive_push::pushed_before(request).or_else(|| {
+        // Half of the time is left for the direct way.
+        let patience = request.deadline / 2;
+        crate::agent::ask_stored(request.ahead.as_ref()?, &request.path, patience)
+    });
+    request.deadline = request.deadline.saturating_sub(began.elapsed());
+    report
 }
 
 fn archive_get(request: ArchiveGetRequest, surroundings: &Surroundings<'_>) -> Result<(), Ended> {
@@ -223,18 +239,7 @@ fn slot(surroundings: &Surroundings<'_>) -> Result<Option<SlotName>, Failure> {
 
 fn receive(request: ReceiveRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
     let opened = open_repository_retrying(surroundings, RECEIVE_RETRY_DEADLINE)?;
-    let settings = surroundings.settings;
-    let request = ops::receive::Request {
-        server: server(surroundings)?,
-        slot: slot(surroundings)?,
-        synchronous: settings.synchronous.value,
-        rpo: settings.rpo.value,
-        uploads_max: settings.uploads.value,
-        codec: settings.compression.value,
-        from_standby: request.from_standby,
-        old_timeline: request.old_timeline,
-        stop_deadline: STOP_DEADLINE,
-    };
+    let request = receive_request(request, surroundings)?;
     // On one thread: handing each piece to another and back would cost a commit more than the piece itself.
     let report = run_light(async {
         opened.sweep().await;
@@ -244,10 +249,30 @@ fn receive(request: ReceiveRequest, surroundings: &Surroundings<'_>) -> Result<(
     surroundings.output.report(&report, reports::receive)
 }
 
+/// Returns what `receive` is asked, as the settings have it.
+pub(super) fn receive_request(
+    request: ReceiveRequest,
+    surroundings: &Surroundings<'_>,
+) -> Result<ops::receive::Request, Failure> {
+    let settings = surroundings.settings;
+    Ok(ops::receive::Request {
+        server: server(surroundings)?,
+        slot: slot(surroundings)?,
+        synchronous: settings.synchronous.value,
+        rpo: settings.rpo.value,
+        uploads_max: settings.uploads.value,
+        codec: settings.compression.value,
+        from_standby: request.from_standby,
+        old_timeline: request.old_timeline,
+        stop_deadline: STOP_DEADLINE,
+    })
+}
+
 fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(), Ended> {
     let opened = open_repository(surroundings)?;
     let settings = surroundings.settings;
-    let jobs = settings.jobs.value;
+    let (jobs, codec) = (settings.jobs.value, settings.compression.value);
+    let memory = backup_memory(settings.memory_max_bytes.value, jobs, codec.working_bytes());
     let pgdata = settings.pgdata.as_ref().map(|pgdata| pgdata.value.clone());
     let request = ops::backup::Request {
         source: match request.source {
@@ -264,9 +289,9 @@ fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(),
             ManifestChecksums::Crc32c => walsender::ManifestChecksums::Crc32c,
             ManifestChecksums::Sha256 => walsender::ManifestChecksums::Sha256,
         },
-        codec: settings.compression.value,
+        codec,
         jobs,
-        memory_max_bytes: settings.memory_max_bytes.value,
+        memory: memory.map_err(|little| too_little(&little, settings))?,
         wal_timeout: settings.wal_timeout.value,
         host: host_name(),
         keep_until: request
@@ -336,6 +361,8 @@ fn restore_request(
         let next = "`highwater info` lists the backups";
         Failure::new(Kind::Usage, "`--backup` names no backup", NOTHING_DONE, next).because(error)
     })?;
+    let settings = surroundings.settings;
+    let range_bytes_max = restore_range_bytes(settings.memory_max_bytes.value, settings.jobs.value);
     let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
     Ok(ops::restore::Request {
         pgdata: absolute(request.pgdata),
@@ -350,10 +377,22 @@ fn restore_request(
         delta: request.delta,
         take_over: request.take_over,
         jobs: surroundings.settings.jobs.value,
-        memory_max_bytes: surroundings.settings.memory_max_bytes.value,
+        range_bytes_max: range_bytes_max.map_err(|little| too_little(&little, settings))?,
         program: program()?,
         program_flags: repository_flags(surroundings),
     })
+}
+
+/// The ceiling of memory is checked before anything begins: no stage could stay below its share.
+fn too_little(little: &TooLittle, settings: &Settings) -> Failure {
+    let memory_max = &settings.memory_max_bytes;
+    let mut next = format!("raise memory_max to {} MiB", little.least_bytes.div_ceil(1 << 20));
+    if little.jobs_max > 0 {
+        next.push_str(&format!(", or set `jobs` to {} or less", little.jobs_max));
+    }
+    let (mib, origin) = (memory_max.value >> 20, &memory_max.origin);
+    let what = format!("{little}, and it is {mib} MiB ({origin})");
+    Failure::new(Kind::Usage, what, NOTHING_DONE, next)
 }
 
 fn info(request: &InfoRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {

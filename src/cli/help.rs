@@ -76,6 +76,17 @@ It runs until SIGTERM or SIGINT, then stores what it holds and exits 0. Archivin
 archive_command may go on beside it. The server keeps WAL for the slot while receive is away:
 drop the slot when you stop using it, or pg_wal fills the disk.";
 
+/// Under `agent --help`.
+pub const AGENT: &str = "\
+Examples:
+  highwater agent --pgdata /var/lib/postgresql/18/main
+  highwater agent --pgdata DIR --receive         streams WAL too, as highwater receive does
+
+Runs as the server's user, with the same settings as archive_command, until SIGTERM or SIGINT.
+WAL that is ready is stored before archive-push is called for it, which then only asks; what
+recovery will want next is fetched before archive-get is called. Both find it by themselves,
+and do their work without it when it is away: it may be stopped or killed at any moment.";
+
 /// Under `backup --help`.
 pub const BACKUP: &str = "\
 Examples:

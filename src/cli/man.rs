@@ -40,6 +40,7 @@ mod tests {
             .collect();
         names.sort();
         let expected = [
+            "highwater-agent.1",
             "highwater-archive-get.1",
             "highwater-archive-push.1",
             "highwater-backup.1",

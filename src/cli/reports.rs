@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::output::columns;
 use super::retention::policy_in_words;
 use super::units::human_size;
+use crate::agent;
 use crate::format::{BackupId, DamagedPages};
 use crate::ops::restore::PlanReport;
 use crate::ops::{archive_get, archive_push, backup, check, info, init, receive, restore};
@@ -76,6 +77,14 @@ pub(super) fn receive(report: &receive::Report) -> String {
         report.segments,
         report.pieces,
         human_size(report.stored_bytes)
+    )
+}
+
+pub(super) fn agent(report: &agent::Report) -> String {
+    let received = report.received.as_ref().map_or(String::new(), receive);
+    format!(
+        "stored {} WAL files, answered {} commands, fetched {} segments ahead\n{received}",
+        report.stored_files, report.answered, report.fetched_segments
     )
 }
 

@@ -33,6 +33,8 @@ pub enum Request {
     FetchAhead,
     /// `receive`
     Receive(ReceiveRequest),
+    /// `agent`
+    Agent(AgentRequest),
     /// `backup`
     Backup(BackupRequest),
     /// `restore`
@@ -98,6 +100,13 @@ pub struct ReceiveRequest {
     pub from_standby: bool,
     /// Follow a server whose timeline another server has replaced.
     pub old_timeline: bool,
+}
+
+/// What `agent` is asked beside its settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AgentRequest {
+    /// How it receives, if a setting says that it does.
+    pub receive: ReceiveRequest,
 }
 
 /// Where a backup's bytes come from.

@@ -238,6 +238,8 @@ pub struct Settings {
     pub slot: Option<Sourced<SlotChoice>>,
     /// Pieces that `receive` has on their way at a time; at least 1.
     pub uploads: Sourced<usize>,
+    /// Whether the agent receives.
+    pub receive: Sourced<bool>,
     /// Where work ahead of PostgreSQL is noted.
     pub spool: Sourced<SpoolChoice>,
     /// The most WAL that is kept fetched ahead, in bytes.
@@ -280,6 +282,7 @@ impl Settings {
             synchronous: check.or_default(Id::Synchronous, parse_switch)?,
             slot: check.one(Id::Slot, parse_slot)?,
             uploads: check.or_default(Id::Uploads, |text| within_count(Id::Uploads, text))?,
+            receive: check.or_default(Id::Receive, parse_switch)?,
             spool: check.or_default(Id::Spool, parse_spool)?,
             spool_max_bytes: check
                 .or_default(Id::SpoolMax, |text| within_size(Id::SpoolMax, text))?,
@@ -355,6 +358,7 @@ impl Settings {
                 text(value, |slot| slot.0.as_ref().map_or("none".to_owned(), ToString::to_string))
             }),
             Id::Uploads => Some(text(&self.uploads, ToString::to_string)),
+            Id::Receive => Some(switch(&self.receive)),
             Id::Spool => Some(text(&self.spool, |choice| match choice {
                 SpoolChoice::BesideWal => "pg_wal".to_owned(),
                 SpoolChoice::Directory(path) => path.display().to_string(),

@@ -45,6 +45,8 @@ pub enum Id {
     Slot,
     /// How many pieces `receive` has on their way.
     Uploads,
+    /// Whether the agent receives.
+    Receive,
     /// Where work ahead of PostgreSQL is noted.
     Spool,
     /// The most WAL in the spool.
@@ -179,7 +181,7 @@ const MIB: u64 = 1 << 20;
 const HOUR: u64 = 3_600;
 
 /// All settings, in the order in which they are shown.
-pub static TABLE: [Setting; 24] = [
+pub static TABLE: [Setting; 25] = [
     Setting {
         id: Id::Repo,
         key: "repo.url",
@@ -329,6 +331,16 @@ pub static TABLE: [Setting; 24] = [
         default: Some("8"),
         example: "16",
         meaning: "the most pieces of WAL that receive has on their way to the store at a time",
+    },
+    Setting {
+        id: Id::Receive,
+        key: "receive",
+        variable: "HIGHWATER_RECEIVE",
+        flag: Some("--receive"),
+        accepts: Accepts::Switch,
+        default: Some("off"),
+        example: "on",
+        meaning: "the agent streams WAL into the repository as well",
     },
     Setting {
         id: Id::Spool,

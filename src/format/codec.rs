@@ -3,6 +3,7 @@
 //! Every frame carries its codec's own checksum, so that `zstd -d` and `lz4 -d`
 //! notice damage without Highwater.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::io::{self, BufRead, Read, Write};
 use std::str::FromStr;
@@ -10,6 +11,10 @@ use std::str::FromStr;
 use bytes::Bytes;
 use lz4_flex::frame::FrameDecoder;
 use serde::{Deserialize, Serialize};
+
+/// How far back zstd looks for repetitions, as a power of two: 1 MiB. The tables of the slow levels grow with
+/// it: at level 19 a window of 8 MiB needs 81 MiB of memory (`lib/compress/clevels.h`), this one about 18.
+const WINDOW_LOG_MAX: u32 = 20;
 
 /// How the bytes of an object are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +94,23 @@ impl Codec {
         }
     }
 
+    /// Returns an upper bound of the memory that compressing takes besides what goes in and what comes out, in bytes.
+    ///
+    /// The tables are those of zstd's levels for long input, cut to the window (`lib/compress/clevels.h`;
+    /// `ZSTD_estimateCCtxSize` in `lib/compress/zstd_compress.c`), with room for the window itself and a block.
+    pub fn working_bytes(self) -> u64 {
+        const MIB: u64 = 1 << 20;
+        match self {
+            Self::None => 0,
+            Self::Lz4 => MIB,
+            Self::Zstd(..=2) => 2 * MIB,
+            Self::Zstd(..=6) => 5 * MIB,
+            Self::Zstd(..=9) => 11 * MIB,
+            Self::Zstd(..=15) => 16 * MIB,
+            Self::Zstd(_) => 20 * MIB,
+        }
+    }
+
     /// Compresses `plain` into one frame.
     ///
     /// # Errors
@@ -129,6 +151,11 @@ impl fmt::Display for Codec {
     }
 }
 
+/// Returns whether a level would take a window above [`WINDOW_LOG_MAX`]: the first two have 512 KiB and 1 MiB.
+fn wants_shorter_window(level: i32) -> bool {
+    level > 2
+}
+
 /// Compresses a stream of bytes into one frame held in memory.
 pub struct FrameWriter {
     inner: Inner,
@@ -159,6 +186,9 @@ impl FrameWriter {
             Codec::Zstd(level) => {
                 let mut encoder = zstd::stream::write::Encoder::new(room, level)?;
                 encoder.include_checksum(true)?;
+                if wants_shorter_window(level) {
+                    encoder.window_log(WINDOW_LOG_MAX)?;
+                }
                 encoder.set_pledged_src_size(plain_bytes)?;
                 Inner::Zstd(encoder)
             }
@@ -229,6 +259,9 @@ impl FrameCompressor {
             Codec::Zstd(level) => {
                 let mut compressor = zstd::bulk::Compressor::new(level)?;
                 compressor.include_checksum(true)?;
+                if wants_shorter_window(level) {
+                    compressor.window_log(WINDOW_LOG_MAX)?;
+                }
                 Some(compressor)
             }
             Codec::Lz4 | Codec::None => None,
@@ -308,6 +341,35 @@ pub fn read_frames<E: From<CodecError>>(
     Ok(())
 }
 
+/// As [`read_frames`], for what fits into memory: the plain bytes in one piece, without a copy on the way.
+///
+/// # Errors
+/// As there. `plain_bytes` are reserved beforehand: the caller knows that it is no wild number.
+pub fn read_whole(
+    packing: Packing,
+    stored: &[u8],
+    plain_bytes: usize,
+) -> Result<Vec<u8>, CodecError> {
+    let mut plain = Vec::with_capacity(plain_bytes);
+    if packing == Packing::Zstd {
+        let mut decompressor = zstd::bulk::Decompressor::new().map_err(CodecError::Damaged)?;
+        // It writes no more than there is room for, and the vector's capacity may be more than was asked for.
+        let found = decompressor.decompress_to_buffer(stored, &mut plain);
+        found.map_err(CodecError::Damaged)?;
+        let (expected_bytes, found_bytes) = (plain_bytes as u64, plain.len() as u64);
+        return match plain.len().cmp(&plain_bytes) {
+            Ordering::Equal => Ok(plain),
+            Ordering::Less => Err(CodecError::TooShort { expected_bytes, found_bytes }),
+            Ordering::Greater => Err(CodecError::TooLong { expected_bytes }),
+        };
+    }
+    read_frames(packing, stored, plain_bytes as u64, |block| {
+        plain.extend_from_slice(block);
+        Ok::<_, CodecError>(())
+    })?;
+    Ok(plain)
+}
+
 /// A zstd decoder that refuses frames whose window would need more than 64 MiB,
 /// so that damaged bytes cannot make it allocate gigabytes.
 struct LimitedWindow<R: Read>(zstd::stream::read::Decoder<'static, io::BufReader<R>>);
@@ -362,11 +424,13 @@ mod tests {
 
     fn unframe(codec: Codec, stored: &[u8], plain_bytes: u64) -> Result<Vec<u8>, CodecError> {
         let mut plain = Vec::new();
-        read_frames(codec.packing(), stored, plain_bytes, |block| {
+        let streamed = read_frames(codec.packing(), stored, plain_bytes, |block| {
             plain.extend_from_slice(block);
             Ok::<_, CodecError>(())
-        })?;
-        Ok(plain)
+        });
+        let whole = read_whole(codec.packing(), stored, usize::try_from(plain_bytes).unwrap());
+        assert_eq!(whole.ok(), streamed.is_ok().then(|| plain.clone()), "both ways are alike");
+        streamed.map(|()| plain)
     }
 
     const ALL: [Codec; 3] = [Codec::Zstd(1), Codec::Lz4, Codec::None];
@@ -405,6 +469,28 @@ mod tests {
             let error = unframe(codec, &stored, 9_999).unwrap_err();
             assert!(matches!(error, CodecError::TooLong { .. }), "{codec}: {error}");
         }
+    }
+
+    #[test]
+    fn the_window_of_every_level_is_at_most_one_mebibyte_so_that_its_memory_is_known() {
+        let plain: Vec<u8> = (0..1_000_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
+        for level in [1, 2, 3, 9, 15, 19] {
+            let codec = Codec::Zstd(level);
+            let streamed = codec.frame(&plain).unwrap();
+            let at_once = FrameCompressor::new(codec).unwrap().frame(&plain).unwrap();
+            for frame in [&streamed[..], &at_once] {
+                let mut decoder = zstd::stream::read::Decoder::new(frame).unwrap();
+                decoder.window_log_max(WINDOW_LOG_MAX).unwrap();
+                let read = io::copy(&mut decoder, &mut io::sink());
+                assert_eq!(read.unwrap(), plain.len() as u64, "level {level}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_segment_that_is_pushed_has_room_for_the_memory_of_every_codec() {
+        // Of the 40 MiB for segments on their way, 16 are for the bytes of one.
+        assert!(Codec::Zstd(19).working_bytes() <= 24 << 20);
     }
 
     #[test]

@@ -17,7 +17,9 @@ pub use chunks::{
     CHUNK_BYTES, ChunkDigest, ChunkEntry, ChunkMap, ChunkMapError, FrameRef, MAP_CHUNKS_MAX, Run,
     digest_chunk,
 };
-pub use codec::{Codec, CodecError, FrameCompressor, FrameWriter, Packing, read_frames};
+pub use codec::{
+    Codec, CodecError, FrameCompressor, FrameWriter, Packing, read_frames, read_whole,
+};
 pub use documents::{
     Begun, Committed, DAMAGED_PAGES_NAMED_MAX, DamagedPage, DamagedPages, Document, DocumentError,
     FORMAT_VERSION, FileIndex, Identity, PackUse, Reference, ServerLimits, TablespaceAt,

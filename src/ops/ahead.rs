@@ -36,8 +36,8 @@ pub struct Ahead {
 }
 
 impl Ahead {
-    /// Finds the spool if it is there.
-    pub(super) fn find(&self) -> Option<Spool> {
+    /// Finds the spool if it is there and is this user's alone.
+    pub(crate) fn find(&self) -> Option<Spool> {
         Spool::find(&self.spool).inspect_err(|error| tracing::debug!("no spool: {error}")).ok()
     }
 

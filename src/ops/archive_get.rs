@@ -9,7 +9,7 @@ mod ahead;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use self::ahead::{fetch_ahead, take_fetched, wants_fetching};
+pub use self::ahead::{fetch_ahead, stand_by, take_fetched, wants_fetching};
 use super::ahead::Ahead;
 use super::failures::{of_disk, of_repo};
 use super::{control_of, current_identity};

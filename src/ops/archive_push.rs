@@ -11,6 +11,7 @@
 mod ahead;
 mod damaged;
 mod large;
+mod resident;
 
 use std::fs::File;
 use std::io::Read;
@@ -22,6 +23,7 @@ use futures_util::future::{Either, select};
 use tokio::sync::{OnceCell, Semaphore};
 
 pub use self::ahead::pushed_before;
+pub use self::resident::{Resident, is_as_stored};
 use super::ahead::Ahead;
 use super::failures::{of_repo, of_task};
 use super::identity_of;
@@ -42,7 +44,7 @@ const REREAD_PAUSE: Duration = Duration::from_millis(200);
 /// What segments on their way may hold, in MiB, of the 64 that archiving may have.
 const HELD_MIB: usize = 40;
 
-/// What a segment may hold until it is known how well it compresses, in MiB.
+/// What a segment may hold until it is known how well it compresses, in MiB; what its codec needs comes to that.
 const UNSEALED_MIB: u32 = 16;
 
 /// No history file or backup history file is longer.
@@ -79,7 +81,7 @@ pub struct Report {
     pub plain_bytes: u64,
     /// Its length as stored.
     pub stored_bytes: u64,
-    /// BLAKE3 of a segment that is stored as sound, in hex.
+    /// BLAKE3 of a file that is stored as sound, in hex.
     pub blake3: Option<String>,
 }
 
@@ -170,7 +172,9 @@ async fn push_segment(push: Push<'_>, segment: SegmentName) -> Result<Report, Fa
     let expectation = expectation(request, segment, &identity, Extent::Whole)?;
     let name = WalFileName::Segment(segment);
     // First come, first served, and the segment that was asked for comes first. Never closed.
-    let mut room = push.room.acquire_many(UNSEALED_MIB).await.ok();
+    let codec_mib = u32::try_from(request.codec.working_bytes() >> 20).unwrap_or(u32::MAX);
+    let unsealed_mib = UNSEALED_MIB + codec_mib;
+    let mut room = push.room.acquire_many(unsealed_mib).await.ok();
     if identity.segment_size.bytes() > WHOLE_SEGMENT_BYTES_MAX {
         return large::push_segment(push, segment, &identity, expectation).await;
     }
@@ -182,7 +186,7 @@ async fn push_segment(push: Push<'_>, segment: SegmentName) -> Result<Report, Fa
     match read_until_whole(push, read).await? {
         Ok(read) => {
             let sealed_mib = read.sealed.header.stored_bytes.div_ceil(1 << 20);
-            let free_mib = u64::from(UNSEALED_MIB).saturating_sub(sealed_mib);
+            let free_mib = u64::from(unsealed_mib).saturating_sub(sealed_mib);
             if let Some(room) = &mut room {
                 drop(room.split(usize::try_from(free_mib).unwrap_or(0)));
             }
@@ -252,6 +256,20 @@ fn each_block(
         take(&block[..n])?;
     }
     Ok(total)
+}
+
+/// Hashes a file, but no more than one block past `bytes_max`; returns how much it read.
+fn digest_of(path: &Path, bytes_max: u64) -> std::io::Result<(u64, blake3::Hash)> {
+    let mut hasher = blake3::Hasher::new();
+    let read = each_block(path, bytes_max, |block| {
+        hasher.update(block);
+        Ok(())
+    });
+    match read {
+        Ok(bytes) => Ok((bytes, hasher.finalize())),
+        Err(ReadError::Io(error)) => Err(error),
+        Err(ReadError::Damage(damage)) => Err(std::io::Error::other(damage)),
+    }
 }
 
 /// Walks, hashes and compresses a segment in one pass.
@@ -361,8 +379,8 @@ async fn push_small(push: Push<'_>, name: WalFileName) -> Result<Report, Failure
         let what = format!("could not store `{name}` in {}", repository.describe());
         of_repo(error, what, UNHARMED)
     })?;
-    let stored_bytes = sealed.header.stored_bytes;
-    Ok(Report { name, outcome, plain_bytes: bytes.len() as u64, stored_bytes, blake3: None })
+    let Header { stored_bytes, blake3, .. } = sealed.header;
+    Ok(Report { name, outcome, plain_bytes: bytes.len() as u64, stored_bytes, blake3 })
 }
 
 async fn store(

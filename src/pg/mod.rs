@@ -50,7 +50,7 @@ pub use wal_facts::{
     RESTORE_POINTS_LISTED_MAX, RelationDrop, RestorePoint, SegmentFacts,
     TIMELINE_CHANGES_LISTED_MAX, TimelineChange, WalMarks, WalkEnd,
 };
-pub use wal_name::{SegmentName, WalFileName, WalFileNameError};
+pub use wal_name::{ArchiveOrder, SegmentName, WalFileName, WalFileNameError};
 pub use wal_page::{
     ClusterFacts, LONG_PAGE_HEADER_BYTES, PageFlags, PageHeader, PageHeaderError,
     SHORT_PAGE_HEADER_BYTES,

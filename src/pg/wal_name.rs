@@ -88,6 +88,9 @@ pub enum WalFileName {
     History(Timeline),
 }
 
+/// What [`WalFileName::archive_order`] compares: false for histories; timeline, segment, and what stands behind it.
+pub type ArchiveOrder = (bool, Timeline, Option<SegmentName>, u64);
+
 /// The text is not the name of a WAL file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -118,6 +121,17 @@ impl WalFileName {
                 let offset = legal.then(|| u32::from_str_radix(digits, 16).ok()).flatten()?;
                 Some(Self::Backup(segment, offset))
             }
+        }
+    }
+
+    /// Returns what puts files into the order in which PostgreSQL archives those that wait: timeline histories first,
+    /// then by name (`ready_file_comparator` in `src/backend/postmaster/pgarch.c`).
+    pub fn archive_order(self) -> ArchiveOrder {
+        match self {
+            Self::History(timeline) => (false, timeline, None, 0),
+            Self::Segment(name) => (true, name.timeline, Some(name), 0),
+            Self::Backup(name, offset) => (true, name.timeline, Some(name), 1 + u64::from(offset)),
+            Self::Partial(name) => (true, name.timeline, Some(name), u64::MAX),
         }
     }
 
@@ -161,6 +175,26 @@ mod tests {
         ] {
             assert_eq!(WalFileName::parse(text).unwrap().to_string(), text);
         }
+    }
+
+    #[test]
+    fn files_wait_for_the_archiver_histories_first_and_then_by_name() {
+        // As `strcmp` has them, but for the histories.
+        let wanted = [
+            "00000002.history",
+            "0000000A.history",
+            "000000010000000A000000FE",
+            "000000010000000A000000FE.00000028.backup",
+            "000000010000000A000000FE.FFFFFFFF.backup",
+            "000000010000000A000000FE.partial",
+            "000000010000000B00000000",
+            "000000020000000000000000",
+        ];
+        let mut names: Vec<_> = wanted.map(|text| WalFileName::parse(text).unwrap()).to_vec();
+        names.reverse();
+        names.sort_by_key(|name| name.archive_order());
+        let sorted: Vec<_> = names.iter().map(ToString::to_string).collect();
+        assert_eq!(sorted, wanted);
     }
 
     #[test]

@@ -5,11 +5,11 @@
 //!
 //! Directories come before what they hold, names in order of their bytes, tablespaces after the data
 //! directory; their files as `pg_tblspc/<oid>/PG_…/…`. Memory: the names of the directories on the
-//! way down. Source of every rule: `src/backend/backup/basebackup.c` (`sendDir`, `sendTablespace`,
+//! way down, each with five bytes besides. Source of every rule: `src/backend/backup/basebackup.c` (`sendDir`, `sendTablespace`,
 //! `excludeFiles`, `excludeDirContents`).
 
 use std::collections::{HashSet, VecDeque};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -143,11 +143,45 @@ pub struct ClusterWalk {
 struct OpenDirectory {
     path: Vec<u8>,
     place: PathBuf,
-    /// The names still to come, the next last.
-    names: Vec<OsString>,
+    names: Names,
     relations: Option<RelationDirectory>,
     /// Relations of it that are unlogged.
     unlogged: HashSet<u32>,
+}
+
+/// The names of a directory that are still to come: their bytes one after another, since a database may have a million
+/// of them, and each ends with a zero, which no name holds.
+#[derive(Debug, Default)]
+struct Names {
+    bytes: Vec<u8>,
+    /// Where each begins, the next last.
+    starts: Vec<u32>,
+}
+
+impl Names {
+    fn push(&mut self, name: &OsStr) -> io::Result<()> {
+        let start = u32::try_from(self.bytes.len());
+        self.starts.push(start.map_err(|_| io::Error::other("its names are longer than 4 GiB"))?);
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.push(0);
+        Ok(())
+    }
+
+    /// Puts the first in order of their bytes last, where it is taken first.
+    fn sort(&mut self) {
+        let bytes = &self.bytes;
+        self.starts.sort_unstable_by(|one, other| name_at(bytes, *other).cmp(name_at(bytes, *one)));
+    }
+
+    fn pop(&mut self) -> Option<OsString> {
+        let start = self.starts.pop()?;
+        Some(OsString::from_vec(name_at(&self.bytes, start).to_vec()))
+    }
+}
+
+fn name_at(bytes: &[u8], start: u32) -> &[u8] {
+    let rest = &bytes[start as usize..];
+    &rest[..rest.iter().position(|byte| *byte == 0).unwrap_or(rest.len())]
 }
 
 impl ClusterWalk {
@@ -309,7 +343,7 @@ impl OpenDirectory {
     fn read(path: Vec<u8>, place: PathBuf) -> Result<Self, DiskError> {
         let failed = |error| DiskError::new("read the directory", &place, error);
         let relations = RelationDirectory::at(&path);
-        let mut names = Vec::new();
+        let mut names = Names::default();
         let mut unlogged = HashSet::new();
         for entry in fs::read_dir(&place).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
@@ -317,9 +351,9 @@ impl OpenDirectory {
             if let Some(file) = file.filter(|file| file.fork == Fork::Init) {
                 unlogged.insert(file.number);
             }
-            names.push(name);
+            names.push(&name).map_err(failed)?;
         }
-        names.sort_unstable_by(|one, other| other.as_bytes().cmp(one.as_bytes()));
+        names.sort();
         Ok(Self { path, place, names, relations, unlogged })
     }
 

@@ -17,6 +17,7 @@
 //! | [`Finisher`] | fsyncs beside the writing |
 //! | [`RecoverySettings`] | `postgresql.auto.conf` and the signal file |
 //! | [`Spool`] | what was pushed and fetched ahead |
+//! | [`ReadyFiles`] | what waits to be archived |
 //! | [`server_state`] and its neighbours | what is there already |
 //! | [`ClusterWalk`] | which files of a running cluster belong to a base backup |
 //! | [`ReadFile`], [`check_pages`] | reading them while the server writes |
@@ -26,6 +27,7 @@ mod disk;
 mod finisher;
 mod page_read;
 mod places;
+mod ready;
 mod recovery_settings;
 mod restore_marker;
 mod running;
@@ -45,6 +47,7 @@ pub use disk::{DiskError, Owner, free_bytes};
 pub use finisher::Finisher;
 pub use page_read::{PageRules, ReadFile, SuspectPage, check_pages};
 pub use places::{Places, Stranger};
+pub use ready::ReadyFiles;
 pub use recovery_settings::{
     CommandWord, RECOVERY_SETTINGS, RESTORE_POINT_NAME_BYTES_MAX, RecoveryMode, RecoverySettings,
     RecoverySettingsError, RecoveryTarget, Setting, TargetAction, command_line, rewrite_auto_conf,

@@ -11,6 +11,7 @@
 //!   000000010000000000000009.coming     it is being fetched
 //!   wanted                              the segment that recovery asked for last
 //!   lock                                held by the process that fetches
+//!   agent.lock, agent.sock              held by the agent, and how it is asked
 //! ```
 //!
 //! Nothing in it is needed: every file may be missing at any moment, and then things are done as if there were no
@@ -22,6 +23,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::geteuid;
@@ -35,6 +37,10 @@ const NOTE_BYTES_MAX: u64 = 4096;
 
 /// The name of the file that the one filling process holds locked.
 const LOCK: &str = "lock";
+
+/// Once a file's times are so old, every later write shows in them: far more than a tick of any kernel's clock, and
+/// than the second or two in which some file systems count.
+pub(super) const TIMES_MARGIN: Duration = Duration::from_secs(3);
 
 /// Write permission of group and others.
 const OTHERS_WRITE: u32 = 0o022;
@@ -83,9 +89,23 @@ impl FileFacts {
         })
     }
 
+    /// Returns the facts of the file that `path` leads to now.
+    pub fn of_path(path: &Path) -> io::Result<Self> {
+        Self::of(&File::open(path)?)
+    }
+
     /// Returns its length in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Returns whether a write at `time` or later shows in the facts: they are some seconds older. Never, if they
+    /// are of the future, since then some clock stood wrong.
+    pub fn would_show_a_write_at(&self, time: SystemTime) -> bool {
+        let before = time.checked_sub(TIMES_MARGIN);
+        let before = before.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let seconds = before.and_then(|before| i64::try_from(before.as_secs()).ok());
+        seconds.is_some_and(|seconds| self.modified.0 < seconds && self.changed.0 < seconds)
     }
 }
 
@@ -108,7 +128,7 @@ pub struct Spool {
     directory: PathBuf,
 }
 
-/// The right to fill a spool; gone with the process at the latest.
+/// The right to fill a spool, or another one; gone with the process at the latest.
 #[derive(Debug)]
 pub struct SpoolLock {
     _file: File,
@@ -193,7 +213,12 @@ impl Spool {
     ///
     /// The kernel gives it back when that process ends, however it ends.
     pub fn lock(&self) -> Result<Option<SpoolLock>, DiskError> {
-        let path = self.path(LOCK);
+        self.lock_file(LOCK)
+    }
+
+    /// As [`Self::lock`], for another right that one process has at a time; `name` is its file, which is made.
+    pub fn lock_file(&self, name: &str) -> Result<Option<SpoolLock>, DiskError> {
+        let path = self.path(name);
         let mut options = OpenOptions::new();
         let file = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
         let file = file.map_err(|error| DiskError::new("open", &path, error))?;
@@ -299,6 +324,33 @@ mod tests {
         File::options().write(true).open(&copy).unwrap().set_times(times).unwrap();
         fs::rename(&copy, &path).unwrap();
         assert_ne!(facts(), before);
+    }
+
+    #[test]
+    fn only_times_that_have_rested_would_show_a_write() {
+        let (_place, spool) = spool();
+        spool.write_note("x", b"1").unwrap();
+        let facts = FileFacts::of_path(&spool.path("x")).unwrap();
+        let after = |seconds| SystemTime::now() + Duration::from_secs(seconds);
+        assert!(!facts.would_show_a_write_at(after(0)), "it was written just now");
+        assert!(!facts.would_show_a_write_at(after(2)));
+        assert!(facts.would_show_a_write_at(after(5)));
+        assert!(!facts.would_show_a_write_at(SystemTime::UNIX_EPOCH), "it is of the future");
+        // Who sets one time back moves the other.
+        let old = fs::FileTimes::new().set_modified(SystemTime::UNIX_EPOCH);
+        File::options().write(true).open(spool.path("x")).unwrap().set_times(old).unwrap();
+        let facts = FileFacts::of_path(&spool.path("x")).unwrap();
+        assert!(!facts.would_show_a_write_at(after(0)));
+    }
+
+    #[test]
+    fn two_rights_are_held_by_two() {
+        let (_place, spool) = spool();
+        let _one = spool.lock().unwrap().unwrap();
+        let other = spool.lock_file("agent.lock").unwrap().unwrap();
+        assert!(spool.lock_file("agent.lock").unwrap().is_none());
+        drop(other);
+        assert!(spool.lock_file("agent.lock").unwrap().is_some());
     }
 
     #[test]

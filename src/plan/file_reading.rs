@@ -11,9 +11,6 @@ pub const FILES_TOGETHER_MAX: usize = 64;
 /// The most threads that read; more would only wait for the same disks.
 const READERS_MAX: usize = 16;
 
-/// The share of the memory ceiling that stretches on their way may take.
-const MEMORY_SHARES: u64 = 8;
-
 /// How a data directory is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadingPlan {
@@ -23,10 +20,10 @@ pub struct ReadingPlan {
     pub stretches_max: usize,
 }
 
-/// Divides the memory ceiling among `jobs` readers; there is always one, with a stretch in hand and
+/// Divides the memory that there is for stretches among `jobs` readers; there is always one, with a stretch in hand and
 /// one more that waits.
-pub fn reading_plan(memory_max_bytes: u64, jobs: usize) -> ReadingPlan {
-    let share = memory_max_bytes / MEMORY_SHARES / STRETCH_BYTES as u64;
+pub fn reading_plan(memory_bytes: u64, jobs: usize) -> ReadingPlan {
+    let share = memory_bytes / STRETCH_BYTES as u64;
     let room = usize::try_from(share).unwrap_or(usize::MAX).max(2);
     let readers = jobs.clamp(1, READERS_MAX).min(room - 1);
     ReadingPlan { readers, stretches_max: (readers * 4).min(room) }
@@ -56,10 +53,11 @@ mod tests {
 
     #[test]
     fn the_least_memory_still_reads_and_much_of_it_does_not_make_more_readers_than_asked() {
-        assert_eq!(reading_plan(64 << 20, 4), ReadingPlan { readers: 4, stretches_max: 8 });
-        assert_eq!(reading_plan(64 << 20, 64), ReadingPlan { readers: 7, stretches_max: 8 });
-        assert_eq!(reading_plan(256 << 20, 2), ReadingPlan { readers: 2, stretches_max: 8 });
-        assert_eq!(reading_plan(64 << 30, 64), ReadingPlan { readers: 16, stretches_max: 64 });
+        assert_eq!(reading_plan(0, 4), ReadingPlan { readers: 1, stretches_max: 2 });
+        assert_eq!(reading_plan(8 << 20, 4), ReadingPlan { readers: 4, stretches_max: 8 });
+        assert_eq!(reading_plan(8 << 20, 64), ReadingPlan { readers: 7, stretches_max: 8 });
+        assert_eq!(reading_plan(32 << 20, 2), ReadingPlan { readers: 2, stretches_max: 8 });
+        assert_eq!(reading_plan(8 << 30, 64), ReadingPlan { readers: 16, stretches_max: 64 });
     }
 
     proptest! {
@@ -68,7 +66,7 @@ mod tests {
             let plan = reading_plan(memory, jobs);
             prop_assert!(plan.readers >= 1 && plan.readers < plan.stretches_max);
             let taken = (plan.stretches_max * STRETCH_BYTES) as u64;
-            prop_assert!(taken <= (memory / MEMORY_SHARES).max(2 * STRETCH_BYTES as u64));
+            prop_assert!(taken <= memory.max(2 * STRETCH_BYTES as u64));
         }
     }
 

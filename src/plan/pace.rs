@@ -22,7 +22,7 @@ const WINDOW: u32 = 24;
 
 /// After what was tried in vain, so many windows pass before something is tried again at first, twice as many each
 /// time, up to the second number.
-const REST_FIRST: u32 = 1;
+const REST_FIRST: u32 = 4;
 const REST_MOST: u32 = 64;
 
 /// Decides how many pieces may be on their way.
@@ -30,8 +30,7 @@ const REST_MOST: u32 = 64;
 pub struct Pace {
     most: usize,
     now: usize,
-    /// Another number that is being tried.
-    tried: Option<usize>,
+    trial: Option<Trial>,
     /// Whether more is tried next, rather than less.
     is_rising: bool,
     /// What commits wait with `now` at a time; `None` before it is known.
@@ -46,6 +45,14 @@ pub struct Pace {
     uncut: Waiting,
     /// Pieces that are not acknowledged, in the order of WAL.
     sent: VecDeque<Sent>,
+}
+
+/// Another number is tried for a window, then the old one again: what changes by itself must not decide.
+#[derive(Debug, Clone, Copy)]
+struct Trial {
+    uploads: usize,
+    /// What commits waited then; `None` while it is being tried.
+    waited: Option<Duration>,
 }
 
 /// What is known of the pieces that were acknowledged with the same number allowed.
@@ -78,7 +85,7 @@ impl Pace {
         Self {
             most: most.max(1),
             now: most.max(1),
-            tried: None,
+            trial: None,
             is_rising: false,
             waits: None,
             window: Window::default(),
@@ -92,7 +99,10 @@ impl Pace {
 
     /// Returns how many pieces may be on their way at a time.
     pub fn uploads_max(&self) -> usize {
-        self.tried.unwrap_or(self.now)
+        match self.trial {
+            Some(Trial { uploads, waited: None }) => uploads,
+            _ => self.now,
+        }
     }
 
     /// Takes note that a piece has waited because as many as allowed were on their way.
@@ -142,29 +152,40 @@ impl Pace {
     /// Goes on with what was tried if commits waited less, and decides what is tried next.
     fn decide(&mut self, waited: Duration, was_full: bool) {
         let before = self.uploads_max();
-        let waits = self.waits.unwrap_or(waited);
-        match self.tried.take() {
+        match self.trial {
             None => {
                 self.waits = Some(smoothed(self.waits, waited));
                 self.rest = self.rest.saturating_sub(1);
             }
-            Some(tried) if is_better(waited, waits, tried > self.now) => {
-                (self.now, self.waits) = (tried, Some(waited));
-                self.next_rest = REST_FIRST;
+            Some(Trial { uploads, waited: None }) => {
+                self.trial = Some(Trial { uploads, waited: Some(waited) });
             }
-            Some(tried) => {
-                self.is_rising = tried < self.now;
-                self.rest = self.next_rest;
-                self.next_rest = (self.next_rest * 2).min(REST_MOST);
-            }
+            Some(Trial { uploads, waited: Some(tried) }) => self.judge(uploads, tried, waited),
         }
-        if self.rest == 0 && self.tried.is_none() {
+        if self.rest == 0 && self.trial.is_none() {
             let more = (was_full && self.now < self.most).then(|| (self.now * 2).min(self.most));
             let less = (self.now > 1).then(|| self.now / 2);
-            self.tried = if self.is_rising { more.or(less) } else { less.or(more) };
+            let next = if self.is_rising { more.or(less) } else { less.or(more) };
+            self.trial = next.map(|uploads| Trial { uploads, waited: None });
         }
         if self.uploads_max() != before {
             self.strangers = self.sent.len();
+        }
+    }
+
+    /// Commits waited `tried` with `uploads` at a time, and `again` with the old number after that.
+    fn judge(&mut self, uploads: usize, tried: Duration, again: Duration) {
+        self.trial = None;
+        let is_more = uploads > self.now;
+        let waits = self.waits.map_or(again, |waits| waits.min(again));
+        if is_better(tried, waits, is_more) {
+            (self.now, self.waits) = (uploads, Some(tried));
+            self.next_rest = REST_FIRST;
+        } else {
+            self.waits = Some(smoothed(self.waits, again));
+            self.is_rising = !is_more;
+            self.rest = self.next_rest;
+            self.next_rest = (self.next_rest * 2).min(REST_MOST);
         }
     }
 }
@@ -281,6 +302,8 @@ mod tests {
     #[test]
     fn few_clients_that_come_back_at_once_wait_for_their_own_piece_alone() {
         let mut run = Run::new(8, 8);
+        // Connections are opened.
+        run.pass(300, 2 * MS, 1, |_| 80 * MS);
         run.pass(2_000, 2 * MS, 1, |_| 20 * MS);
         let before = run.acknowledged_commits;
         run.pass(10_000, 2 * MS, 1, |_| 20 * MS);
@@ -293,7 +316,7 @@ mod tests {
         let mut run = Run::new(8, 32);
         run.pass(10_000, 30 * MS, 1, |_| 20 * MS);
         let slow = |on_way| 20 * MS * on_way;
-        run.pass(30_000, 30 * MS, 1, slow);
+        run.pass(120_000, 30 * MS, 1, slow);
         let few = run.pass(10_000, 30 * MS, 1, slow);
         assert!(few > 80, "{few} % of the time");
         run.pass(60_000, 30 * MS, 1, |_| 20 * MS);

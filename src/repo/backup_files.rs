@@ -4,7 +4,7 @@
 //! A frame's place is known only after it was compressed, so a finished file
 //! waits until all of its frames have places; then its map is written (or goes
 //! into its line), and the line waits for the map's place in turn. Both queues
-//! are short: a frame is placed at most a few pushes after it was filled.
+//! have a bound, behind which frames are closed and waited for.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -20,6 +20,10 @@ use crate::store::Key;
 /// A frame of data is closed when it holds so many plain bytes: large enough to
 /// compress well, small enough that one chunk can be fetched without much beside it.
 const DATA_FRAME_BYTES: usize = 512 << 10;
+
+/// Files and lines that wait for the places of their frames. A frame takes very many files of a few bytes, and one
+/// changed file would hold up any number of unchanged ones behind it: then frames are closed before they are full.
+const WAITING_MAX: usize = 4096;
 
 /// What is known of a file or directory when it begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -245,16 +249,27 @@ impl FileRecorder {
             self.size_bytes += file.meta.size;
         }
         self.waiting.push_back(file);
+        self.advance().await?;
+        if self.waiting.len() + self.mapped.len() >= WAITING_MAX {
+            self.settle().await
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Waits until every file that has ended is a line.
+    async fn settle(&mut self) -> Result<(), RepoError> {
+        self.close_data_frame().await?;
+        self.writer.place_all().await?;
+        self.advance().await?;
+        // Their maps were pushed just now.
+        self.writer.place_all().await?;
         self.advance().await
     }
 
     /// Ends the list: everything recorded is durable in packs when this returns.
     pub async fn finish(mut self) -> Result<(BackupWriter, RecordedFiles), RepoError> {
-        self.close_data_frame().await?;
-        self.writer.place_all().await?;
-        self.advance().await?;
-        self.writer.place_all().await?;
-        self.advance().await?;
+        self.settle().await?;
         self.close_list_frame().await?;
         self.writer.close_packs().await?;
         self.collect_list_frames();

@@ -9,7 +9,7 @@
 //! the size of the database: `push_frame` waits when they are in use.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,21 +21,14 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::objects::{Put, SealedObject};
 use super::{RepoError, Repository};
 use crate::format::{
-    BackupId, Begun, Codec, Committed, Document, FileIndex, FrameRef, Header, Kind,
-    PACK_HEADER_BYTES, encode_header_padded,
+    BackupId, Begun, Codec, Committed, Document, FileIndex, FrameCompressor, FrameRef, Header,
+    Kind, PACK_HEADER_BYTES, encode_header_padded,
 };
 use crate::pg::SystemId;
 use crate::store::{Body, Key, StoreError};
 
-/// A pack is closed when its frames reach this size, if memory allows. The format's limit is 64 MiB.
-const PACK_BYTES_MAX: usize = 24 << 20;
-
-/// Packs are never smaller than this, or there would be too many of them.
-const PACK_BYTES_MIN: usize = 4 << 20;
-
-/// The share of the memory ceiling that one pack may take: three are in memory at a
-/// time, and their bytes are copied once on their way to some stores.
-const MEMORY_SHARES: u64 = 10;
+/// A pack is closed when its frames reach this size, unless [`BackupWriter::with_packs_of`] says another.
+const PACK_BYTES: usize = 12 << 20;
 
 /// Packs being created at a time.
 const UPLOADING_MAX: usize = 2;
@@ -63,7 +56,10 @@ impl Uploads {
 /// The number of a frame, in the order of [`BackupWriter::push_frame`].
 pub(super) type Ticket = u64;
 
-type Compressing = JoinHandle<(Ticket, u32, std::io::Result<Vec<u8>>)>;
+type Compressing = JoinHandle<(Ticket, u32, std::io::Result<Bytes>)>;
+
+/// Compressors that are not at work: what a codec needs is made once and not for each frame.
+type Idle = Arc<Mutex<Vec<FrameCompressor>>>;
 
 /// Writes one backup.
 #[derive(Debug)]
@@ -75,6 +71,7 @@ pub struct BackupWriter {
     compressing_max: usize,
     pack_bytes: usize,
     compressing: FuturesOrdered<Compressing>,
+    idle: Idle,
     uploading: JoinSet<Result<(), RepoError>>,
     uploads: Uploads,
     frames: Vec<Bytes>,
@@ -111,8 +108,9 @@ impl BackupWriter {
             system_id,
             codec,
             compressing_max: jobs.max(1),
-            pack_bytes: PACK_BYTES_MAX,
+            pack_bytes: PACK_BYTES,
             compressing: FuturesOrdered::new(),
+            idle: Idle::default(),
             uploading: JoinSet::new(),
             uploads: Uploads::new(),
             frames: Vec::new(),
@@ -123,11 +121,11 @@ impl BackupWriter {
         })
     }
 
-    /// Keeps packs so small that the writer stays below `memory_max_bytes`.
+    /// Closes packs before they are larger than this, in bytes; the format's limit is 64 MiB. Three are in memory at
+    /// a time, and their bytes are copied once on their way to some stores.
     #[must_use]
-    pub fn within_memory(mut self, memory_max_bytes: u64) -> Self {
-        let share = usize::try_from(memory_max_bytes / MEMORY_SHARES).unwrap_or(usize::MAX);
-        self.pack_bytes = share.clamp(PACK_BYTES_MIN, PACK_BYTES_MAX);
+    pub fn with_packs_of(mut self, pack_bytes: usize) -> Self {
+        self.pack_bytes = pack_bytes;
         self
     }
 
@@ -166,10 +164,10 @@ impl BackupWriter {
         while self.compressing.len() >= self.compressing_max {
             self.place_next_frame().await?;
         }
-        let codec = self.codec;
+        let (codec, idle) = (self.codec, Arc::clone(&self.idle));
         self.compressing.push_back(tokio::task::spawn_blocking(move || {
             let plain_len = u32::try_from(plain.len()).unwrap_or(u32::MAX);
-            (ticket, plain_len, codec.frame(&plain))
+            (ticket, plain_len, compress(codec, &idle, &plain))
         }));
         Ok(())
     }
@@ -224,7 +222,7 @@ impl BackupWriter {
         };
         self.placed.insert(ticket, place);
         self.frames_bytes += frame.len();
-        self.frames.push(frame.into());
+        self.frames.push(frame);
         Ok(())
     }
 
@@ -328,6 +326,19 @@ impl Repository {
         let place = format!("{}/", self.cluster());
         key.as_str().strip_prefix(&place).unwrap_or(key.as_str()).to_owned()
     }
+}
+
+/// Compresses with one that is idle, or one more; there are never more than frames at a time.
+fn compress(codec: Codec, idle: &Idle, plain: &[u8]) -> std::io::Result<Bytes> {
+    let idle = || idle.lock().unwrap_or_else(PoisonError::into_inner);
+    let free = idle().pop();
+    let mut compressor = match free {
+        Some(compressor) => compressor,
+        None => FrameCompressor::new(codec)?,
+    };
+    let frame = compressor.frame(plain)?;
+    idle().push(compressor);
+    Ok(frame)
 }
 
 /// Seals bytes that are at hand.

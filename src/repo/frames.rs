@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::StreamExt;
 
 use super::{RepoError, Repository};
-use crate::format::{ChunkMap, CodecError, FrameRef, read_frames};
+use crate::format::{ChunkMap, FrameRef, read_whole};
 use crate::store::{Key, StoreError};
 
 /// No frame of ours is longer before compression (a map of 16384 chunks with four runs each is below 3 MiB).
@@ -114,11 +114,6 @@ fn decode_frame(pack: &Key, frame: &FrameRef, stored: &[u8]) -> Result<Vec<u8>, 
     if plain_bytes > FRAME_PLAIN_MAX {
         return Err(RepoError::damaged(pack, format_args!("a frame claims {plain_bytes} bytes")));
     }
-    let mut plain = Vec::with_capacity(plain_bytes as usize);
-    read_frames(frame.codec, stored, u64::from(plain_bytes), |block| {
-        plain.extend_from_slice(block);
-        Ok::<_, CodecError>(())
-    })
-    .map_err(|error| RepoError::of_codec(pack, &error))?;
-    Ok(plain)
+    let plain = read_whole(frame.codec, stored, plain_bytes as usize);
+    plain.map_err(|error| RepoError::of_codec(pack, &error))
 }

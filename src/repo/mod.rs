@@ -17,6 +17,7 @@ mod identity;
 mod inventory;
 mod objects;
 mod parent;
+pub mod path_index;
 mod pins;
 mod wal;
 mod wal_fetch;

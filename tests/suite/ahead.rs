@@ -14,7 +14,7 @@ use std::time::Duration;
 const GONE_WITHIN: Duration = Duration::from_secs(30);
 
 /// A cluster whose finished segments wait to be archived, for its `archive_command` is empty.
-fn with_backlog(segment_mib: u32, count: usize) -> (Archived, Vec<String>) {
+pub fn with_backlog(segment_mib: u32, count: usize) -> (Archived, Vec<String>) {
     let lab = Lab::open();
     let cluster = lab.cluster(NEWEST).segment_mib(segment_mib).conf("archive_mode = on").start();
     let highwater = lab.highwater().on(&cluster);
@@ -28,24 +28,24 @@ fn with_backlog(segment_mib: u32, count: usize) -> (Archived, Vec<String>) {
 }
 
 /// The binary as the server runs it: in the data directory.
-fn in_pgdata(place: &Archived) -> Highwater {
+pub fn in_pgdata(place: &Archived) -> Highwater {
     place.highwater.in_directory(&place.cluster.pgdata)
 }
 
-fn push(highwater: &Highwater, name: &str) -> Run {
+pub fn push(highwater: &Highwater, name: &str) -> Run {
     highwater.run(&["-v", "archive-push", &format!("pg_wal/{name}")])
 }
 
-fn get(highwater: &Highwater, name: &str) -> Run {
+pub fn get(highwater: &Highwater, name: &str) -> Run {
     highwater.run(&["archive-get", name, "pg_wal/RECOVERYXLOG"])
 }
 
-fn spool(place: &Archived) -> PathBuf {
+pub fn spool(place: &Archived) -> PathBuf {
     place.cluster.pgdata.join("pg_wal/highwater.spool")
 }
 
 /// Takes a local repository away while something is done.
-fn without_repository<T>(place: &Archived, work: impl FnOnce() -> T) -> T {
+pub fn without_repository<T>(place: &Archived, work: impl FnOnce() -> T) -> T {
     let repo = place.highwater.repo_directory();
     let away = repo.with_extension("away");
     std::fs::rename(&repo, &away).unwrap();
@@ -55,12 +55,12 @@ fn without_repository<T>(place: &Archived, work: impl FnOnce() -> T) -> T {
 }
 
 #[track_caller]
-fn assert_is_stored(place: &Archived, name: &str) {
+pub fn assert_is_stored(place: &Archived, name: &str) {
     assert_is_stored_in(&place.highwater, place, name);
 }
 
 #[track_caller]
-fn assert_is_stored_in(highwater: &Highwater, place: &Archived, name: &str) {
+pub fn assert_is_stored_in(highwater: &Highwater, place: &Archived, name: &str) {
     let target = place.lab.path().join("target");
     highwater.get(name, &target).done();
     let stored = std::fs::read(&target).unwrap();
@@ -291,7 +291,7 @@ fn a_killed_push_leaves_only_notes_of_what_is_stored() {
 // ---------------------------------------------------------------- fetching
 
 /// Returns the processes that fetch ahead for this data directory.
-fn fetchers(pgdata: &Path) -> BTreeSet<u32> {
+pub fn fetchers(pgdata: &Path) -> BTreeSet<u32> {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let fetches = |pid: &u32| {

@@ -16,6 +16,7 @@
 
 mod harness;
 
+mod agent;
 mod ahead;
 mod archive;
 mod backup_files;
@@ -28,6 +29,7 @@ mod get;
 mod harness_check;
 mod kills;
 mod ledger;
+mod memory;
 mod pieces;
 mod receive;
 mod receive_life;

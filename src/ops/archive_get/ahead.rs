@@ -8,12 +8,14 @@
 //!
 //! Only what can never change is fetched ahead: complete segments. That a segment is not there is never taken from
 //! the spool, for it may be there by now: the store is asked each time. The process that fetches ends by itself when
-//! nothing was asked for some seconds, or the server is gone, and takes its files with it.
+//! nothing was asked for some seconds, or the server is gone, and takes its files with it. Where an agent lives, it
+//! fetches in its place, and no process is started.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
@@ -38,6 +40,9 @@ const IDLE_MAX: Duration = Duration::from_secs(10);
 
 /// How often it looks what was asked for.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// The same for a process that stays, while no recovery asks.
+const LOOK_IDLE: Duration = Duration::from_millis(200);
 
 /// How long `archive-get` waits for a segment that is just being fetched, and how often it looks. After that it
 /// fetches the segment itself.
@@ -120,12 +125,14 @@ pub fn wants_fetching(request: &Request, report: &Report) -> bool {
     }
     // PostgreSQL that runs as process 1 takes an orphan that was killed for a crash of its own, and ends all
     // sessions (`src/backend/postmaster/postmaster.c`, `process_pm_child_exit`).
-    if server_pid(request) == Some(INIT_PID) {
-        return false;
+    let may_leave_orphans = server_pid(request) != Some(INIT_PID);
+    let spool = if may_leave_orphans { ahead.open() } else { ahead.find() };
+    let Some(spool) = spool else { return false };
+    let somebody_fetches = matches!(spool.lock(), Ok(None));
+    if somebody_fetches || may_leave_orphans {
+        leave_word(&spool, segment);
     }
-    let Some(spool) = ahead.open() else { return false };
-    leave_word(&spool, segment);
-    matches!(spool.lock(), Ok(Some(_)))
+    !somebody_fetches && may_leave_orphans
 }
 
 fn server_pid(request: &Request) -> Option<u32> {
@@ -155,28 +162,68 @@ pub async fn fetch_ahead(
         failures::of_disk(error, "the spool cannot be locked", "Recovery goes on without it.")
     })?;
     let Some(_lock) = lock else { return Ok(0) };
-    let control = control_of(&data_directory).ok_or_else(|| {
+    let fetched = AtomicU64::new(0);
+    follow(repository, &ahead, &spool, &data_directory, &fetched).await.ok_or_else(|| {
         failed("there is no readable global/pg_control here", "Run it in the data directory.")
     })?;
+    Ok(fetched.into_inner())
+}
+
+/// Fetches ahead whenever recovery asks, one recovery after another, for a process that stays. Ends never; may be
+/// dropped at any moment. `fetched` is told of each segment that was put into the spool.
+pub async fn stand_by(
+    repository: &Repository,
+    ahead: &Ahead,
+    data_directory: &Path,
+    fetched: &AtomicU64,
+) {
+    loop {
+        // One that `archive-get` had started may still be at work; it ends by itself.
+        if let Some(spool) = ahead.find()
+            && let Ok(Some(_lock)) = spool.lock()
+        {
+            // What one that was killed has left.
+            spool.tidy(|name| !is_of_fetching(name));
+            while spool.directory().exists() {
+                if spool.path(WANTED).exists() {
+                    let _ = follow(repository, ahead, &spool, data_directory, fetched).await;
+                }
+                tokio::time::sleep(LOOK_IDLE).await;
+            }
+        }
+        tokio::time::sleep(LOOK_IDLE).await;
+    }
+}
+
+/// Fetches ahead until nothing was asked for during some seconds or the server is gone, and takes its files along.
+/// The caller holds the lock. `None`: there is no readable `pg_control`.
+async fn follow(
+    repository: &Repository,
+    ahead: &Ahead,
+    spool: &Spool,
+    data_directory: &Path,
+    fetched: &AtomicU64,
+) -> Option<()> {
+    let control = control_of(data_directory)?;
     let lineage = Lineage { system_id: control.system_id, segment_size: control.wal_segment_size };
     let mut fetching = Fetching {
         repository: repository.clone(),
-        spool,
-        ahead,
+        spool: spool.clone(),
+        ahead: ahead.clone(),
         lineage,
         on_the_way: JoinSet::new(),
         known: BTreeSet::new(),
         end: None,
-        fetched: 0,
+        fetched,
     };
-    fetching.follow(&data_directory).await;
+    fetching.follow(data_directory).await;
     fetching.on_the_way.shutdown().await;
     // Who comes late fetches by himself.
     fetching.spool.tidy(|name| !is_of_fetching(name));
-    Ok(fetching.fetched)
+    Some(())
 }
 
-struct Fetching {
+struct Fetching<'a> {
     repository: Repository,
     spool: Spool,
     ahead: Ahead,
@@ -186,7 +233,7 @@ struct Fetching {
     known: BTreeSet<SegmentName>,
     /// The first segment that was not to be had when it was asked for.
     end: Option<SegmentName>,
-    fetched: u64,
+    fetched: &'a AtomicU64,
 }
 
 /// What became of a segment.
@@ -197,9 +244,9 @@ enum Outcome {
     NotToBeHad,
 }
 
-impl Fetching {
+impl Fetching<'_> {
     /// Follows what is asked for.
-    async fn follow(&mut self, data_directory: &std::path::Path) {
+    async fn follow(&mut self, data_directory: &Path) {
         let mut wanted: Option<(SegmentName, FileFacts)> = None;
         let mut asked_at = Instant::now();
         loop {
@@ -267,7 +314,7 @@ impl Fetching {
     fn settle(&mut self, done: Result<(SegmentName, Outcome), tokio::task::JoinError>) {
         match done {
             Ok((segment, Outcome::Held)) => {
-                self.fetched += 1;
+                self.fetched.fetch_add(1, Ordering::Relaxed);
                 if !self.known.contains(&segment) {
                     // It was let go while it came.
                     self.spool.remove(&format!("{segment}{FETCHED}"));

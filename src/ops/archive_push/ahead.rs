@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 
-use super::{Push, Report, Request, each_block, push_segment};
+use super::{Push, Report, Request, digest_of, push_segment};
 use crate::ops::ahead::{Ahead, STORED, is_of_fetching, passed_over};
 use crate::pg::{SegmentName, SegmentSize, WalFileName};
 use crate::pgdata::{Moment, Spool};
@@ -36,13 +36,8 @@ pub fn pushed_before(request: &Request) -> Option<Report> {
     let spool = ahead.find()?;
     let name = note_name(segment);
     let note = ahead.note(&spool, &name, segment)?;
-    let mut hasher = blake3::Hasher::new();
-    let read = each_block(&request.path, note.plain_bytes, |block| {
-        hasher.update(block);
-        Ok(())
-    });
-    let plain_bytes = read.ok()?;
-    let digest = hasher.finalize().to_hex();
+    let (plain_bytes, digest) = digest_of(&request.path, note.plain_bytes).ok()?;
+    let digest = digest.to_hex();
     // Used or useless: in both cases it has had its time.
     spool.remove(&name);
     note.is_of_bytes(plain_bytes, &digest).inspect_err(|doubt| passed_over(&name, *doubt)).ok()?;

@@ -35,6 +35,7 @@ use crate::format::{
     ServerLimits, TablespaceAt,
 };
 use crate::pg::PgTimestamp;
+use crate::plan::memory::BackupMemory;
 use crate::plan::unchanged::{Doubt, is_worth_comparing, settled_before};
 use crate::repo::{
     BackupWriter, FileRecorder, ParentFiles, RecordedFiles, RepoError, Repository, Uploads,
@@ -91,8 +92,8 @@ pub struct Request {
     pub codec: Codec,
     /// Frames compressed at a time, and files read at a time.
     pub jobs: usize,
-    /// The ceiling of memory.
-    pub memory_max_bytes: u64,
+    /// What each stage may hold of the ceiling of memory.
+    pub memory: BackupMemory,
     /// How long to wait for the backup's WAL to arrive.
     pub wal_timeout: Duration,
     /// The name of this host, for the record.
@@ -233,7 +234,7 @@ async fn begin(
         let writer =
             BackupWriter::begin(repository, &begun, system_id, request.codec, request.jobs).await;
         match writer {
-            Ok(writer) => return Ok(writer.within_memory(request.memory_max_bytes)),
+            Ok(writer) => return Ok(writer.with_packs_of(request.memory.pack_bytes)),
             Err(RepoError::Store(StoreError::Exists { .. })) => {}
             Err(error) => return Err(failed(error)),
         }
@@ -403,7 +404,8 @@ impl Making<'_> {
             settled_before_ns
                 .is_some_and(|settled| is_worth_comparing(entry, parent, settled, checksums))
         };
-        match ParentFiles::load(self.repository, &parent.id, can_be_known).await {
+        let index_bytes = self.request.memory.index_bytes;
+        match ParentFiles::load(self.repository, &parent.id, index_bytes, can_be_known).await {
             Ok(files) => Ok(Some(files)),
             Err(error @ (RepoError::Damaged { .. } | RepoError::NotReadable { .. })) => {
                 tracing::warn!("nothing is referenced in backup {}: {error}", parent.id);

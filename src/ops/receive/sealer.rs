@@ -11,6 +11,9 @@ use tokio::sync::oneshot;
 
 use crate::repo::{SealedPiece, Unsealed};
 
+/// The stack: the codec's tables are elsewhere.
+const STACK_BYTES: usize = 512 << 10;
+
 /// What is to be sealed, and who waits for it.
 type Order = (Unsealed, oneshot::Sender<io::Result<SealedPiece>>);
 
@@ -41,12 +44,14 @@ impl Sealer {
     fn orders(&mut self) -> io::Result<&mpsc::Sender<Order>> {
         if self.orders.is_none() {
             let (orders, waiting) = mpsc::channel::<Order>();
-            thread::Builder::new().name("sealer".to_owned()).spawn(move || {
-                for (unsealed, promise) in waiting {
-                    // Whoever does not wait any more has no use for it.
-                    let _ = promise.send(unsealed.seal());
-                }
-            })?;
+            thread::Builder::new().name("sealer".to_owned()).stack_size(STACK_BYTES).spawn(
+                move || {
+                    for (unsealed, promise) in waiting {
+                        // Whoever does not wait any more has no use for it.
+                        let _ = promise.send(unsealed.seal());
+                    }
+                },
+            )?;
             self.orders = Some(orders);
         }
         self.orders.as_ref().ok_or_else(|| io::Error::other("no thread"))

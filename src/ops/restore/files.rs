@@ -35,6 +35,7 @@ use crate::pgdata::{
 };
 use crate::plan::backup::{chunk_len, chunks_of};
 use crate::plan::delta::{ChunkWork, chunk_work};
+use crate::plan::memory::FETCHES_PER_JOB;
 use crate::repo::{FrameFetcher, RepoError, Repository};
 
 /// Files open at a time.
@@ -46,17 +47,6 @@ const FINISHING_MAX: usize = 16;
 
 /// Plain bytes that are gathered before they are sorted by where they are stored.
 const WINDOW_BYTES: u64 = 128 << 20;
-
-/// Stored bytes fetched in one request, if memory allows, and at least.
-const RANGE_BYTES_MAX: u64 = 4 << 20;
-const RANGE_BYTES_MIN: u64 = 256 << 10;
-
-/// Ranges on their way for each job that decompresses and writes: the way to a store is long.
-const FETCHES_PER_JOB: usize = 2;
-
-/// The share of the memory ceiling that the ranges of one job may take: two of them
-/// on their way or fetched, and a frame decompressed.
-const MEMORY_SHARES: u64 = 8;
 
 /// Bytes between two wanted frames that are fetched along rather than asked for apart.
 const RANGE_GAP_MAX: u32 = 128 << 10;
@@ -84,7 +74,8 @@ pub(super) struct Restoring<'a> {
     pub(super) backup: &'a Committed,
     pub(super) tree_plan: &'a TreePlan,
     pub(super) jobs: usize,
-    pub(super) memory_max_bytes: u64,
+    /// Stored bytes fetched in one request.
+    pub(super) range_bytes_max: u32,
     pub(super) progress: Arc<dyn Progress>,
 }
 
@@ -195,11 +186,6 @@ impl Restoring<'_> {
     /// What an error may say for comfort.
     fn unharmed(&self) -> &'static str {
         if self.tree_plan.take_over.is_some() { HALF_TAKEN_OVER } else { UNHARMED }
-    }
-
-    fn range_bytes_max(&self) -> u32 {
-        let share = self.memory_max_bytes / MEMORY_SHARES / self.jobs.max(1) as u64;
-        u32::try_from(share.clamp(RANGE_BYTES_MIN, RANGE_BYTES_MAX)).unwrap_or(u32::MAX)
     }
 
     fn not_fetched(&self, error: RepoError) -> Failure {
@@ -441,7 +427,7 @@ impl Filling<'_> {
     async fn send_window(&mut self) -> Result<(), FillError> {
         self.window_bytes = 0;
         let window = std::mem::take(&mut self.window);
-        let range_bytes_max = self.restoring.range_bytes_max();
+        let range_bytes_max = self.restoring.range_bytes_max;
         // Frames sort by backup, pack and offset.
         let mut range: Vec<(FrameRef, Vec<Want>)> = Vec::new();
         for (frame, wants) in window {
@@ -464,7 +450,7 @@ impl Filling<'_> {
     }
 
     async fn start(&mut self, range: Vec<(FrameRef, Vec<Want>)>) -> Result<(), FillError> {
-        while self.tasks.len() >= FETCHES_PER_JOB * self.restoring.jobs.max(1) {
+        while self.tasks.len() >= FETCHES_PER_JOB as usize * self.restoring.jobs.max(1) {
             if let Some(done) = self.tasks.join_next().await {
                 done.map_err(|error| RepoError::Task(error.into()))??;
             }

@@ -24,6 +24,7 @@ use crate::format::{
 };
 use crate::pgdata::{Places, safe_path};
 use crate::plan::backup::{chunk_len, chunks_of};
+use crate::repo::path_index::HashedSet;
 use crate::repo::{FrameFetcher, RepoError, Repository};
 
 /// Chunks that are read and hashed in one go: 16 MiB.
@@ -33,6 +34,9 @@ const PART_CHUNKS: usize = 256;
 /// chunks they may have in all, about 170 bytes of memory each.
 const MAPS_AHEAD: usize = 16;
 const CHUNKS_AHEAD: usize = 2 * MAP_CHUNKS_MAX;
+
+/// Room for paths that is taken at once, where a list says that it has so many.
+const PATHS_RESERVED_MAX: usize = 8 << 20;
 
 pub(super) const CONTROL_FILE: &[u8] = b"global/pg_control";
 pub(super) const TABLESPACE_MAP: &[u8] = b"tablespace_map";
@@ -173,9 +177,12 @@ pub(super) fn maps_of(entry: &FileEntry) -> usize {
     }
 }
 
-/// Every path of a backup, as digests: 16 bytes for each, however long it is.
+/// Every path of a backup: eight bytes for each that is no directory, however long it is.
 #[derive(Debug, Default)]
-pub(super) struct Belongings(HashSet<ChunkDigest>);
+pub(super) struct Belongings {
+    directories: HashSet<PathBuf>,
+    paths: HashedSet,
+}
 
 impl Belongings {
     /// Reads the file list, and shows each directory.
@@ -184,31 +191,35 @@ impl Belongings {
         index: &FileIndex,
         mut on_directory: impl FnMut(&FileEntry),
     ) -> Result<Self, RepoError> {
-        let mut belongings = Self::default();
+        // As many as the list says; if that is wrong, it grows.
+        let capacity = usize::try_from(index.entries).unwrap_or(0).min(PATHS_RESERVED_MAX);
+        let mut belongings =
+            Self { directories: HashSet::new(), paths: HashedSet::with_capacity(capacity) };
         for frame in &index.frames {
             for entry in repository.file_entries(frame).await? {
                 // One that is not safe is refused where it would be made.
                 let Ok(path) = safe_path(&entry.path) else { continue };
                 // Its parents are known once one of them is.
-                for path in path.ancestors() {
-                    if !belongings.0.insert(digest_of(path)) {
+                for parent in path.ancestors().skip(1) {
+                    if belongings.directories.contains(parent) {
                         break;
                     }
+                    belongings.directories.insert(parent.to_owned());
                 }
                 if entry.kind == EntryKind::Directory {
                     on_directory(&entry);
+                    belongings.directories.insert(path);
+                } else {
+                    belongings.paths.add(path.as_os_str().as_bytes());
                 }
             }
         }
+        belongings.paths.close();
         Ok(belongings)
     }
 
     /// Returns whether the backup has this path.
     pub(super) fn hold(&self, path: &Path) -> bool {
-        self.0.contains(&digest_of(path))
+        self.directories.contains(path) || self.paths.holds(path.as_os_str().as_bytes())
     }
-}
-
-fn digest_of(path: &Path) -> ChunkDigest {
-    digest_chunk(path.as_os_str().as_bytes())
 }

@@ -53,8 +53,8 @@ pub struct Request {
     pub take_over: bool,
     /// Fetches at a time.
     pub jobs: usize,
-    /// The ceiling of memory.
-    pub memory_max_bytes: u64,
+    /// Stored bytes fetched in one request: what the ceiling of memory allows (`plan::memory`).
+    pub range_bytes_max: u32,
     /// This program, by its full path.
     pub program: PathBuf,
     /// The flags with which it finds the repository again, for `restore_command`.
@@ -103,7 +103,7 @@ pub async fn carry_out(
         backup: &backup,
         tree_plan: &tree_plan,
         jobs: request.jobs,
-        memory_max_bytes: request.memory_max_bytes,
+        range_bytes_max: request.range_bytes_max,
         progress: progress.clone(),
     };
     let restored = restoring.run(&index).await?;

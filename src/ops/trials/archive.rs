@@ -196,7 +196,7 @@ impl Archive {
             standby: false,
             take_over: false,
             jobs: 2,
-            memory_max_bytes: 64 << 20,
+            range_bytes_max: 1 << 20,
             program: PathBuf::from("/usr/bin/highwater"),
             program_flags: Vec::new(),
         };

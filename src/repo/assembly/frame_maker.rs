@@ -16,6 +16,9 @@ use crate::format::{Codec, FrameCompressor};
 /// whoever has it then compresses it in place, and nobody waits.
 const FRAMES_WAITING_MAX: usize = 2;
 
+/// The stack: the codec's tables are elsewhere.
+const STACK_BYTES: usize = 512 << 10;
+
 /// The bytes of a frame, and who waits for it.
 type Order = (Vec<u8>, SyncSender<io::Result<Bytes>>);
 
@@ -45,7 +48,7 @@ impl FrameMaker {
                 let _ = promise.send(compressed(&mut compressor, codec, &plain));
             }
         };
-        match thread::Builder::new().name("frames".to_owned()).spawn(work) {
+        match thread::Builder::new().name("frames".to_owned()).stack_size(STACK_BYTES).spawn(work) {
             Ok(_) => Self { codec, orders: Some(orders) },
             Err(error) => {
                 tracing::warn!(

@@ -35,6 +35,31 @@ pub struct Run {
     pub elapsed: Duration,
 }
 
+/// The most memory that a process had, in KiB, from `/proc`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Peaks {
+    /// In memory at one moment (`VmHWM`).
+    pub resident: u64,
+    /// Of that, pages of files: its code and libraries (the most of `RssFile`).
+    pub code: u64,
+    /// Reserved at one moment (`VmPeak`).
+    pub address_space: u64,
+}
+
+impl Peaks {
+    /// Takes in what the kernel says now; it keeps the peaks itself until the process ends.
+    fn look(&mut self, pid: u32) {
+        let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return };
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|line| line.trim_matches([':', '\t', ' ', 'k', 'B']).parse().ok())
+        };
+        self.resident = self.resident.max(field("VmHWM").unwrap_or(0));
+        self.code = self.code.max(field("RssFile").unwrap_or(0));
+        self.address_space = self.address_space.max(field("VmPeak").unwrap_or(0));
+    }
+}
+
 /// A run that has not ended yet. Killed when dropped.
 pub struct Running {
     arguments: String,
@@ -192,6 +217,17 @@ impl Running {
             panic!("hangs, killed after {LIMIT:?}: {run}");
         }
         self.collect()
+    }
+
+    /// Waits for the end and looks every few milliseconds how much memory the process has had.
+    pub fn wait_watching_memory(mut self) -> (Run, Peaks) {
+        let mut peaks = Peaks::default();
+        let ended = passes_within(LIMIT, || {
+            peaks.look(self.child.id());
+            self.ended()
+        });
+        assert!(ended, "hangs after {LIMIT:?}: {}", self.arguments);
+        (self.collect(), peaks)
     }
 
     /// Waits for `moment`, then kills the process with SIGKILL unless it ended before.

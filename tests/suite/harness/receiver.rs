@@ -1,10 +1,10 @@
-//! `highwater receive` while it runs, and what the server knows of it.
+//! `highwater receive`, or `highwater agent`, while it runs, and what the server knows of it.
 
 use super::binary::{Highwater, Run, Running};
 use super::cluster::Cluster;
 use super::wait::{passes_within, wait_for};
 use rustix::process::Signal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use std::time::Duration;
 /// between two attempts are at most 15 s.
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// A running receiver. Killed when dropped, and its log shown if the test has failed.
+/// A running receiver or agent. Killed when dropped, and its log shown if the test has failed.
 pub struct Receiver {
     running: Option<Running>,
     log: PathBuf,
@@ -21,13 +21,27 @@ pub struct Receiver {
 impl Receiver {
     /// Starts `receive` with these further arguments.
     pub fn start(highwater: &Highwater, arguments: &[&str]) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("receive-{}.log", COUNT.fetch_add(1, Ordering::Relaxed));
-        let log = highwater.scratch(&name);
         let mut all = vec!["-v", "receive"];
         all.extend(arguments);
+        Self::service(highwater, &all)
+    }
+
+    /// Starts an agent for this data directory, with these further arguments, and waits until it serves.
+    #[track_caller]
+    pub fn agent(highwater: &Highwater, pgdata: &Path, arguments: &[&str]) -> Self {
+        let mut all = vec!["-vv", "--json", "agent", "--pgdata", pgdata.to_str().unwrap()];
+        all.extend(arguments);
+        let agent = Self::service(highwater, &all);
+        agent.wait_says("serving");
+        agent
+    }
+
+    fn service(highwater: &Highwater, all: &[&str]) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("service-{}.log", COUNT.fetch_add(1, Ordering::Relaxed));
+        let log = highwater.scratch(&name);
         let mut command = highwater.command();
-        command.args(&all);
+        command.args(all);
         let running = Running::start_logging(command, all.join(" "), &log);
         Self { running: Some(running), log }
     }
@@ -76,11 +90,25 @@ impl Receiver {
 
     /// Returns the most memory that it has had so far, in bytes.
     pub fn peak_memory(&self) -> u64 {
+        self.status("VmHWM:")
+    }
+
+    fn status(&self, field: &str) -> u64 {
         let pid = self.running.as_ref().expect("it was started").id();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
         let kib: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
         kib << 10
+    }
+
+    /// Returns the most address space that it has had so far, in bytes.
+    pub fn peak_address_space(&self) -> u64 {
+        self.status("VmPeak:")
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.running.as_ref().expect("it was started").signal(signal);
     }
 
     /// True while the process exists.

@@ -5,7 +5,7 @@
 
 use super::super::UNHARMED;
 use crate::failure::{Failure, Kind};
-use crate::format::{Codec, CodecError, Packing, read_frames};
+use crate::format::{Codec, Packing, read_whole};
 use crate::pg::{MajorVersion, ManifestWriter, ManifestedFile, SystemId, WalRange};
 
 /// What is compressed at a time.
@@ -16,7 +16,7 @@ pub(super) struct ManifestDraft {
     writer: ManifestWriter,
     open: Vec<u8>,
     /// Compressed, each with its plain length.
-    closed: Vec<(Vec<u8>, u64)>,
+    closed: Vec<(Vec<u8>, usize)>,
 }
 
 impl ManifestDraft {
@@ -30,7 +30,7 @@ impl ManifestDraft {
         self.writer.file(file, &mut self.open);
         if self.open.len() >= PART_BYTES {
             let packed = Codec::DEFAULT.frame(&self.open).map_err(broken)?;
-            self.closed.push((packed, self.open.len() as u64));
+            self.closed.push((packed, self.open.len()));
             self.open.clear();
         }
         Ok(())
@@ -50,13 +50,8 @@ impl ManifestDraft {
     }
 }
 
-fn unpack(packed: &[u8], plain_bytes: u64) -> Result<Vec<u8>, Failure> {
-    let mut plain = Vec::new();
-    let read = read_frames(Packing::Zstd, packed, plain_bytes, |block| {
-        plain.extend_from_slice(block);
-        Ok::<_, CodecError>(())
-    });
-    read.map(|()| plain).map_err(broken)
+fn unpack(packed: &[u8], plain_bytes: usize) -> Result<Vec<u8>, Failure> {
+    read_whole(Packing::Zstd, packed, plain_bytes).map_err(broken)
 }
 
 fn broken(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Failure {

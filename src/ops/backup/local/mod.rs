@@ -16,6 +16,7 @@ mod session;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
@@ -33,7 +34,6 @@ use crate::pgdata::{
     ClusterWalk, DiskError, Found, PageRules, Rereads, StableReadError, WalkRules, has_own_times,
     read_control_bytes, read_stable, tablespaces_of,
 };
-use crate::plan::file_reading::reading_plan;
 use crate::repo::{FileMeta, FileRecorder, ParentFiles};
 use ends::Ends;
 use filing::Filing;
@@ -120,8 +120,10 @@ impl Local {
         let version = facts.version.major();
         let rules = self.rules(version);
         making.progress.note("waiting for the server's checkpoint");
-        tell_total(&self.pgdata, &rules, &making.progress);
+        let counting = tell_total(&self.pgdata, &rules, &making.progress);
         let started = self.session.start(&request.label, request.fast_checkpoint).await?;
+        // Two walks at a time would hold the names of a large directory twice.
+        counting.store(false, Ordering::Relaxed);
         making.progress.note("reading files");
         let failed = |error| of_disk(error, "could not read the data directory", UNHARMED);
         let tablespaces = tablespaces_of(&self.pgdata).map_err(failed)?;
@@ -165,7 +167,7 @@ impl Local {
             start_lsn: started.start_lsn,
         });
         let how = How {
-            plan: reading_plan(request.memory_max_bytes, request.jobs),
+            plan: request.memory.reading,
             pages,
             rate_max: request.max_rate_kb.map(|kb| u64::from(kb) << 10),
         };
@@ -189,8 +191,10 @@ impl Local {
     }
 }
 
-/// Counts what there is to read, while the server is busy with its checkpoint.
-fn tell_total(pgdata: &Path, rules: &WalkRules, progress: &Arc<dyn Progress>) {
+/// Counts what there is to read, while the server is busy with its checkpoint; given up once the answer is false.
+fn tell_total(pgdata: &Path, rules: &WalkRules, progress: &Arc<dyn Progress>) -> Arc<AtomicBool> {
+    let is_wanted = Arc::new(AtomicBool::new(true));
+    let still = Arc::clone(&is_wanted);
     let (pgdata, rules, progress) = (pgdata.to_owned(), rules.clone(), Arc::clone(progress));
     tokio::task::spawn_blocking(move || {
         let size = |found: Result<Found, DiskError>| match found {
@@ -198,9 +202,11 @@ fn tell_total(pgdata: &Path, rules: &WalkRules, progress: &Arc<dyn Progress>) {
             _ => 0,
         };
         if let Ok(walk) = ClusterWalk::begin(&pgdata, rules) {
-            progress.total(Some(walk.map(size).sum()));
+            let total = walk.map(size).take_while(|_| still.load(Ordering::Relaxed)).sum();
+            progress.total(still.load(Ordering::Relaxed).then_some(total));
         }
     });
+    is_wanted
 }
 
 /// Reads `pg_control` until its checksum fits.

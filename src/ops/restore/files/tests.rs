@@ -71,7 +71,9 @@ async fn back_up(
     let writer = BackupWriter::begin(repository, &begun, SYSTEM_ID, Codec::DEFAULT, 2).await;
     let mut recorder = FileRecorder::new(writer.unwrap());
     let mut parents = match parent {
-        Some(parent) => Some(ParentFiles::load(repository, parent, |_| false).await.unwrap()),
+        Some(parent) => {
+            Some(ParentFiles::load(repository, parent, 1 << 20, |_| false).await.unwrap())
+        }
         None => None,
     };
     for (path, content) in files {
@@ -157,7 +159,7 @@ async fn assert_restores(repository: &Repository, backup: &Committed, files: &Fi
         backup,
         tree_plan: &tree_plan,
         jobs: 2,
-        memory_max_bytes: 64 << 20,
+        range_bytes_max: 1 << 20,
         progress: Arc::new(Silent),
     };
     let index = repository.file_index(&backup.id).await.unwrap();
@@ -266,6 +268,6 @@ async fn files_of_more_than_one_map_come_back_and_are_named_by_the_next_backup()
 }
 
 async fn entry_of(repository: &Repository, backup: &Committed, path: &str) -> FileEntry {
-    let mut files = ParentFiles::load(repository, &backup.id, |_| false).await.unwrap();
+    let mut files = ParentFiles::load(repository, &backup.id, 1 << 20, |_| false).await.unwrap();
     files.entry(path.as_bytes()).await.unwrap().unwrap()
 }

@@ -59,7 +59,7 @@ async fn restore(
         backup,
         tree_plan: &plan(pgdata, take_over),
         jobs: 2,
-        memory_max_bytes: 64 << 20,
+        range_bytes_max: 1 << 20,
         progress: Arc::new(Silent),
     };
     let index = repository.file_index(&backup.id).await.unwrap();

@@ -1,0 +1,116 @@
+//! The resident service beside a cluster: it runs the use cases before they are asked for.
+//!
+//! Owns: its loops, its seat and socket, what it says to commands. Never here: rules about WAL (`plan`, `ops`).
+//!
+//! ```text
+//! seat.rs        one agent for each spool; the socket
+//! front.rs       connections: a question, an answer              asking.rs: the other side, in archive-push
+//! message.rs     what goes over the socket
+//! pushing.rs     what is ready is stored before its command comes (ops::archive_push::Resident)
+//! receiving.rs   WAL as it is written, if that is wanted (ops::receive)
+//! ops::archive_get::stand_by    what recovery will ask for next, into the spool, where archive-get finds it
+//! ```
+//!
+//! The invariant: an agent is never needed. Commands believe it only what they could have found out themselves, of the
+//! very file that they name, and do their work without it where it is absent, stuck, older, newer or wrong. Killed at
+//! any moment, it leaves nothing that anybody would take for more than it is.
+
+mod asking;
+mod front;
+mod message;
+mod pushing;
+mod receiving;
+mod seat;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+pub use self::asking::ask_stored;
+use self::pushing::Pushing;
+pub use self::receiving::Receiving;
+use self::seat::Seat;
+use crate::failure::Failure;
+use crate::format::Codec;
+use crate::ops::ahead::Ahead;
+use crate::ops::archive_push::Resident;
+use crate::ops::{StopRequest, archive_get, receive};
+use crate::repo::Repository;
+
+/// What is asked.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The spool, which is also where commands look for the agent.
+    pub ahead: Ahead,
+    /// The data directory; absolute.
+    pub data_directory: PathBuf,
+    /// Its directory of WAL, as PostgreSQL names it to its commands.
+    pub wal_directory: PathBuf,
+    /// How objects are compressed.
+    pub codec: Codec,
+    /// How long one file may take to be stored.
+    pub push_deadline: Duration,
+    /// Receive WAL too.
+    pub receiving: Option<Receiving>,
+}
+
+/// What was done until it was asked to stop.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// WAL files that the store has confirmed.
+    pub stored_files: u64,
+    /// `archive-push` commands that were told so.
+    pub answered: u64,
+    /// Segments that were fetched ahead of recovery.
+    pub fetched_segments: u64,
+    /// What `receive` did, where it was wanted.
+    pub received: Option<receive::Report>,
+}
+
+/// Serves a data directory until somebody wants it to stop.
+///
+/// # Errors
+/// What keeps it from beginning (see [`Seat::take`]); its socket was taken away; and an ordered stop at which
+/// `receive` could not store what it had in hand.
+pub async fn run(
+    repository: &Repository,
+    request: &Request,
+    stop: StopRequest,
+) -> Result<Report, Failure> {
+    let seat = Seat::take(&request.ahead)?;
+    let resident = Resident::new(repository, request.codec, request.push_deadline);
+    let pushing = Pushing::new(resident, &request.wal_directory);
+    let (ask, questions) = mpsc::channel(front::CONVERSATIONS_MAX);
+    let fetched = AtomicU64::new(0);
+    tracing::info!("serving {} for {}", request.data_directory.display(), repository.describe());
+    let (tally, received, ()) = tokio::try_join!(
+        async { Ok(pushing.run(questions, stop.clone()).await) },
+        async {
+            match &request.receiving {
+                Some(receiving) => receiving::keep(receiving, stop.clone()).await.map(Some),
+                None => Ok(None),
+            }
+        },
+        async {
+            let mut stop = stop.clone();
+            tokio::select! {
+                // The socket goes first, so that no command comes who would wait in vain.
+                _ = stop.wanted() => { drop(seat); Ok(()) }
+                failure = seat.lost() => Err(failure),
+                () = front::serve(&seat.listener, &request.ahead.place, ask) => Ok(()),
+                () = archive_get::stand_by(
+                    repository, &request.ahead, &request.data_directory, &fetched,
+                ) => Ok(()),
+            }
+        },
+    )?;
+    Ok(Report {
+        stored_files: tally.stored,
+        answered: tally.answered,
+        fetched_segments: fetched.load(Ordering::Relaxed),
+        received,
+    })
+}

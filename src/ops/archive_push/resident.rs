@@ -1,0 +1,103 @@
+//! Storing for a process that stays: several files at a time, and what may be said of each afterwards.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{OnceCell, Semaphore};
+
+use super::{Push, Report, Request, digest_of, push_in_time};
+use crate::failure::Failure;
+use crate::format::Codec;
+use crate::pgdata::{FileFacts, has_own_times};
+use crate::plan::stored_file::StoredFile;
+use crate::repo::Repository;
+
+/// What files on their way may hold, in MiB.
+const HELD_MIB: usize = 36;
+
+/// Stores WAL files of one server, as `archive-push` does, within one bound of memory.
+pub struct Resident {
+    repository: Repository,
+    codec: Codec,
+    deadline: Duration,
+    room: Semaphore,
+}
+
+impl Resident {
+    /// Will store into this repository, and give each file so long.
+    pub fn new(repository: &Repository, codec: Codec, deadline: Duration) -> Self {
+        let room = Semaphore::new(HELD_MIB);
+        Self { repository: repository.clone(), codec, deadline, room }
+    }
+
+    /// Stores one file, named as PostgreSQL's `%p` does; `None` if nothing may be said of it later all the same: it
+    /// changed meanwhile, or is one that was accepted as damaged.
+    ///
+    /// # Errors
+    /// As `archive-push` itself.
+    pub async fn push(&self, path: &Path) -> Result<Option<StoredFile>, Failure> {
+        let request = Request {
+            path: path.to_owned(),
+            codec: self.codec,
+            deadline: self.deadline,
+            accept_damaged: false,
+            ahead: None,
+        };
+        // The place may have been given to another cluster since the last file.
+        let identity = OnceCell::new();
+        let read_from = SystemTime::now();
+        let before = FileFacts::of_path(path);
+        let report = push_in_time(Push {
+            repository: &self.repository,
+            request: &request,
+            beside_others: true,
+            identity: &identity,
+            room: &self.room,
+        });
+        let Report { plain_bytes, stored_bytes, blake3, .. } = report.await?;
+        let (Ok(before), Ok(after), Some(blake3)) = (before, FileFacts::of_path(path), blake3)
+        else {
+            return Ok(None);
+        };
+        let shows_writes = before.would_show_a_write_at(read_from)
+            && has_own_times(path).is_ok_and(|has_own_times| has_own_times);
+        let stored = StoredFile { facts: before, shows_writes, blake3, plain_bytes, stored_bytes };
+        Ok((after == before && before.bytes() == plain_bytes).then_some(stored))
+    }
+}
+
+/// Reads a file again, and returns whether it is the one that was stored, byte for byte. Blocks.
+pub fn is_as_stored(path: &Path, stored: &StoredFile) -> bool {
+    let digest = digest_of(path, stored.plain_bytes);
+    let same = digest.is_ok_and(|(bytes, digest)| {
+        bytes == stored.plain_bytes && digest.to_hex().as_str() == stored.blake3
+    });
+    same && FileFacts::of_path(path).is_ok_and(|facts| facts == stored.facts)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_changed_are_not_as_stored_though_times_are_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x");
+        std::fs::write(&path, b"12").unwrap();
+        let stored = |bytes: &[u8]| StoredFile {
+            facts: FileFacts::of_path(&path).unwrap(),
+            shows_writes: false,
+            blake3: blake3::hash(bytes).to_hex().to_string(),
+            plain_bytes: 2,
+            stored_bytes: 2,
+        };
+        assert!(is_as_stored(&path, &stored(b"12")));
+        assert!(!is_as_stored(&path, &stored(b"13")));
+        let before = stored(b"12");
+        std::fs::write(&path, b"123").unwrap();
+        assert!(!is_as_stored(&path, &before));
+        std::fs::remove_file(&path).unwrap();
+        assert!(!is_as_stored(&path, &before));
+    }
+}

@@ -1,0 +1,182 @@
+//! The ceiling of memory: `memory_max` holds for a database of ten times its size, and for very many small files.
+//!
+//! What is held against it is the most that the process had in memory at any moment, with the code of the release
+//! build in place of this one's, which is larger. Address space counts too: hosts that never overcommit refuse it.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::{Path, PathBuf};
+
+use crate::harness::{Archived, Cluster, NEWEST, finish, rounds};
+
+/// The lowest ceiling that there is.
+const CEILING_MIB: u64 = 64;
+
+/// What a backup or restore may reserve of the address space, beyond this build's larger code.
+const ADDRESS_SPACE_MIB: u64 = 256;
+
+/// What the release build has in memory of its code and libraries.
+const RELEASE_CODE_MIB: u64 = 14;
+
+/// Files of 64 MiB.
+const LARGE_FILES: u64 = 10;
+const LARGE_FILE_BYTES: usize = 64 << 20;
+
+const FILES_IN_DIRECTORY: usize = 5000;
+
+fn archived() -> Archived {
+    let mut place = Archived::by_server(NEWEST);
+    place.highwater =
+        place.highwater.with_env("HIGHWATER_MEMORY_MAX", &format!("{CEILING_MIB}MiB"));
+    place
+}
+
+/// Runs a command to its end and fails if it took more memory than it may.
+#[track_caller]
+fn run_within(place: &Archived, arguments: &[&str]) {
+    let (run, peaks) = place.highwater.spawn(arguments).wait_watching_memory();
+    run.done();
+    let mib = |kib: u64| kib >> 10;
+    let held = mib(peaks.resident - peaks.code.min(peaks.resident)) + RELEASE_CODE_MIB;
+    eprintln!("{arguments:?}: {held} MiB, {} MiB of address space", mib(peaks.address_space));
+    assert!(peaks.resident > 0, "{arguments:?} was never looked at");
+    assert!(held <= CEILING_MIB, "{arguments:?} held {held} MiB: {peaks:?}");
+    let reserved = mib(peaks.address_space);
+    assert!(reserved <= ADDRESS_SPACE_MIB, "{arguments:?} reserved {reserved} MiB: {peaks:?}");
+}
+
+/// Puts a directory of its own into a database's, which base backups take along as it is.
+fn place_for_files(cluster: &Cluster) -> PathBuf {
+    let database = cluster.sql("select oid from pg_database where datname = current_database()");
+    let directory = cluster.pgdata.join("base").join(database.trim()).join("many");
+    fs::create_dir(&directory).unwrap();
+    directory
+}
+
+/// Gives what was made to the server's user.
+fn hand_over(directory: &Path, cluster: &Cluster) {
+    let owner = fs::metadata(&cluster.pgdata).unwrap();
+    let mut left = vec![directory.to_owned()];
+    while let Some(path) = left.pop() {
+        let facts = fs::symlink_metadata(&path).unwrap();
+        if facts.is_dir() {
+            left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        if facts.uid() != owner.uid() {
+            chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
+        }
+    }
+}
+
+/// Bytes that a codec makes about half as long.
+fn large_file(number: u64) -> Vec<u8> {
+    let mut state = number + 1;
+    let mut bytes = Vec::with_capacity(LARGE_FILE_BYTES);
+    while bytes.len() < LARGE_FILE_BYTES {
+        for _ in 0..8 {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            bytes.extend_from_slice(&state.to_le_bytes());
+        }
+        bytes.extend_from_slice(&[b'x'; 64]);
+    }
+    bytes
+}
+
+/// Makes files of eight bytes, a hundred names for each.
+fn small_files(directory: &Path, count: usize) {
+    for first in (0..count).step_by(FILES_IN_DIRECTORY) {
+        let directory = directory.join(format!("d{first}"));
+        fs::create_dir(&directory).unwrap();
+        let mut named = PathBuf::new();
+        for number in first..(first + FILES_IN_DIRECTORY).min(count) {
+            let path = directory.join(format!("x{number:07}"));
+            if number % 100 == 0 {
+                File::create(&path).unwrap().write_all(format!("{number:08}").as_bytes()).unwrap();
+                named = path;
+            } else {
+                fs::hard_link(&named, path).unwrap();
+            }
+        }
+    }
+}
+
+/// Lets PostgreSQL's own tool compare every file with the manifest.
+#[track_caller]
+fn verify(place: &Archived, pgdata: &Path) {
+    let mut verify = place.cluster.tool("pg_verifybackup");
+    verify.arg("--no-parse-wal").arg(pgdata);
+    finish(verify);
+}
+
+#[test]
+fn a_database_ten_times_the_ceiling_is_backed_up_and_restored_below_it() {
+    let place = archived();
+    let directory = place_for_files(&place.cluster);
+    for number in 0..LARGE_FILES {
+        fs::write(directory.join(format!("{number}.large")), large_file(number)).unwrap();
+    }
+    hand_over(&directory, &place.cluster);
+    let total = LARGE_FILES * LARGE_FILE_BYTES as u64;
+    assert!(total >= 10 * (CEILING_MIB << 20), "ten times the ceiling");
+
+    run_within(&place, &["backup", "--fast", "--source", "stream"]);
+    // Nothing of the first is used, so that everything is stored again.
+    for number in 0..LARGE_FILES {
+        fs::write(directory.join(format!("{number}.large")), large_file(number + 100)).unwrap();
+    }
+    run_within(&place, &["backup", "--fast", "--source", "files", "--jobs", "4"]);
+    let pgdata = place.lab.path().join("copy");
+    let to = pgdata.to_str().unwrap();
+    run_within(&place, &["restore", "--pgdata", to, "--jobs", "4"]);
+    verify(&place, &pgdata);
+    let database = directory.strip_prefix(&place.cluster.pgdata).unwrap();
+    for number in 0..LARGE_FILES {
+        let copy = fs::read(pgdata.join(database).join(format!("{number}.large"))).unwrap();
+        assert!(copy == large_file(number + 100), "file {number} is another");
+    }
+    fs::write(pgdata.join(database).join("3.large"), large_file(7)).unwrap();
+    run_within(&place, &["restore", "--delta", "--pgdata", to]);
+    verify(&place, &pgdata);
+}
+
+#[test]
+fn a_million_small_files_are_backed_up_below_the_ceiling() {
+    let place = archived();
+    let directory = place_for_files(&place.cluster);
+    small_files(&directory, 1_000_000);
+    hand_over(&directory, &place.cluster);
+    run_within(&place, &["backup", "--fast", "--source", "stream"]);
+    run_within(&place, &["backup", "--fast", "--source", "files"]);
+    run_within(&place, &["backup", "--fast", "--source", "files"]);
+    let backups = place.highwater.info()["backups"].as_array().unwrap().clone();
+    assert_eq!(backups.len(), 3);
+    for backup in backups {
+        assert!(backup["files"].as_u64().unwrap() > 1_000_000, "{backup}");
+    }
+}
+
+/// Two hundred thousand of them, a million in `make soak`: each is fsynced twice here.
+#[test]
+fn very_many_small_files_are_restored_below_the_ceiling() {
+    let count = if rounds(1) > 1 { 1_000_000 } else { 200_000 };
+    let place = archived();
+    let directory = place_for_files(&place.cluster);
+    small_files(&directory, count);
+    hand_over(&directory, &place.cluster);
+    place.highwater.run(&["backup", "--fast", "--source", "files"]).done();
+    let pgdata = place.lab.path().join("copy");
+    let to = pgdata.to_str().unwrap();
+    run_within(&place, &["restore", "--pgdata", to]);
+    verify(&place, &pgdata);
+    let database = directory.strip_prefix(&place.cluster.pgdata).unwrap();
+    let changed = pgdata.join(database).join("d5000/x0005001");
+    fs::write(&changed, "changed").unwrap();
+    fs::write(pgdata.join(database).join("d0/stranger"), "nobody's").unwrap();
+    hand_over(&pgdata.join(database).join("d0"), &place.cluster);
+    run_within(&place, &["restore", "--delta", "--pgdata", to]);
+    verify(&place, &pgdata);
+    assert_eq!(fs::read(&changed).unwrap(), b"00005000");
+}
