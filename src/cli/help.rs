@@ -123,7 +123,7 @@ pub const EXPIRE: &str = "\
 Examples:
   highwater expire --dry-run           what would go, and why each thing that stays does
   highwater expire                     after the nightly backup; in the settings file:
-      retain_window = \"30d\"           every moment of the last 30 days
+      retain_window = \"30d\"            every moment of the last 30 days
       retain_weekly = 8                beyond them, the last backup of each of 8 weeks
   highwater expire --retain-window 14d --dry-run
 

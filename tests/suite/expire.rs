@@ -121,11 +121,15 @@ fn nothing_goes_without_a_policy_nor_in_a_dry_run() {
         place.segments(1);
     }
     place.cluster.archive_now();
-    let before = fingerprint(&place.highwater.repo_directory());
+    let whole = fingerprint(&place.highwater.repo_directory());
     place.highwater.run(&["expire"]).ends_with(2).says("no retention is set");
     place.highwater.run(&["expire", "--retain-window", "30"]).ends_with(2).says("1h");
+    assert!(fingerprint(&place.highwater.repo_directory()) == whole);
+    // All backups lie in the window; what lies before the first of them is of no use to anybody.
     let window = place.highwater.run(&["expire", "--retain-window", "1h"]).done();
     window.says("deleted: 0 backups");
+    assert_begins_with(&place.highwater.info());
+    let before = fingerprint(&place.highwater.repo_directory());
     let dry = ["expire", "--retain-backups", "1", "--dry-run"];
     let run = place.highwater.run(&dry).done();
     run.says("would be deleted: 1 backups").says("goes");
