@@ -1,7 +1,7 @@
 //! `expire`: delete what the retention policy no longer keeps, and nothing else.
 //!
 //! ```text
-//! take stock -> plan -> committed.json, begun.json of each backup that goes
+//! take stock -> plan -> committed.json, begun.json of each backup that goes; begun.json of each dead one
 //!                    -> look again: who has begun meanwhile, and leans on what?
 //!                    -> packs and file lists that no kept backup needs
 //!                    -> WAL that no kept backup needs, oldest first
@@ -11,7 +11,8 @@
 //! It may end at any line and be run again: what is left is told apart by what is there. No lock is needed, neither
 //! against a second `expire` nor against backups: one that begins names what it leans on in `begun.json` and looks
 //! afterwards whether its parent still exists; here the parent's `committed.json` is deleted first, and looked for
-//! any `begun.json` that leans on it afterwards. Whichever came first, one of them sees the other.
+//! any `begun.json` that leans on it afterwards. Whichever came first, one of them sees the other. The same holds for
+//! a backup that goes on from what a dead one has stored, and the `begun.json` of that one.
 //!
 //! Never here: what is kept (`plan::retention`).
 
@@ -91,6 +92,7 @@ pub async fn run(
         gathered,
         plan,
         forced: BTreeMap::new(),
+        buried: BTreeSet::new(),
         deleting: Deleting::new(repository, request.dry_run, stop, progress),
         kept_packs: Vec::new(),
         wal_going: BTreeMap::new(),
@@ -117,6 +119,8 @@ struct Expiring<'a> {
     plan: Plan,
     /// Backups that stay whatever the policy says.
     forced: BTreeMap<BackupId, Reason>,
+    /// Backups whose `begun.json` is gone, so that nobody begins to lean on them any more.
+    buried: BTreeSet<BackupId>,
     deleting: Deleting<'a>,
     kept_packs: Vec<KeptPacks>,
     /// Objects and bytes of WAL that went, by incarnation and timeline.
@@ -126,6 +130,7 @@ struct Expiring<'a> {
 impl Expiring<'_> {
     async fn carry_out(&mut self) -> Result<(), Failure> {
         self.delete_backups().await?;
+        self.bury_dead().await?;
         if !self.forced.is_empty() {
             let (stock, policy) = (&self.gathered.stock, &self.request.policy);
             self.plan = plan(stock, policy, self.now, &self.forced);
@@ -163,9 +168,33 @@ impl Expiring<'_> {
             let (committed, begun) = (Key::new(place.committed(&id)), Key::new(place.begun(&id)));
             if self.deleting.one(&committed).await? {
                 self.deleting.backups += 1;
-                self.deleting.one(&begun).await?;
+                if self.deleting.one(&begun).await? {
+                    self.buried.insert(id);
+                }
             } else {
                 self.forced.insert(id, Reason::Locked);
+            }
+        }
+        Ok(())
+    }
+
+    /// From here on dead backups cannot be committed any more, should they live after all, nor does a new one begin to
+    /// lean on them. What a deleted backup has left has no `begun.json` that could be deleted.
+    async fn bury_dead(&mut self) -> Result<(), Failure> {
+        let unfinished = self.plan.unfinished.clone();
+        for one in unfinished.into_iter().filter(|one| !self.plan.protected.covers(&one.id)) {
+            let is_gone = match one.fate {
+                Unfinishedness::Running => false,
+                Unfinishedness::Remains => true,
+                Unfinishedness::Dead => {
+                    let nobody = NeededPacks::default();
+                    let is_silent = self.look_at(&one.id, Some(one.fate), &nobody).await?.is_some();
+                    let begun = Key::new(self.repository.place().begun(&one.id));
+                    is_silent && self.deleting.one(&begun).await?
+                }
+            };
+            if is_gone {
+                self.buried.insert(one.id);
             }
         }
         Ok(())
@@ -240,10 +269,14 @@ impl Expiring<'_> {
             if protected.covers(&id) {
                 let by = "a backup that runs or cannot be read may need them".to_owned();
                 self.kept_packs.push(KeptPacks { backup: id, packs: None, by });
-                continue;
-            }
-            if let Some(sweep) = self.look_at(&id, fate, needed).await? {
-                self.carry_out_sweep(id, sweep).await?;
+            } else if self.buried.contains(&id)
+                && let Some(sweep) = self.look_at(&id, fate, needed).await?
+            {
+                self.deleting.all(sweep.doomed).await?;
+                if sweep.kept > 0 {
+                    let by = "backups that stay need them".to_owned();
+                    self.kept_packs.push(KeptPacks { backup: id, packs: Some(sweep.kept), by });
+                }
             }
         }
         Ok(())
@@ -268,28 +301,18 @@ impl Expiring<'_> {
             match found.object {
                 Some(BackupObject::Committed) if fate.is_some() => return Ok(None),
                 _ if is_new => return Ok(None),
+                // Somebody has begun under this very name.
+                Some(BackupObject::Begun) if fate == Some(Unfinishedness::Remains) => {
+                    return Ok(None);
+                }
                 // They went already, or would have.
-                Some(BackupObject::Committed) => {}
-                Some(BackupObject::Begun) => sweep.begun = fate.map(|_| doomed),
+                Some(BackupObject::Committed | BackupObject::Begun) => {}
                 Some(BackupObject::Pack(pack)) if needed.needs(id, pack) => sweep.kept += 1,
                 Some(BackupObject::Pack(_) | BackupObject::Files) => sweep.doomed.push(doomed),
                 None => tracing::warn!("`{}` is not an object of Highwater; it stays", doomed.key),
             }
         }
         Ok(Some(sweep))
-    }
-
-    async fn carry_out_sweep(&mut self, id: BackupId, sweep: Sweep) -> Result<(), Failure> {
-        if let Some(begun) = sweep.begun {
-            // First: should the backup live after all, it can no longer be committed.
-            self.deleting.one(&begun.key).await?;
-        }
-        self.deleting.all(sweep.doomed).await?;
-        if sweep.kept > 0 {
-            let by = "backups that stay need them".to_owned();
-            self.kept_packs.push(KeptPacks { backup: id, packs: Some(sweep.kept), by });
-        }
-        Ok(())
     }
 
     async fn delete_wal(&mut self) -> Result<(), Failure> {
@@ -373,7 +396,6 @@ impl Expiring<'_> {
 /// What goes of one backup's objects.
 #[derive(Debug, Default)]
 struct Sweep {
-    begun: Option<Doomed>,
     doomed: Vec<Doomed>,
     /// Packs that stay because kept backups need them.
     kept: u64,

@@ -276,6 +276,25 @@ async fn a_backup_that_begins_meanwhile_finds_its_parent_or_is_seen() {
     }
 }
 
+/// A backup goes on from what a dead one has stored: it names that in its own `begun.json`, and looks
+/// afterwards whether the other's still stands.
+#[tokio::test]
+async fn a_backup_that_begins_meanwhile_keeps_the_packs_of_the_dead_one_that_it_names() {
+    let archive = archive().await;
+    let (memory, place) = (archive.memory.clone(), archive.calm.place().clone());
+    let resuming = Begun { leans_on: vec![id(4)], ..begun(&id(9), None) };
+    let json = crate::format::Document::to_json(&resuming).unwrap();
+    let at_the_burial = Fault::on(Call::Delete).key_contains(format!("{}/begun.json", id(4)));
+    archive.faults.inject(
+        at_the_burial
+            .symptom(Symptom::Slow(Duration::ZERO))
+            .hook(move |_, _| memory.overwrite(&place.begun(&id(9)), json.clone())),
+    );
+    expire(&archive.repository, policy(), false).await.unwrap();
+    assert_eq!(archive.keys_below(id(4).as_str()).len(), 1, "its pack, and no begun.json");
+    assert_eq!(archive.keys_below(id(5).as_str()), [""; 0], "nobody leans on that one");
+}
+
 #[tokio::test]
 async fn two_runs_at_once_do_what_one_does() {
     let archive = archive().await;
