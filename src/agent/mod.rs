@@ -73,8 +73,8 @@ pub struct Report {
 /// Serves a data directory until somebody wants it to stop.
 ///
 /// # Errors
-/// What keeps it from beginning (see [`Seat::take`]); its socket was taken away; and an ordered stop at which
-/// `receive` could not store what it had in hand.
+/// What keeps it from beginning (another agent, a spool that cannot be used); its socket was taken away; and an ordered
+/// stop at which `receive` could not store what it had in hand.
 pub async fn run(
     repository: &Repository,
     request: &Request,
