@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import stores
@@ -23,9 +24,11 @@ MAJOR = int(os.environ.get("BENCH_RECEIVE_MAJOR", "18"))
 CLIENTS = [int(n) for n in os.environ.get("BENCH_RECEIVE_CLIENTS", "1,8,32").split(",")]
 # Milliseconds added to the way to the S3 server and back.
 DELAYS = [int(n) for n in os.environ.get("BENCH_RECEIVE_DELAYS", "0,5,20").split(",")]
-# Seconds that each pgbench of synchronous commits takes.
+# Seconds between two puts that are timed while commits are: few enough to change nothing.
+PROBE_PAUSE = 0.05
 # Connections are opened, and how many pieces go at a time is found out, before anything counts.
 WARM_SECONDS = 3
+# Seconds that each pgbench of synchronous commits takes.
 COMMIT_SECONDS = int(os.environ.get("BENCH_RECEIVE_SECONDS", "8"))
 # WAL of the load that is taken as fast as it comes, in MiB.
 LOAD_MIB = int(os.environ.get("BENCH_RECEIVE_LOAD", "768"))
@@ -258,12 +261,22 @@ def pgbench(lab, clients, seconds, *more):
     return times
 
 
+def ratios(found, store, floor):
+    """Returns what was found, by quantile, as parts of what the store and the floor take together."""
+    return [f"{a / (b + c):.2f}" for a, b, c in zip(found, store, floor, strict=True)]
+
+
 def measure_commits(lab, tables, ways):
     """Latency and throughput of commits that wait for the receiver."""
-    probes = {None: stores.put_times_file(str(lab.directory("received/probe")), PROBE_SECONDS)}
-    for delay, port in ways.items():
-        note(f"puts, {delay} ms")
-        probes[delay] = stores.put_times_s3(port, lab.ca, PROBE_SECONDS)
+    def probe(where, seconds, pause=0):
+        if where is None:
+            return stores.put_times_file(str(lab.directory("received/probe")), seconds, pause)
+        return stores.put_times_s3(ways[where], lab.ca, seconds, pause)
+
+    probes = {}
+    for where in [None, *ways]:
+        note(f"puts, {'a local directory' if where is None else f'{where} ms'}")
+        probes[where] = probe(where, PROBE_SECONDS)
     names = {None: "a local directory"}
     names |= {delay: f"S3 + {delay} ms" for delay in ways}
     rows = []
@@ -283,23 +296,30 @@ def measure_commits(lab, tables, ways):
             note(f"{receiver.name}, {clients} clients")
             lab.sql("checkpoint")
             pgbench(lab, clients, WARM_SECONDS)
-            times = pgbench(lab, clients, COMMIT_SECONDS)
-            measured.append((clients, quantiles(times), len(times) / COMMIT_SECONDS))
+            if isinstance(receiver, PgReceiveWal):
+                times, meanwhile = pgbench(lab, clients, COMMIT_SECONDS), [0]
+            else:
+                with ThreadPoolExecutor() as pool:
+                    probing = pool.submit(probe, where, COMMIT_SECONDS, PROBE_PAUSE)
+                    times, meanwhile = pgbench(lab, clients, COMMIT_SECONDS), probing.result()
+            rate = len(times) / COMMIT_SECONDS
+            measured.append((clients, quantiles(times), rate, quantiles(meanwhile)))
         peak = receiver.peak_kib() / 1024
         receiver.stop()
         receiver.forget()
-        for clients, found, rate in measured:
+        for clients, found, rate, meanwhile in measured:
+            more = [""] * 6
             if isinstance(receiver, PgReceiveWal):
                 floor[clients] = found
-                ratios = ["", ""]
             else:
-                due = [a + b for a, b in zip(quantiles(probes[where]), floor[clients], strict=True)]
-                ratios = [f"{a / b:.2f}" for a, b in zip(found, due, strict=True)]
+                more = ratios(found, quantiles(probes[where]), floor[clients])
+                more += [f"{t:.1f}" for t in meanwhile]
+                more += ratios(found, meanwhile, floor[clients])
             p50, p99 = (f"{t:.1f}" for t in found)
-            rows.append([receiver.name, clients, f"{rate:.0f}", p50, p99, *ratios, f"{peak:.0f}"])
+            rows.append([receiver.name, clients, f"{rate:.0f}", p50, p99, *more, f"{peak:.0f}"])
     columns = [
-        "receiver", "clients", "commits/s", "p50, ms", "p99, ms", "p50 ÷ goal's base",
-        "p99 ÷ goal's base", "peak memory, MiB",
+        "receiver", "clients", "commits/s", "p50, ms", "p99, ms", "p50 ÷ goal's base", "p99 ÷ goal's base",
+        "store meanwhile p50, ms", "p99, ms", "p50 ÷ base with that", "p99 ÷ base with that", "peak memory, MiB",
     ]
     tables.table("synchronous commits (pgbench -N)", columns, rows)
 

@@ -40,8 +40,8 @@ def signed_put(host, path, now):
     return headers
 
 
-def put_times_s3(port, ca, seconds):
-    """Puts one object after another over one connection; returns how long each took."""
+def put_times_s3(port, ca, seconds, pause=0):
+    """Puts one object after another over one connection, with a pause between two; returns how long each took."""
     host, times = f"127.0.0.1:{port}", []
     context = ssl.create_default_context(cafile=ca)
     link = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=30)
@@ -56,18 +56,19 @@ def put_times_s3(port, ca, seconds):
         times.append(time.monotonic() - began)
         if answer.status != 200:
             raise RuntimeError(f"the store answers {answer.status}: {said[:500]}")
+        time.sleep(pause)
     link.close()
     # The first one made the connection.
     return times[1:]
 
 
-def put_times_file(directory, seconds):
-    """Creates one durable file after another; returns how long each took."""
+def put_times_file(directory, seconds, pause=0):
+    """Creates one durable file after another, with a pause between two; returns how long each took."""
     times = []
     place = os.open(directory, os.O_RDONLY)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        path = f"{directory}/probe{len(times)}"
+        path = f"{directory}/probe{time.monotonic_ns()}"
         began = time.monotonic()
         file = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         os.write(file, OBJECT)
@@ -76,6 +77,7 @@ def put_times_file(directory, seconds):
         os.rename(f"{path}.new", path)
         os.fsync(place)
         times.append(time.monotonic() - began)
+        time.sleep(pause)
     os.close(place)
     return times
 
