@@ -8,7 +8,7 @@ use std::io::Write;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
-use crate::harness::{Archived, Cluster, NEWEST, finish, rounds};
+use crate::harness::{Archived, Cluster, NEWEST, Run, finish, rounds};
 
 /// The lowest ceiling that there is.
 const CEILING_MIB: u64 = 64;
@@ -34,9 +34,9 @@ fn archived() -> Archived {
 
 /// Runs a command to its end and fails if it took more memory than it may.
 #[track_caller]
-fn run_within(place: &Archived, arguments: &[&str]) {
+fn run_within(place: &Archived, arguments: &[&str]) -> Run {
     let (run, peaks) = place.highwater.spawn(arguments).wait_watching_memory();
-    run.done();
+    let run = run.done();
     let mib = |kib: u64| kib >> 10;
     let held = mib(peaks.resident - peaks.code.min(peaks.resident)) + RELEASE_CODE_MIB;
     eprintln!("{arguments:?}: {held} MiB, {} MiB of address space", mib(peaks.address_space));
@@ -44,6 +44,7 @@ fn run_within(place: &Archived, arguments: &[&str]) {
     assert!(held <= CEILING_MIB, "{arguments:?} held {held} MiB: {peaks:?}");
     let reserved = mib(peaks.address_space);
     assert!(reserved <= ADDRESS_SPACE_MIB, "{arguments:?} reserved {reserved} MiB: {peaks:?}");
+    run
 }
 
 /// Puts a directory of its own into a database's, which base backups take along as it is.
@@ -148,12 +149,8 @@ fn a_million_small_files_are_backed_up_below_the_ceiling() {
     let directory = place_for_files(&place.cluster);
     small_files(&directory, 1_000_000);
     hand_over(&directory, &place.cluster);
-    run_within(&place, &["backup", "--fast", "--source", "stream"]);
-    run_within(&place, &["backup", "--fast", "--source", "files"]);
-    run_within(&place, &["backup", "--fast", "--source", "files"]);
-    let backups = place.highwater.info()["backups"].as_array().unwrap().clone();
-    assert_eq!(backups.len(), 3);
-    for backup in backups {
+    for source in ["stream", "files", "files"] {
+        let backup = run_within(&place, &["--json", "backup", "--fast", "--source", source]).json();
         assert!(backup["files"].as_u64().unwrap() > 1_000_000, "{backup}");
     }
 }
