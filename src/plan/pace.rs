@@ -20,10 +20,10 @@ use crate::pg::Lsn;
 /// How many pieces with commits are looked at together.
 const WINDOW: u32 = 24;
 
-/// After what was tried in vain, so many windows pass before something is tried again at first, four times as many each
-/// time, up to the second number: fewer than one commit in a hundred is stored while something is tried.
+/// After what was tried in vain, so many windows pass before something is tried again at first, twice as many each
+/// time, up to the second number.
 const REST_FIRST: u32 = 4;
-const REST_MOST: u32 = 512;
+const REST_MOST: u32 = 64;
 
 /// Decides how many pieces may be on their way.
 #[derive(Debug, Clone)]
@@ -154,11 +154,6 @@ impl Pace {
         let before = self.uploads_max();
         match self.trial {
             None => {
-                let waits = self.waits.unwrap_or(waited);
-                if waited > waits * 2 || waited * 2 < waits {
-                    // It is another store now, or another load.
-                    (self.rest, self.next_rest) = (0, REST_FIRST);
-                }
                 self.waits = Some(smoothed(self.waits, waited));
                 self.rest = self.rest.saturating_sub(1);
             }
@@ -190,7 +185,7 @@ impl Pace {
             self.waits = Some(smoothed(self.waits, again));
             self.is_rising = !is_more;
             self.rest = self.next_rest;
-            self.next_rest = (self.next_rest * 4).min(REST_MOST);
+            self.next_rest = (self.next_rest * 2).min(REST_MOST);
         }
     }
 }
