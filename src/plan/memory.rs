@@ -34,8 +34,9 @@ const RANGE_BYTES_MIN: u64 = 256 << 10;
 /// Ranges for each job of a restore: two on their way or fetched.
 pub const FETCHES_PER_JOB: u32 = 2;
 
-/// What a restore holds of lists, maps and places, and of files that it compares.
-const FILLING_BYTES: u64 = 12 << 20;
+/// What a restore holds of lists (16 MiB of them for a second reading, `repo/frames.rs`), maps and places, and of files
+/// that it compares.
+const FILLING_BYTES: u64 = 28 << 20;
 
 /// Frames that a job of a restore has decompressed, and what the codec needs for it.
 const DECODING_BYTES: u64 = 1 << 20;
