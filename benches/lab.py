@@ -246,7 +246,7 @@ class Lab:
         more = f"ssl_endpoint=127.0.0.1:{secure} ssl_certificate={pem}"
         self.gateway = subprocess.Popen(
             ["sh", str(script), directory, *ports, KEY, SECRET, BUCKET],
-            env=os.environ | {"RGW_MORE_FRONTEND": more},
+            env=os.environ | {"RGW_MORE_FRONTEND": more, "RGW_BYTES_MAX": str(10 << 30)},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
 

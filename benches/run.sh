@@ -9,12 +9,13 @@
 #
 # For archiving, backup and restore:
 #
+#   BENCH_PARTS=wal,backlog,backups,increments  what is measured
 #   BENCH_SEGMENTS=20    WAL segments pushed and fetched by each tool
 #   BENCH_SCALE=20,80    pgbench scales to back up; 1 is about 15 MB
 #   BENCH_LARGE=240      one more scale, for Highwater alone and once; 0 for none
 #   BENCH_RUNS=3         backups and restores of each tool and scale
 #   BENCH_STORES=file,s3 where the repository is
-#   BENCH_INCREMENTS=10  incremental backups of each tool, with WAL summaries and without; 0 for none
+#   BENCH_INCREMENTS=10  incremental backups of each tool, with WAL summaries and without
 #   BENCH_MAJOR=18       PostgreSQL
 #
 # For streaming:

@@ -117,7 +117,11 @@ class Highwater(Tool):
         self.before_backup()
 
     def before_backup(self):
-        # A cluster name of its own for each backup: no bytes of an earlier one are there.
+        # A cluster name of its own for each backup: no bytes of an earlier one are there. What the earlier
+        # one fetched ahead, and who did it, goes too.
+        spool = self.lab.place / "wal/pg_wal/highwater.spool"
+        old = self.lab.place / f"file/highwater/{self.env.get('HIGHWATER_CLUSTER', 'none')}"
+        self.lab.run(["rm", "-rf", spool, old])
         Highwater.made += 1
         self.env = {"HIGHWATER_REPO": self.repo, "HIGHWATER_CLUSTER": f"c{self.made}"}
         if self.store == "s3":
@@ -273,6 +277,7 @@ class PgBasebackupTar(PgBasebackup):
 class PgBackRest(Tool):
     name = "pgBackRest"
     made = 0
+    label = None
     # Blocks instead of whole files where a file has changed.
     block = "n"
     archiving = ("archive-async=n",)
@@ -285,6 +290,8 @@ class PgBackRest(Tool):
         # A repository and a spool of its own for each time: nothing of an earlier one is there.
         PgBackRest.made += 1
         lab, label = self.lab, f"pgbackrest{self.made}"
+        if self.label:
+            lab.run(["rm", "-rf", lab.place / "file" / self.label, self.base])
         self.label = label
         self.base = lab.directory(f"pgbackrest/{label}")
         repo = [f"repo1-path={lab.directory(f'file/{label}')}", "repo1-type=posix"]

@@ -123,6 +123,7 @@ fn check(request: &CheckRequest, surroundings: &Surroundings<'_>) -> Result<(), 
         wait: Duration::from_secs(request.wait_seconds),
         no_switch: request.no_switch,
         receiver,
+        retention: surroundings.settings.retention.policy(),
     };
     let report = run_light(async { Ok(ops::check::run(&opened.repository, &request).await) })?;
     surroundings.output.report(&report, reports::check)?;

@@ -18,6 +18,7 @@ use crate::causes::in_one_line;
 use crate::failure::Kind;
 use crate::format::{Identity, WalObject};
 use crate::pg::{Lsn, SegmentName, SegmentSize, Timeline, WalFileName};
+use crate::plan::retention::Policy;
 use crate::repo::Repository;
 use crate::store::open::probe;
 use crate::walsender::{ConnInfo, Connection, Mode, PgError};
@@ -47,6 +48,8 @@ pub struct Request {
     pub no_switch: bool,
     /// The receiver as it would run with these settings.
     pub receiver: Expected,
+    /// What `expire` would keep with these settings.
+    pub retention: Policy,
 }
 
 /// How a finding turned out.
@@ -123,6 +126,7 @@ pub async fn run(repository: &Repository, request: &Request) -> Report {
     let mut report = Report::default();
     look_at_store(repository, &mut report).await;
     let identity = look_at_identity(repository, &mut report).await;
+    judge_retention(&request.retention, &mut report);
     let connection = match Connection::connect(&request.server, Mode::Sql).await {
         Ok(connection) => connection,
         Err(error) => {
@@ -157,6 +161,17 @@ pub async fn run(repository: &Repository, request: &Request) -> Report {
     }
     connection.close().await;
     report
+}
+
+fn judge_retention(policy: &Policy, report: &mut Report) {
+    if policy.is_set() {
+        return report.ok("retention", "set; `info` tells what it keeps");
+    }
+    report.warn(
+        "retention",
+        "none is set here, so that nothing is ever deleted and the repository only grows",
+        "Say what is to be kept, such as `retain_window = \"30d\"`, and run `highwater expire` once a day; it changes nothing with `--dry-run`. Rules of the bucket cannot do it: they do not know what backups share.",
+    );
 }
 
 async fn look_at_store(repository: &Repository, report: &mut Report) {
