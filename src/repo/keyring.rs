@@ -81,7 +81,11 @@ pub(super) async fn key_names(store: &dyn Store, place: &Place) -> Result<KeyNam
     Ok(names)
 }
 
-/// Reads and opens every repository key that `names` says is wrapped under `user_key`.
+/// Reads and opens every repository key that `names` says is wrapped under `user_key`. One that is gone since, or
+/// damaged, is left out, with a warning: what stands under the others needs it not.
+///
+/// # Errors
+/// The store's only.
 pub(super) async fn open_keys(
     store: &dyn Store,
     place: &Place,
@@ -95,10 +99,18 @@ pub(super) async fn open_keys(
     for names in ours.chunks(IN_FLIGHT) {
         let read = names.iter().map(|name| async move {
             let key = Key::new(place.key(KeyObject::Wrapped { key: *name, user_key: id }));
-            let wrapped: WrappedKey = read_document(store, &key).await?;
-            Ok::<_, RepoError>((*name, opened(&key, place, *name, &wrapped, user_key)?))
+            let read = read_document(store, &key).await;
+            let opened = read.and_then(|wrapped| opened(&key, place, *name, &wrapped, user_key));
+            match opened {
+                Ok(key) => Ok(Some((*name, key))),
+                Err(RepoError::Store(error)) if !error.is_absent() => Err(RepoError::Store(error)),
+                Err(error) => {
+                    tracing::warn!("repository key {name} is not opened: {error}");
+                    Ok(None)
+                }
+            }
         });
-        keys.extend(try_join_all(read).await?);
+        keys.extend(try_join_all(read).await?.into_iter().flatten());
     }
     Ok(keys)
 }
@@ -217,15 +229,31 @@ impl Keyring {
         let Some(said) = &identity.encryption else {
             return Err(KeyError::NotEncrypted { cluster: self.place.cluster().clone() }.into());
         };
-        let repository_key = self.key(said.repository_key).await?;
-        let cluster = self.place.cluster();
-        if !said.is_proven_by(cluster, identity.system_identifier, &repository_key) {
-            let why = "it was not made with the repository key that it names";
-            return Err(RepoError::damaged(key, why));
+        match self.key(said.repository_key).await {
+            Ok(repository_key) => {
+                let (cluster, system_id) = (self.place.cluster(), identity.system_identifier);
+                if !said.is_proven_by(cluster, system_id, &repository_key) {
+                    let why = "it was not made with the repository key that it names";
+                    return Err(RepoError::damaged(key, why));
+                }
+            }
+            // Where that one is damaged, or was never ours, a later one that we open will do: the wrapped key has a proof
+            // of its own.
+            Err(RepoError::Key(KeyError::NotOpened { .. })) if self.opens_later(said).await? => {}
+            Err(error) => return Err(error),
         }
         let mut state = self.state.lock().await;
         state.claimed = state.claimed.max(Some(said.name()));
         Ok(())
+    }
+
+    /// Returns whether we open the last repository key that is marked as in use, and it is later than the one in an
+    /// identity.
+    async fn opens_later(&self, said: &Encryption) -> Result<bool, RepoError> {
+        let mut state = self.state.lock().await;
+        let ring = self.ring(&mut state).await?;
+        let last = ring.names.in_use.last();
+        Ok(last.is_some_and(|last| *last > said.name() && ring.opened.contains_key(last)))
     }
 
     /// Returns the repository key that objects are stored under.

@@ -163,6 +163,50 @@ async fn objects_say_under_which_key_they_stand_and_old_ones_stay_readable() {
     assert_eq!(read(&running, OLD, None).await.unwrap().1, b"old");
 }
 
+/// Each damage of an old repository key costs what stands under it, and nothing else.
+#[tokio::test]
+async fn a_damaged_key_stands_in_the_way_of_nothing_but_its_own() {
+    let (memory, _) = place().await;
+    let first = memory.keys().into_iter().find(|key| key.contains("/key/0001-")).unwrap();
+    let first_id = crate::format::EncryptedHead::parse(&memory.bytes(OLD).unwrap()).unwrap();
+    let rotated = calm(&memory, 1).rotate(&[], &taker()).await.unwrap();
+    let second = memory.keys().into_iter().find(|key| key.contains("/key/0002-")).unwrap();
+    let good = memory.bytes(&first).unwrap();
+    let text = String::from_utf8(good.to_vec()).unwrap();
+    let mut flipped = good.to_vec();
+    flipped[good.len() / 2] ^= 1;
+    let damages: [bytes::Bytes; 5] = [
+        good.slice(..good.len() / 2),
+        vec![0; good.len()].into(),
+        flipped.into(),
+        memory.bytes(&second).unwrap(),
+        text.replace("\"format\": 1", "\"format\": 2").into(),
+    ];
+    put(
+        &{
+            let new = calm(&memory, 1);
+            new.identities().await.unwrap();
+            new
+        },
+        "main/wal/new",
+        b"new",
+    )
+    .await;
+    for (n, bad) in damages.into_iter().enumerate() {
+        memory.overwrite(&first, bad);
+        assert!(reads(&memory, 1, "main/wal/new").await);
+        assert!(stores(&memory, 1, &format!("main/wal/{n}")).await);
+        let error = read(&calm(&memory, 1), OLD, None).await.unwrap_err();
+        let RepoError::Key(KeyError::NotOpened { repository_key, .. }) = error else {
+            panic!("{error}");
+        };
+        assert_eq!(repository_key, first_id.repository_key);
+        assert_ne!(repository_key, rotated.id);
+        memory.overwrite(&first, good.clone());
+        assert!(reads(&memory, 1, OLD).await);
+    }
+}
+
 #[tokio::test]
 async fn who_was_left_out_of_a_rotation_reads_what_was_and_stores_nothing() {
     let (memory, _) = place().await;
