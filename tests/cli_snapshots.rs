@@ -70,7 +70,7 @@ fn code(output: &Output) -> i32 {
     output.status.code().unwrap()
 }
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "init",
     "check",
     "archive-push",
@@ -82,6 +82,7 @@ const COMMANDS: [&str; 12] = [
     "expire",
     "pin",
     "unpin",
+    "key",
     "config",
 ];
 

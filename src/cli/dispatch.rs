@@ -19,7 +19,7 @@ use super::requests::{
     InitRequest, ManifestChecksums, ReceiveRequest, Request, RestoreRequest,
 };
 use super::settings::{NOTHING_DONE, Settings};
-use super::{man, progress, reports, retention, signals};
+use super::{keys, man, progress, reports, retention, signals};
 use crate::failure::{Failure, Kind};
 use crate::ops;
 use crate::pg::PgTimestamp;
@@ -90,6 +90,7 @@ pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(),
         Request::Expire { dry_run } => return retention::expire(dry_run, surroundings),
         Request::Pin(request) => retention::pin(request, surroundings)?,
         Request::Unpin { backup } => retention::unpin(&backup, surroundings)?,
+        Request::Key(request) => keys::key(request, surroundings)?,
     }
     Ok(())
 }
@@ -273,7 +274,9 @@ fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(),
     let opened = open_repository(surroundings)?;
     let settings = surroundings.settings;
     let (jobs, codec) = (settings.jobs.value, settings.compression.value);
-    let memory = backup_memory(settings.memory_max_bytes.value, jobs, codec.working_bytes());
+    let memory_max = settings.memory_max_bytes.value;
+    let is_encrypted = opened.repository.is_encrypted();
+    let memory = backup_memory(memory_max, jobs, codec.working_bytes(), is_encrypted);
     let pgdata = settings.pgdata.as_ref().map(|pgdata| pgdata.value.clone());
     let request = ops::backup::Request {
         source: match request.source {

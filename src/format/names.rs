@@ -10,6 +10,7 @@
 //! <cluster>/wal/<system id>/<TLI>.history
 //! <cluster>/backup/<id>/begun.json | files | committed.json | pack/<n, 8 digits>
 //! <cluster>/pin/<id>/<second>.json                                       a second as in backup ids
+//! <cluster>/key/…                                                        see `keys`
 //! ```
 //!
 //! A name never depends on codec or digest, so that it can be predicted
@@ -21,6 +22,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::KeyObject;
 use crate::pg::{SegmentName, SystemId, Timeline, WalFileName};
 
 /// Where `init` and `check` try a store, beside the clusters.
@@ -273,6 +275,25 @@ impl Place {
     /// Returns the key of one incarnation's identity.
     pub fn identity(&self, system_id: SystemId) -> String {
         format!("{}/identity/{system_id}.json", self.cluster)
+    }
+
+    /// Returns the directory of the keys of an encrypted cluster.
+    pub fn keys_dir(&self) -> String {
+        format!("{}/key", self.cluster)
+    }
+
+    /// Returns the key of a document about keys.
+    pub fn key(&self, object: KeyObject) -> String {
+        format!("{}/key/{}", self.cluster, object.tail())
+    }
+
+    /// Returns the name by which an object is encrypted: its key below the cluster's place. `None` for what
+    /// is never encrypted: identities and documents about keys, which are read before any key is at hand, and what
+    /// is not the cluster's.
+    pub fn encrypted_name<'a>(&self, key: &'a str) -> Option<&'a str> {
+        let name = key.strip_prefix(self.cluster.as_str())?.strip_prefix('/')?;
+        let is_plain = name.starts_with("identity/") || name.starts_with("key/");
+        (!is_plain).then_some(name)
     }
 
     /// Returns the directory of all WAL of one incarnation.

@@ -126,6 +126,9 @@ pub async fn run(repository: &Repository, request: &Request) -> Report {
     let mut report = Report::default();
     look_at_store(repository, &mut report).await;
     let identity = look_at_identity(repository, &mut report).await;
+    if repository.is_encrypted() && identity.is_some() {
+        look_at_keys(repository, &mut report).await;
+    }
     judge_retention(&request.retention, &mut report);
     let connection = match Connection::connect(&request.server, Mode::Sql).await {
         Ok(connection) => connection,
@@ -231,6 +234,31 @@ async fn look_at_identity(repository: &Repository, report: &mut Report) -> Optio
             report.fail("identity", kind, error.to_string(), remedy);
             None
         }
+    }
+}
+
+/// Who can open what is stored: one key that is lost must not be all there is.
+async fn look_at_keys(repository: &Repository, report: &mut Report) {
+    let name = "encryption";
+    let ring = match repository.key_ring().await {
+        Ok(ring) => ring,
+        Err(error) => {
+            let (kind, remedy) = (kind_of_repo(&error), next_of_repo(&error));
+            return report.fail(name, kind, error.to_string(), remedy);
+        }
+    };
+    let keys = ring.user_keys().len();
+    let found = format!("repository key {} is in use, and {keys} user keys open it", ring.in_use());
+    if let Some(closed) = ring.not_opened().first() {
+        let remedy = "Set a key that opens everything, or have this one added by who holds such a key: `highwater key add`.";
+        report.warn(name, format!("the key that is set does not open {closed}"), remedy);
+    } else if keys == 1 {
+        let remedy = "Add a second one and keep it elsewhere (`highwater key new`, `highwater key add`): without a key nothing can be read, by anybody.";
+        let found =
+            format!("repository key {} is in use, and one user key opens it", ring.in_use());
+        report.warn(name, found, remedy);
+    } else {
+        report.ok(name, found);
     }
 }
 

@@ -297,7 +297,7 @@ newer_pgbackrest() {
     grep -qx 'ID=debian' /etc/os-release && [ "$(uname -m)" = x86_64 ] || return 0
     say "pgBackRest of Debian's next release ($suite) into $place"
     stage=$(mktemp -d "$cache/pgbackrest.XXXXXX")
-    mkdir -p "$stage/lists/partial" "$stage/archives/partial" "$stage/root"
+    mkdir -p "$stage/lists/partial" "$stage/archives/partial" "$stage/unpacked"
     # shellcheck disable=SC2016  # apt expands it
     site=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | head -n 1)
     printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' "$site" "$suite" \
@@ -312,11 +312,11 @@ newer_pgbackrest() {
         | grep -E ' (pgbackrest|lib[^ ]*)_' | grep -v perl \
         | while read -r url name; do
             curl -fsS --retry 3 -o "$stage/archives/$name" "$url"
-            dpkg-deb -x "$stage/archives/$name" "$stage/root"
+            dpkg-deb -x "$stage/archives/$name" "$stage/unpacked"
         done
     mkdir "$stage/whole"
-    cp -a "$stage/root/usr/lib/$(uname -m)-linux-gnu" "$stage/whole/lib"
-    cp "$stage/root/usr/bin/pgbackrest" "$stage/whole/program"
+    cp -a "$stage/unpacked/usr/lib/$(uname -m)-linux-gnu" "$stage/whole/lib"
+    cp "$stage/unpacked/usr/bin/pgbackrest" "$stage/whole/program"
     # It runs itself again for its workers: by the name of this script.
     cat >"$stage/whole/pgbackrest" <<SCRIPT
 #!/bin/sh
@@ -342,12 +342,13 @@ install_packages() {
         --lint) apt_need python3-venv ;;
         --test)
             # What the PostgreSQL trees link (some names differ between
-            # releases); openssl makes the certificates of the tests; zstd and
-            # python3 are all that docs/restore-by-hand.md needs.
+            # releases); openssl makes the certificates of the tests; zstd,
+            # python3 and, for what is encrypted, python3-cryptography are all
+            # that docs/restore-by-hand.md needs.
             apt_need python3-venv debian-archive-keyring \
                 libgssapi-krb5-2 liblz4-1 libzstd1 'libxml2|libxml2-16' zlib1g tzdata \
                 'libssl3t64|libssl3' 'libreadline8t64|libreadline8' \
-                openssl zstd python3
+                openssl zstd python3 python3-cryptography
             [ "$(uname -m)" = x86_64 ] || packages_of_pgdg
             bash "$here/../servers/install.sh" --packages
             ;;

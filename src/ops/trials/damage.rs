@@ -1,8 +1,10 @@
 //! The table of damage: each kind of stored object, damaged in each way.
 
+use futures_util::TryStreamExt;
+
 use super::archive::{Archive, SIZE_BYTES, SYSTEM, contents};
 use crate::failure::{Failure, Kind};
-use crate::format::{FORMAT_VERSION, HEADER_PROBE_BYTES, encode_header, parse_header};
+use crate::format::{ENCRYPTED_IDENTITY_VERSION, HEADER_PROBE_BYTES, encode_header, parse_header};
 use crate::ops::info;
 use crate::plan::target::RecoveryPoint;
 use crate::store::Key;
@@ -37,7 +39,15 @@ impl Archive {
             Zeroed => bad.fill(0),
             BitFlipped(at) => bad[good.len() * at / 64] ^= 1 << (at % 8),
             SwappedWithASibling => bad = self.memory.bytes(sibling).unwrap().to_vec(),
-            NewerFormat => bad = of_newer_format(&good),
+            NewerFormat => {
+                // As whoever stores objects here would store it.
+                let (store, key) = (self.calm.store(), Key::new(key));
+                let plain = store.read(&key, None).await.unwrap().bytes;
+                let plain = plain.try_collect::<Vec<_>>().await.unwrap().concat();
+                store.delete(&key).await.unwrap();
+                store.create(&key, of_newer_format(&plain).into()).await.unwrap();
+                bad = self.memory.bytes(key.as_str()).unwrap().to_vec();
+            }
             Missing => {
                 self.calm.store().delete(&Key::new(key)).await.unwrap();
                 return good;
@@ -50,7 +60,7 @@ impl Archive {
 }
 
 fn of_newer_format(good: &[u8]) -> Vec<u8> {
-    let newer = FORMAT_VERSION + 1;
+    let newer = ENCRYPTED_IDENTITY_VERSION + 1;
     let head = &good[..good.len().min(usize::try_from(HEADER_PROBE_BYTES).unwrap())];
     if let Ok((mut header, body)) = parse_header(head, good.len() as u64) {
         header.format = newer;
@@ -59,7 +69,9 @@ fn of_newer_format(good: &[u8]) -> Vec<u8> {
         return bad;
     }
     let text = std::str::from_utf8(good).unwrap();
-    text.replacen("\"format\": 1", &format!("\"format\": {newer}"), 1).into_bytes()
+    let newer = format!("\"format\": {newer}");
+    let text = text.replacen("\"format\": 1", &newer, 1).replacen("\"format\": 2", &newer, 1);
+    text.into_bytes()
 }
 
 #[tokio::test]
