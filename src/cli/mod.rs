@@ -21,6 +21,8 @@ pub mod dispatch;
 mod drivers;
 pub mod environment;
 pub mod help;
+mod log;
+mod log_args;
 pub mod logging;
 pub mod man;
 pub mod output;

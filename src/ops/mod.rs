@@ -17,6 +17,7 @@ pub mod check;
 pub mod expire;
 pub mod info;
 pub mod init;
+pub mod log;
 pub mod pin;
 pub mod progress;
 pub mod receive;

@@ -11,6 +11,7 @@ mod backup_files;
 mod backup_list;
 mod backup_writer;
 mod error;
+mod file_reading;
 mod forgetting;
 mod frames;
 mod identity;
