@@ -14,7 +14,8 @@
 #   BENCH_LARGE=240      one more scale, for Highwater alone and once; 0 for none
 #   BENCH_RUNS=3         backups and restores of each tool and scale
 #   BENCH_STORES=file,s3 where the repository is
-#   BENCH_MAJOR=15       PostgreSQL; Debian 12's pgBackRest knows none later
+#   BENCH_INCREMENTS=10  incremental backups of each tool, with WAL summaries and without; 0 for none
+#   BENCH_MAJOR=18       PostgreSQL
 #
 # For streaming:
 #
@@ -33,7 +34,7 @@
 #   BENCH_OUT=DIR        where results.md and results.json go (receive.md, receive.json)
 #
 # A quick look at whether all of it works:
-#   BENCH_SEGMENTS=3 BENCH_SCALE=2 BENCH_LARGE=0 BENCH_RUNS=1 benches/run.sh
+#   BENCH_SEGMENTS=3 BENCH_SCALE=2 BENCH_LARGE=0 BENCH_RUNS=1 BENCH_INCREMENTS=1 benches/run.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

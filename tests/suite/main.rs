@@ -18,6 +18,7 @@ mod harness;
 
 mod agent;
 mod ahead;
+mod ahead_on_s3;
 mod archive;
 mod backup_files;
 mod backup_restore;
