@@ -234,6 +234,8 @@ fn before_drop(
     words.extend(["restore".to_owned(), "--pgdata".to_owned(), pgdata]);
     words.extend(["--to-lsn".to_owned(), found.lsn.to_string(), "--exclusive".to_owned()]);
     words.extend(["--timeline".to_owned(), found.timeline.to_string()]);
+    // Paused there, the server would still hold the lock of the transaction that drops the table.
+    words.extend(["--target-action".to_owned(), "promote".to_owned()]);
     let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
     let document = DropDocument { found, command: words.join(" ") };
     surroundings.output.report(&document, |document| drop_text(document, &zone))

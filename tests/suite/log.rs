@@ -243,7 +243,7 @@ fn assert_comes_back(place: &Archived, table: &str, rows: &str) {
     run_printed(place, found["command"].as_str().unwrap());
     let mut copy = Cluster::adopt(&place.lab, place.cluster.major, &pgdata);
     copy.start();
-    copy.wait_until("select pg_get_wal_replay_pause_state()", "paused");
+    copy.wait_until("select pg_is_in_recovery()", "f");
     assert_eq!(copy.sql(&format!("select count(*) from {table}")), rows, "{found}");
     let marks = copy.sql(&format!("select t from marks where t like '%{table}'"));
     assert_eq!(marks, format!("before {table}"), "{found}");
@@ -305,7 +305,7 @@ fn drops_are_found_in_the_stretch_between_the_right_backups() {
     run_printed(&place, &command);
     let mut copy = Cluster::adopt(&place.lab, NEWEST, &pgdata);
     copy.start();
-    copy.wait_until("select pg_get_wal_replay_pause_state()", "paused");
+    copy.wait_until("select pg_is_in_recovery()", "f");
     let mut psql = copy.client("psql");
     psql.env("PGDATABASE", "side").args(["-XAtqc", "select 1"]);
     assert!(psql.output().unwrap().status.success(), "the database can be connected to");

@@ -357,12 +357,7 @@ impl Teller<'_, '_> {
                 removed.push(RemovedLine { relation });
             }
         }
-        let mut truncated = Vec::new();
-        for oid in &end.tally.truncated {
-            let of = database.as_ref().map_or(0, |database| database.oid);
-            let named = self.names.relation_of_oid(lsn, of, *oid).await?;
-            truncated.push(TableName { oid: *oid, name: named.map(full_name) });
-        }
+        let truncated = self.truncated(lsn, database.as_ref(), &end.tally.truncated).await?;
         Ok(is_met.then(|| TransactionLine {
             time: end.time,
             lsn,
@@ -385,6 +380,21 @@ impl Teller<'_, '_> {
             dropped_databases,
             dropped_tablespaces: end.tally.dropped_tablespaces.clone(),
         }))
+    }
+
+    async fn truncated(
+        &mut self,
+        lsn: Lsn,
+        database: Option<&DatabaseName>,
+        tables: &[u32],
+    ) -> Result<Vec<TableName>, RepoError> {
+        let of = database.map_or(0, |database| database.oid);
+        let mut truncated = Vec::new();
+        for &oid in tables {
+            let named = self.names.relation_of_oid(lsn, of, oid).await?;
+            truncated.push(TableName { oid, name: named.map(full_name) });
+        }
+        Ok(truncated)
     }
 
     async fn relation_name(
