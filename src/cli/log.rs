@@ -36,7 +36,7 @@ pub(super) fn log(request: LogRequest, surroundings: &Surroundings<'_>) -> Resul
     let zone = surroundings.environment.time_zone().unwrap_or(TimeZone::UTC);
     let names = match request.names {
         NamesSource::Backup => NamesFrom::Backup,
-        NamesSource::Server => NamesFrom::Server(server(surroundings)?),
+        NamesSource::Server => NamesFrom::Server(Box::new(server(surroundings)?)),
         NamesSource::None => NamesFrom::Nowhere,
     };
     let request = ops::log::Request {

@@ -164,10 +164,10 @@ impl SegmentWalk {
         self.feed_watched(bytes, Watch { on_mark: &mut |_| {}, on_record, sees_records: true })
     }
 
-    fn feed_watched(&mut self, bytes: &[u8], watch: Watch<'_>) -> Result<(), WalDamage> {
+    fn feed_watched(&mut self, bytes: &[u8], mut watch: Watch<'_>) -> Result<(), WalDamage> {
         self.fed = self.fed.saturating_add(bytes.len() as u64);
         if self.stopped.is_none() {
-            self.stopped = self.walk(bytes, watch).err();
+            self.stopped = self.walk(bytes, &mut watch).err();
         }
         match &self.stopped {
             Some(damage) if !self.may_stop_here() => Err(damage.clone()),
@@ -254,7 +254,7 @@ impl SegmentWalk {
         self.expectation.extent == Extent::Prefix && self.opened.is_some()
     }
 
-    fn walk(&mut self, mut bytes: &[u8], watch: Watch<'_>) -> Result<(), WalDamage> {
+    fn walk(&mut self, mut bytes: &[u8], watch: &mut Watch<'_>) -> Result<(), WalDamage> {
         while !bytes.is_empty() && self.position < self.expectation.segment_size.bytes() {
             let taken = if self.page_left == 0 {
                 self.take_page_header(bytes)?

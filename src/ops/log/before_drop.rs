@@ -101,7 +101,7 @@ pub async fn before_drop(
         let looking = Looking { repository, request, holdings: &holdings, backup, is_newest };
         let found = looking.look(&stretch, &mut doubts).await.map_err(failed)?;
         if let Some((end, database)) = found {
-            return reachable(&holdings, request, end, database);
+            return reachable(&holdings, request, &end, database);
         }
         end_lsn = backup.start_lsn;
     }
@@ -205,7 +205,7 @@ async fn add_database(
 fn reachable(
     holdings: &Holdings,
     request: &BeforeDrop,
-    end: TableEnd,
+    end: &TableEnd,
     database: String,
 ) -> Result<DropFound, Failure> {
     let (name, dropped) = match &end.dropped {

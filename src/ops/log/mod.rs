@@ -49,7 +49,7 @@ pub enum NamesFrom {
     /// From the catalogs of backups.
     Backup,
     /// From this server, as it is now.
-    Server(ConnInfo),
+    Server(Box<ConnInfo>),
     /// Nowhere: files are told by number.
     Nowhere,
 }
@@ -102,7 +102,9 @@ pub async fn run(
         }
         NamesFrom::Server(server) => {
             let system_id = holdings.identity.system_identifier;
-            let asked = server_names::ServerNames::ask(server.clone(), system_id, UNHARMED).await?;
+            let asked =
+                server_names::ServerNames::ask(ConnInfo::clone(server), system_id, UNHARMED)
+                    .await?;
             names::Names::Server(Box::new(asked))
         }
     };

@@ -75,6 +75,7 @@ pub enum Line {
 
 /// A transaction that ended.
 #[derive(Debug, Clone, Serialize)]
+#[allow(clippy::struct_excessive_bools)] // each is a field of the contract
 pub struct TransactionLine {
     /// When it ended, by the server's clock.
     pub time: PgTimestamp,
@@ -392,7 +393,7 @@ impl Teller<'_, '_> {
         let mut truncated = Vec::new();
         for &oid in tables {
             let named = self.names.relation_of_oid(lsn, of, oid).await?;
-            truncated.push(TableName { oid, name: named.map(full_name) });
+            truncated.push(TableName { oid, name: named.as_ref().map(full_name) });
         }
         Ok(truncated)
     }
@@ -408,7 +409,7 @@ impl Teller<'_, '_> {
         }
         let RelFileLocator { tablespace, database, relation: file } = files;
         let relation_kind = named.as_ref().map(|named| named.kind.word());
-        let name = named.map(full_name);
+        let name = named.as_ref().map(full_name);
         Ok(RelationName { tablespace, database, file, name, relation_kind })
     }
 
@@ -432,6 +433,6 @@ impl Teller<'_, '_> {
 }
 
 /// A name with its schema; a schema without a name is told as `?`.
-fn full_name(named: super::names::Named) -> String {
+fn full_name(named: &super::names::Named) -> String {
     format!("{}.{}", named.schema.as_deref().unwrap_or("?"), named.name)
 }

@@ -72,7 +72,7 @@ impl Story {
         self.record(xid, 10, info, &body, None);
     }
 
-    fn record(&mut self, xid: u32, manager: u8, info: u8, body: &[u8], event: Option<WalEvent>) {
+    fn record(&mut self, xid: u32, manager: u8, info: u8, body: &[u8], event: Option<&WalEvent>) {
         let header = RecordHeader {
             total_bytes: 24 + body.len() as u32,
             xid,
@@ -82,7 +82,7 @@ impl Story {
             crc: 0,
         };
         let place = (Lsn(self.lsn), Lsn(self.lsn + 8));
-        self.watch.add(&WalRecord::for_test(place, header, event.as_ref(), body));
+        self.watch.add(&WalRecord::for_test(place, header, event, body));
         self.lsn += 8;
     }
 
@@ -125,7 +125,7 @@ impl Story {
             dropped_count: dropped.len() as u32,
             dropped,
         };
-        self.record(xid, 1, 0, &[], Some(WalEvent::Transaction(end)));
+        self.record(xid, 1, 0, &[], Some(&WalEvent::Transaction(end)));
         at
     }
 

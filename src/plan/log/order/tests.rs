@@ -103,7 +103,7 @@ fn add(fold: &mut SegmentFold, lsn: u64, made: &Made, filter: &Filter) {
                 committed: *committed,
                 prepared: false,
                 xid: Some(*xid),
-                time: PgTimestamp(lsn as i64),
+                time: PgTimestamp(lsn.cast_signed()),
                 database: None,
                 subtransactions: subtransactions.clone(),
                 subtransaction_count: subtransactions.len() as u32,
