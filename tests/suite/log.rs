@@ -205,7 +205,7 @@ fn log_reads_streamed_wal_from_s3() {
     receiver.terminate().done();
     let first = &place.highwater.info()["wal"][0]["start_lsn"];
     let segment = parse_lsn(first.as_str().unwrap()) >> 24;
-    let first = format!("00000001{:016X}", segment);
+    let first = format!("00000001{segment:016X}");
     let last = place.cluster.switch_wal();
     let expected = dumped(&place.cluster, &first, &last);
     let run =
