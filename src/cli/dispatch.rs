@@ -19,7 +19,7 @@ use super::requests::{
     InitRequest, ManifestChecksums, ReceiveRequest, Request, RestoreRequest,
 };
 use super::settings::{NOTHING_DONE, Settings};
-use super::{keys, man, progress, reports, retention, signals};
+use super::{keys, log, man, progress, reports, retention, signals};
 use crate::failure::{Failure, Kind};
 use crate::ops;
 use crate::pg::PgTimestamp;
@@ -87,6 +87,7 @@ pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(),
         Request::Backup(request) => return backup(request, surroundings),
         Request::Restore(request) => restore(*request, surroundings)?,
         Request::Info(request) => info(&request, surroundings)?,
+        Request::Log(request) => return log::log(*request, surroundings),
         Request::Expire { dry_run } => return retention::expire(dry_run, surroundings),
         Request::Pin(request) => retention::pin(request, surroundings)?,
         Request::Unpin { backup } => retention::unpin(&backup, surroundings)?,

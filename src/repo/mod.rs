@@ -12,6 +12,7 @@ mod backup_list;
 mod backup_writer;
 mod encrypting;
 mod error;
+mod file_reading;
 mod forgetting;
 mod frames;
 mod identity;
