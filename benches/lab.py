@@ -40,6 +40,11 @@ class Cost:
     wall: float
     cpu: float
     rss_kib: int
+    # By how much the tool's local repository has grown; None where that is not looked at.
+    stored: int | None = None
+    # Of a row that sums many commands: the median one and the slowest but one in a hundred, in seconds.
+    command_p50: float | None = None
+    command_p99: float | None = None
 
 
 def cost_so_far(pid):
@@ -65,6 +70,10 @@ class Lab:
 
     def __init__(self, major):
         self.tree = CACHE / "pg" / str(major)
+        self.summaries = False
+        self.knows_summaries = major >= 17
+        newer = CACHE / "pgbackrest/pgbackrest"
+        self.pgbackrest = str(newer) if newer.exists() else "/usr/bin/pgbackrest"
         self.place = Path(tempfile.mkdtemp(
             prefix="hwbench", dir=os.environ.get("BENCH_PLACE", "/tmp")
         ))
@@ -185,6 +194,13 @@ class Lab:
     def sql(self, text):
         return self.run(["psql", "-XAtqc", text]).strip()
 
+    def summarize(self, wanted):
+        """Has the server write WAL summaries, or no more of them."""
+        if self.knows_summaries:
+            self.sql(f"alter system set summarize_wal = {'on' if wanted else 'off'}")
+            self.sql("select pg_reload_conf()")
+            self.summaries = wanted
+
     def archive_with(self, command):
         """Makes the server archive with this shell command; `$1` is %p, `$2` is %f."""
         self.write("archive", f"#!/bin/sh\n{command}\n", 0o755)
@@ -230,7 +246,7 @@ class Lab:
         more = f"ssl_endpoint=127.0.0.1:{secure} ssl_certificate={pem}"
         self.gateway = subprocess.Popen(
             ["sh", str(script), directory, *ports, KEY, SECRET, BUCKET],
-            env=os.environ | {"RGW_MORE_FRONTEND": more},
+            env=os.environ | {"RGW_MORE_FRONTEND": more, "RGW_BYTES_MAX": str(10 << 30)},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
 

@@ -13,16 +13,23 @@ import time
 from pathlib import Path
 
 from lab import REPO, Cost, Lab, cost_so_far
-from tools import BACKLOG_TOOLS, BACKUP_TOOLS, WAL_TOOLS, Highwater
+from tools import BACKLOG_TOOLS, BACKUP_TOOLS, INCREMENT_TOOLS, WAL_TOOLS, Highwater, PgBasebackup
 
 SEGMENTS = int(os.environ.get("BENCH_SEGMENTS", "20"))
 SCALES = [int(scale) for scale in os.environ.get("BENCH_SCALE", "20,80").split(",")]
 LARGE = int(os.environ.get("BENCH_LARGE", "240"))
 RUNS = int(os.environ.get("BENCH_RUNS", "3"))
+PARTS = set(os.environ.get("BENCH_PARTS", "wal,backlog,backups,increments").split(","))
 STORES = os.environ.get("BENCH_STORES", "file,s3").split(",")
-MAJOR = int(os.environ.get("BENCH_MAJOR", "15"))
+MAJOR = int(os.environ.get("BENCH_MAJOR", "18"))
 OUT = Path(os.environ.get("BENCH_OUT", REPO / "target/bench"))
+INCREMENTS = int(os.environ.get("BENCH_INCREMENTS", "10"))
 PAGE = 8192
+CHANGE_A_PAGE_OF_A_HUNDRED = """
+update pgbench_accounts set abalance = abalance + 1 where ctid = any (array(
+    select format('(%s,1)', floor(random() * pages))::tid
+    from (select relpages as pages from pg_class where relname = 'pgbench_accounts') as known,
+        generate_series(1, pages / 100)))"""
 PLACES = {"file": "a local directory", "s3": "S3 (Ceph RGW on the same machine, TLS)"}
 
 
@@ -61,8 +68,12 @@ class Results:
             "", f"wall p50, {unit}", f"wall p99, {unit}", "MB/s", f"CPU, {unit}",
             "peak memory, MiB", "wall ÷ Highwater",
         ]
+        costs = [cost for row in rows.values() for cost in row]
+        commands = any(cost.command_p50 is not None for cost in costs)
+        stored = any(cost.stored is not None for cost in costs)
+        columns += ["one command p50, ms", "p99, ms"] * commands + ["stored, MB"] * stored
         self.say(f"| {' | '.join(columns)} |")
-        self.say("|---|--:|--:|--:|--:|--:|--:|")
+        self.say(f"|---{'|--:' * (len(columns) - 1)}|")
         for tool, costs in rows.items():
             walls = sorted(cost.wall for cost in costs)
             median = statistics.median(walls)
@@ -76,6 +87,14 @@ class Results:
                 f"{megabytes / median:.0f}", f"{cpu * scale:.{digits}f}", f"{peak:.0f}",
                 f"{median / ours:.2f}",
             ]
+            if commands:
+                cells += [
+                    f"{statistics.median(getattr(cost, name) for cost in costs) * 1000:.1f}"
+                    for name in ("command_p50", "command_p99")
+                ]
+            if stored:
+                known = [cost.stored for cost in costs if cost.stored is not None]
+                cells.append(f"{statistics.median(known) / 1e6:.1f}" if known else "")
             self.say(f"| {' | '.join(cells)} |")
 
     def save(self):
@@ -169,10 +188,10 @@ def measure_backlog(lab, results, store, segments):
             its_cpu, its_peak, its_space = cost_so_far(resident)
             cpu, peak = cpu + its_cpu - before, max(peak, its_peak)
             note(f"{tool.name}: {its_peak >> 10} MiB resident, {its_space >> 10} MiB of address space")
-        results.add(table, tool.name, Cost(sum(walls), cpu, peak))
-        median = statistics.median(walls) * 1000
-        slow = sorted(walls)[min(len(walls) - 1, int(len(walls) * 0.99))] * 1000
-        note(f"{tool.name}: {table}: {median:.1f} ms is the median command, {slow:.1f} ms p99")
+        slow = sorted(walls)[min(len(walls) - 1, int(len(walls) * 0.99))]
+        middle = statistics.median(walls)
+        results.add(table, tool.name, Cost(sum(walls), cpu, peak, None, middle, slow))
+        note(f"{tool.name}: {table}: {sum(walls):.2f} s")
 
     def fetched(segment):
         target = server / "pg_wal/RECOVERYXLOG"
@@ -189,7 +208,8 @@ def measure_backlog(lab, results, store, segments):
         # Only a call as the server's own works ahead.
         ours = isinstance(tool, Highwater)
         all_of(push, tool, lambda s: tool.push(Path("pg_wal") / s.name if ours else s))
-        target = "pg_wal/RECOVERYXLOG"
+        target = Path("pg_wal/RECOVERYXLOG")
+        target = target if ours else server / target
         # The pause stands for replay.
         all_of(get, tool, lambda segment: tool.get(segment, target), 0.03, fetched)
         tool.end()
@@ -228,6 +248,66 @@ def change_pages(directory):
     return lost
 
 
+def stored_by(lab, tool, command):
+    """Returns what a backup costs, with what it has stored where that can be seen."""
+    place = tool.kept_in()
+    before = bytes_below(place) if place else 0
+    cost = lab.cost(command, tool.env)
+    cost.stored = bytes_below(place) - before if place else None
+    return cost
+
+
+def measure_increments(lab, results, store, summaries):
+    """Changes one page of a hundred of the largest table, and backs up what has changed, again and again.
+
+    In the end the newest is restored, and, in Highwater's case, the oldest too, which is a full backup.
+    """
+    by_summaries = summaries and store == "file"
+    makers = [make for make in INCREMENT_TOOLS if by_summaries or make is not PgBasebackup]
+    tools = each(results, [make(lab) for make in makers], lambda tool: tool.prepare(store))
+    how = "with WAL summaries" if summaries else "without WAL summaries"
+    place = f"{how}, {PLACES[store]}"
+    table = f"incremental backup after 1 % of the largest table's pages has changed, {place}"
+    newest = f"restore after {INCREMENTS} incremental backups, {place}"
+    lab.summarize(summaries)
+    lab.sql("vacuum freeze")
+
+    def full(tool):
+        tool.before_backup()
+        lab.archive_with(tool.archive)
+        lab.run(tool.backup(), tool.env)
+
+    def increment(tool):
+        lab.archive_with(tool.archive)
+        results.add(table, tool.name, stored_by(lab, tool, tool.increment()))
+
+    def restored(tool, name, command, target):
+        results.add(newest, name, lab.cost(command, tool.env))
+        lab.run(["rm", "-rf", target])
+
+    def restore(tool):
+        target = lab.place / "restored"
+        if isinstance(tool, PgBasebackup):
+            return
+        restored(tool, tool.name, tool.restore(target), target)
+        if command := tool.restore_oldest(target):
+            restored(tool, f"{tool.name}, the full backup", command, target)
+
+    lab.sql("checkpoint")
+    tools = each(results, tools, full)
+    for number in range(INCREMENTS):
+        note(f"incremental backups, {place}: {number + 1}")
+        lab.sql(CHANGE_A_PAGE_OF_A_HUNDRED)
+        lab.sql("checkpoint")
+        tools = each(results, tools, increment)
+    for _ in range(RUNS):
+        tools = each(results, tools, restore)
+    lab.archive_with("exit 0")
+    size = int(lab.sql("select sum(pg_database_size(oid)) from pg_database"))
+    for name in (table, newest):
+        results.show(name, "s", size / 1e6)
+
+
 def measure_backups(lab, results, store, makers, runs):
     size = int(lab.sql("select sum(pg_database_size(oid)) from pg_database"))
     database = f"{size / 1e9:.2f} GB database, {PLACES[store]}"
@@ -241,7 +321,7 @@ def measure_backups(lab, results, store, makers, runs):
         lab.archive_with(tool.archive)
         lab.sql("checkpoint")
         note(f"{tool.name}: backup, {database}")
-        results.add(f"backup, {database}", tool.name, lab.cost(tool.backup(), tool.env))
+        results.add(f"backup, {database}", tool.name, stored_by(lab, tool, tool.backup()))
         target = lab.place / "restored"
         results.add(f"restore, {database}", tool.name, lab.cost(tool.restore(target), tool.env))
         found = bytes_below(target / "base")
@@ -279,8 +359,8 @@ def describe(results, lab):
     results.say(f"- server: {lab.run(['postgres', '--version']).strip()}")
 
 
-def describe_rivals(results):
-    zstd, backrest = output("zstd", "-q", "--version"), output("pgbackrest", "version")
+def describe_rivals(results, lab):
+    zstd, backrest = output("zstd", "-q", "--version"), output(lab.pgbackrest, "version")
     results.say(f"- rivals: {backrest}, Barman 3.19.1, zstd {zstd}")
 
 
@@ -296,25 +376,35 @@ def main():
     try:
         note(f"in {lab.place}")
         describe(results, lab)
-        describe_rivals(results)
+        describe_rivals(results, lab)
         load(results, "before")
+        nothing = statistics.median(lab.cost(["true"]).wall for _ in range(20)) * 1000
+        results.say(f"- the stopwatch: `true` takes {nothing:.1f} ms, which are in every command's time")
         if "s3" in STORES:
             lab.start_gateway()
         lab.start_postgres()
-        segments = make_segments(lab)
+        segments = make_segments(lab) if {"wal", "backlog"} & PARTS else []
         for store in STORES:
             note(f"WAL, {PLACES[store]}")
             if store == "s3":
                 lab.wait_for_gateway()
-            measure_wal(lab, results, store, segments)
-            measure_backlog(lab, results, store, segments)
+            if "wal" in PARTS:
+                measure_wal(lab, results, store, segments)
+            if "backlog" in PARTS:
+                measure_backlog(lab, results, store, segments)
             results.save()
-        for scale in SCALES:
+        for scale in SCALES if {"backups", "increments"} & PARTS else []:
             load_database(lab, scale)
+            if "backups" in PARTS:
+                for store in STORES:
+                    measure_backups(lab, results, store, BACKUP_TOOLS, RUNS)
+                    results.save()
+        if "increments" in PARTS:
             for store in STORES:
-                measure_backups(lab, results, store, BACKUP_TOOLS, RUNS)
-                results.save()
-        if LARGE:
+                for summaries in (False, True):
+                    measure_increments(lab, results, store, summaries)
+                    results.save()
+        if LARGE and "backups" in PARTS:
             # Once and alone, to see whether memory grows with the database.
             load_database(lab, LARGE)
             for store in STORES:

@@ -9,12 +9,14 @@
 #
 # For archiving, backup and restore:
 #
+#   BENCH_PARTS=wal,backlog,backups,increments  what is measured
 #   BENCH_SEGMENTS=20    WAL segments pushed and fetched by each tool
 #   BENCH_SCALE=20,80    pgbench scales to back up; 1 is about 15 MB
 #   BENCH_LARGE=240      one more scale, for Highwater alone and once; 0 for none
 #   BENCH_RUNS=3         backups and restores of each tool and scale
 #   BENCH_STORES=file,s3 where the repository is
-#   BENCH_MAJOR=15       PostgreSQL; Debian 12's pgBackRest knows none later
+#   BENCH_INCREMENTS=10  incremental backups of each tool, with WAL summaries and without
+#   BENCH_MAJOR=18       PostgreSQL
 #
 # For streaming:
 #
@@ -33,7 +35,7 @@
 #   BENCH_OUT=DIR        where results.md and results.json go (receive.md, receive.json)
 #
 # A quick look at whether all of it works:
-#   BENCH_SEGMENTS=3 BENCH_SCALE=2 BENCH_LARGE=0 BENCH_RUNS=1 benches/run.sh
+#   BENCH_SEGMENTS=3 BENCH_SCALE=2 BENCH_LARGE=0 BENCH_RUNS=1 BENCH_INCREMENTS=1 benches/run.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,10 +1,12 @@
 """How each tool is told to do the same job.
 
-A tool has `prepare(store)`, called once for each store and scale, and five
-commands as argument lists: push, get, backup, restore, delta. `None` means that the
-tool has no such command for this store.
+A tool has `prepare(store)`, called once for each store and scale, and six
+commands as argument lists: push, get, backup, increment, restore, delta. `None`
+means that the tool has no such command for this store.
 """
 
+import glob
+import json
 import time
 
 from lab import BUCKET, CACHE, KEY, SECRET
@@ -47,11 +49,23 @@ class Tool:
     def backup(self):
         return None
 
+    def increment(self):
+        """Backs up what has changed since the last backup."""
+        return None
+
     def restore(self, target):
+        return None
+
+    def restore_oldest(self, target):
+        """Restores the first backup."""
         return None
 
     def delta(self, target):
         """Restores over files that stand."""
+        return None
+
+    def kept_in(self):
+        """Returns the local directory in which backups are; None for other places."""
         return None
 
 
@@ -85,7 +99,7 @@ class Zstd(Plain):
 
     def copy_in(self, segment):
         out = f"{self.to}/{segment.name}.zst"
-        return ["sh", "-c", f"zstd -q -1 {segment} -o {out} && sync {out}"]
+        return ["sh", "-c", f"zstd -q -f -1 {segment} -o {out} && sync {out}"]
 
     def copy_out(self, segment, target):
         return ["zstd", "-q", "-d", f"{self.to}/{segment.name}.zst", "-o", target]
@@ -94,6 +108,7 @@ class Zstd(Plain):
 class Highwater(Tool):
     name = "highwater"
     made = 0
+    source = ()
 
     def prepare(self, store):
         self.store = store
@@ -102,7 +117,11 @@ class Highwater(Tool):
         self.before_backup()
 
     def before_backup(self):
-        # A cluster name of its own for each backup: no bytes of an earlier one are there.
+        # A cluster name of its own for each backup: no bytes of an earlier one are there. What the earlier
+        # one fetched ahead, and who did it, goes too.
+        spool = self.lab.place / "wal/pg_wal/highwater.spool"
+        old = self.lab.place / f"file/highwater/{self.env.get('HIGHWATER_CLUSTER', 'none')}"
+        self.lab.run(["rm", "-rf", spool, old])
         Highwater.made += 1
         self.env = {"HIGHWATER_REPO": self.repo, "HIGHWATER_CLUSTER": f"c{self.made}"}
         if self.store == "s3":
@@ -123,13 +142,31 @@ class Highwater(Tool):
         return [self.lab.highwater, "archive-get", segment.name, target]
 
     def backup(self):
-        return [self.lab.highwater, "backup", "--fast"]
+        return [self.lab.highwater, "backup", "--fast", *self.source]
+
+    def increment(self):
+        return self.backup()
+
+    def kept_in(self):
+        return self.store == "file" and self.lab.place / "file/highwater" / self.env["HIGHWATER_CLUSTER"] / "backup"
 
     def restore(self, target):
         return [self.lab.highwater, "restore", "--pgdata", target]
 
+    def restore_oldest(self, target):
+        known = json.loads(self.lab.run([self.lab.highwater, "--json", "info"], self.env))["backups"]
+        oldest = min(backup["id"] for backup in known)
+        return [self.lab.highwater, "restore", "--pgdata", target, "--backup", oldest, "--to-immediate"]
+
     def delta(self, target):
         return [self.lab.highwater, "restore", "--delta", "--pgdata", target]
+
+
+class HighwaterFiles(Highwater):
+    """The same, reading the server's files itself."""
+
+    name = "highwater, files"
+    source = ("--source", "files", "--jobs", "2")
 
 
 class HighwaterDirect(Highwater):
@@ -179,6 +216,7 @@ class HighwaterAgent(Highwater):
 class PgBasebackup(Tool):
     name = "pg_basebackup plain"
     form = ("-Fp",)
+    increments = 0
 
     def prepare(self, store):
         self.file = store == "file"
@@ -190,6 +228,19 @@ class PgBasebackup(Tool):
     def backup(self):
         return self.file and ["pg_basebackup", "-D", self.to, *self.form, "-X", "none", "-c", "fast"]
 
+    def increment(self):
+        """Since PostgreSQL 17, and by WAL summaries alone: a directory of its own for each."""
+        before = self.increment_place(self.increments) if self.increments else self.to
+        self.increments += 1
+        to = self.increment_place(self.increments)
+        return ["pg_basebackup", "-D", to, f"--incremental={before}/backup_manifest", "-X", "none", "-c", "fast"]
+
+    def increment_place(self, number):
+        return self.lab.place / "file" / f"increment{number}"
+
+    def kept_in(self):
+        return self.file and self.lab.place / "file"
+
     def restore(self, target):
         script = f"cp -a {self.to} {target} && {durable(target)}"
         return self.file and ["sh", "-c", script]
@@ -200,9 +251,10 @@ class PgBasebackupTar(PgBasebackup):
 
     def __init__(self, lab):
         super().__init__(lab)
-        # Not every build has zstd; Debian's has, and it can talk to the same server.
+        # Not every build has zstd; Debian's has.
         self.program, self.codec = "pg_basebackup", "lz4"
-        for program in ("pg_basebackup", "/usr/lib/postgresql/15/bin/pg_basebackup"):
+        # An older one can talk to a newer server, and the other way round.
+        for program in ("pg_basebackup", *sorted(glob.glob("/usr/lib/postgresql/*/bin/pg_basebackup"))):
             try:
                 found = lab.run(["sh", "-c", f"ldd $(command -v {program})"])
             except RuntimeError:
@@ -224,32 +276,50 @@ class PgBasebackupTar(PgBasebackup):
 
 class PgBackRest(Tool):
     name = "pgBackRest"
+    made = 0
+    label = None
+    # Blocks instead of whole files where a file has changed.
+    block = "n"
+    archiving = ("archive-async=n",)
 
     def prepare(self, store):
-        lab = self.lab
-        self.base = lab.directory("pgbackrest")
-        repo = [f"repo1-path={lab.directory('file/pgbackrest')}", "repo1-type=posix"]
-        if store == "s3":
+        self.file = store == "file"
+        self.before_backup()
+
+    def before_backup(self):
+        # A repository and a spool of its own for each time: nothing of an earlier one is there.
+        PgBackRest.made += 1
+        lab, label = self.lab, f"pgbackrest{self.made}"
+        if self.label:
+            lab.run(["rm", "-rf", lab.place / "file" / self.label, self.base])
+        self.label = label
+        self.base = lab.directory(f"pgbackrest/{label}")
+        repo = [f"repo1-path={lab.directory(f'file/{label}')}", "repo1-type=posix"]
+        if not self.file:
             repo = [
-                "repo1-type=s3", "repo1-path=/pgbackrest", f"repo1-s3-bucket={BUCKET}",
+                "repo1-type=s3", f"repo1-path=/{label}", f"repo1-s3-bucket={BUCKET}",
                 "repo1-s3-endpoint=localhost", f"repo1-storage-port={lab.gateway_port}",
                 "repo1-s3-region=us-east-1", "repo1-s3-uri-style=path",
                 f"repo1-s3-key={KEY}", f"repo1-s3-key-secret={SECRET}",
                 f"repo1-storage-ca-file={lab.ca}",
             ]
         shared = [
-            "[global]", *repo, "repo1-bundle=y", "repo1-retention-full=9", "archive-async=n",
-            "compress-type=zst", "compress-level=1", "process-max=2", "start-fast=y",
+            "[global]", *repo, "repo1-bundle=y", f"repo1-block={self.block}", "repo1-retention-full=9",
+            *self.archiving, f"cmd={lab.pgbackrest}", "compress-type=zst", "compress-level=1", "process-max=2", "start-fast=y",
             "log-level-console=warn", "log-level-file=off", f"lock-path={self.base}",
             f"spool-path={self.base}", f"log-path={self.base}", "[bench]",
-            f"pg1-path={lab.place}/data", f"pg1-socket-path={lab.place}/socket", "pg1-user=postgres",
+            f"pg1-path={self.server()}", f"pg1-socket-path={lab.place}/socket", "pg1-user=postgres",
         ]
-        lab.write("pgbackrest.conf", "\n".join(shared) + "\n", 0o600)
-        self.program = ["pgbackrest", f"--config={lab.place}/pgbackrest.conf", "--stanza=bench"]
+        lab.write(f"{label}.conf", "\n".join(shared) + "\n", 0o600)
+        self.program = [lab.pgbackrest, f"--config={lab.place}/{label}.conf", "--stanza=bench"]
         # Debian's program with Debian's libraries, not the tree's.
         self.env = {"LD_LIBRARY_PATH": ""}
         self.archive = f'LD_LIBRARY_PATH= exec {" ".join(self.program)} archive-push "$1"'
-        lab.run([*self.program, "stanza-create"], self.env)
+        lab.run([*self.program, f"--pg1-path={lab.place}/data", "stanza-create"], self.env)
+
+    def server(self):
+        """The data directory of its settings."""
+        return self.lab.place / "data"
 
     def push(self, segment):
         return [*self.program, "archive-push", segment]
@@ -260,11 +330,32 @@ class PgBackRest(Tool):
     def backup(self):
         return [*self.program, "--type=full", "backup"]
 
+    def increment(self):
+        return [*self.program, "--type=incr", "backup"]
+
+    def kept_in(self):
+        return self.file and self.lab.place / "file" / self.label / "backup"
+
     def restore(self, target):
         return [*self.program, f"--pg1-path={target}", "restore"]
 
     def delta(self, target):
         return [*self.program, f"--pg1-path={target}", "--delta", "restore"]
+
+
+class PgBackRestBlock(PgBackRest):
+    name = "pgBackRest, block"
+    block = "y"
+
+
+class PgBackRestAsync(PgBackRest):
+    """The same with its asynchronous process, which a command leaves behind."""
+
+    name = "pgBackRest, async"
+    archiving = ("archive-async=y", "archive-get-queue-max=1GiB")
+
+    def server(self):
+        return self.lab.place / "wal"
 
 
 class Barman(Tool):
@@ -310,5 +401,6 @@ class Barman(Tool):
 
 
 WAL_TOOLS = (Highwater, Copy, Zstd, PgBackRest, Barman)
-BACKUP_TOOLS = (Highwater, PgBasebackup, PgBasebackupTar, PgBackRest, Barman)
-BACKLOG_TOOLS = (Highwater, HighwaterAgent, HighwaterDirect, Copy, Zstd, PgBackRest)
+BACKUP_TOOLS = (Highwater, HighwaterFiles, PgBasebackup, PgBasebackupTar, PgBackRest, Barman)
+BACKLOG_TOOLS = (Highwater, HighwaterAgent, HighwaterDirect, Copy, Zstd, PgBackRest, PgBackRestAsync)
+INCREMENT_TOOLS = (Highwater, HighwaterFiles, PgBasebackup, PgBackRest, PgBackRestBlock)

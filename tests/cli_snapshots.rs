@@ -70,7 +70,7 @@ fn code(output: &Output) -> i32 {
     output.status.code().unwrap()
 }
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
     "init",
     "check",
     "archive-push",
@@ -83,6 +83,7 @@ const COMMANDS: [&str; 13] = [
     "expire",
     "pin",
     "unpin",
+    "key",
     "config",
 ];
 

@@ -9,6 +9,7 @@ use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use super::environment::Environment;
 use super::help;
+use super::key_args::KeyCommand;
 use super::requests::{
     AgentRequest, ArchiveGetRequest, ArchivePushRequest, BackupRequest, BackupSource, CheckRequest,
     InfoRequest, InitRequest, ManifestChecksums, ReceiveRequest, Request, RestoreRequest,
@@ -62,6 +63,12 @@ pub struct GlobalArgs {
     /// libpq connection string or URI; PG* variables fill the rest [env: HIGHWATER_DSN]
     #[arg(long, global = true, value_name = "CONNINFO")]
     dsn: Option<String>,
+    /// The file that holds the key of an encrypted cluster [env: HIGHWATER_KEY_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// A command that prints that key [env: HIGHWATER_KEY_COMMAND]
+    #[arg(long, global = true, value_name = "COMMAND")]
+    key_command: Option<String>,
     /// Report as JSON on stdout, failures too
     #[arg(long, global = true)]
     pub json: bool,
@@ -117,6 +124,9 @@ pub enum Command {
     Pin(PinArgs),
     /// Take all pins off a backup
     Unpin(UnpinArgs),
+    /// Make and change the keys of an encrypted cluster
+    #[command(subcommand, after_help = help::KEY)]
+    Key(KeyCommand),
     /// Show the settings in force and where each came from
     #[command(after_help = help::CONFIG)]
     Config,
@@ -358,6 +368,8 @@ impl CommandLine {
         flags.set(Id::Repo, self.global.repo);
         flags.set(Id::Cluster, self.global.cluster);
         flags.set(Id::Dsn, self.global.dsn);
+        flags.set(Id::KeyFile, absolute_text(self.global.key_file)?);
+        flags.set(Id::KeyCommand, self.global.key_command);
         if self.global.quiet && self.global.verbose > 0 {
             return Err(usage(
                 "--quiet and --verbose contradict each other",
@@ -404,6 +416,7 @@ impl CommandLine {
             Command::Expire(args) => args.into_request(&mut flags),
             Command::Pin(args) => args.into_request(environment)?,
             Command::Unpin(args) => args.into_request(),
+            Command::Key(command) => Request::Key(command.into_request()?),
             Command::Config => Request::Config,
             Command::Man { directory } => Request::Man(directory),
         };

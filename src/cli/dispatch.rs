@@ -19,7 +19,7 @@ use super::requests::{
     InitRequest, ManifestChecksums, ReceiveRequest, Request, RestoreRequest,
 };
 use super::settings::{NOTHING_DONE, Settings};
-use super::{man, progress, reports, retention, signals, verify};
+use super::{keys, man, progress, reports, retention, signals, verify};
 use crate::failure::{Failure, Kind};
 use crate::ops;
 use crate::pg::PgTimestamp;
@@ -96,6 +96,7 @@ pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(),
         Request::Expire { dry_run } => return retention::expire(dry_run, surroundings),
         Request::Pin(request) => retention::pin(request, surroundings)?,
         Request::Unpin { backup } => retention::unpin(&backup, surroundings)?,
+        Request::Key(request) => keys::key(request, surroundings)?,
     }
     Ok(())
 }
@@ -129,6 +130,7 @@ fn check(request: &CheckRequest, surroundings: &Surroundings<'_>) -> Result<(), 
         wait: Duration::from_secs(request.wait_seconds),
         no_switch: request.no_switch,
         receiver,
+        retention: surroundings.settings.retention.policy(),
     };
     let report = run_light(async { Ok(ops::check::run(&opened.repository, &request).await) })?;
     surroundings.output.report(&report, reports::check)?;
@@ -278,7 +280,9 @@ fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(),
     let opened = open_repository(surroundings)?;
     let settings = surroundings.settings;
     let (jobs, codec) = (settings.jobs.value, settings.compression.value);
-    let memory = backup_memory(settings.memory_max_bytes.value, jobs, codec.working_bytes());
+    let memory_max = settings.memory_max_bytes.value;
+    let is_encrypted = opened.repository.is_encrypted();
+    let memory = backup_memory(memory_max, jobs, codec.working_bytes(), is_encrypted);
     let pgdata = settings.pgdata.as_ref().map(|pgdata| pgdata.value.clone());
     let request = ops::backup::Request {
         source: match request.source {

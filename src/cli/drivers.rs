@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::dispatch::Surroundings;
+use super::key_source::source_of;
 use super::settings::{NOTHING_DONE, Origin};
+use super::settings_table::KEY_VARIABLE;
 use crate::failure::{Failure, Kind};
 use crate::repo::Repository;
 use crate::store::clients::is_cloud_variable;
@@ -105,7 +107,11 @@ pub(super) fn open_repository_retrying(
         )
         .because(error)
     })?;
-    Ok(Opened { repository: Repository::new(store, cluster), url, options })
+    let repository = match settings.key.choice() {
+        Some(choice) => Repository::encrypted(store, cluster, source_of(&choice.value)),
+        None => Repository::new(store, cluster),
+    };
+    Ok(Opened { repository, url, options })
 }
 
 /// Reads where PostgreSQL is: `--dsn`, `PG*` variables, service file, defaults.
@@ -203,6 +209,7 @@ pub(super) fn repository_flags(surroundings: &Surroundings<'_>) -> Vec<String> {
             flags.extend([flag.to_owned(), value.value.clone()]);
         }
     }
+    flags.extend(settings.key.flags());
     flags
 }
 
@@ -218,5 +225,6 @@ pub(super) fn needed_variables(surroundings: &Surroundings<'_>) -> Vec<String> {
         surroundings.settings.repo.as_ref().is_some_and(|repo| repo.value.starts_with("file:"));
     let cloud = surroundings.environment.cloud.keys();
     let cloud = cloud.filter(|name| !is_file && is_cloud_variable(name)).cloned();
-    own.chain(cloud).collect()
+    let key = surroundings.settings.key.is_in_variable().then(|| KEY_VARIABLE.to_owned());
+    own.chain(cloud).chain(key).collect()
 }

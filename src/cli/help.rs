@@ -164,3 +164,18 @@ Examples:
   sudo -u postgres highwater config    what archive_command will see from the file
 
 Secrets are hidden. Each value is shown with its origin: a flag, a variable or a line of the file.";
+
+/// Under `key --help`.
+pub const KEY: &str = "\
+Encrypted from the beginning (a cluster that was set up without a key stays as it is):
+  highwater key new /etc/highwater/main.key
+  highwater --key-file /etc/highwater/main.key init
+  highwater key add /mnt/safe/second.key         a second key, kept elsewhere
+
+A key that leaked:
+  highwater key new /etc/highwater/new.key
+  highwater key rewrap /etc/highwater/new.key    the old one opens nothing any more
+  highwater --key-file /etc/highwater/new.key key rotate --also /mnt/safe/second.key
+
+The key itself is taken from a file, from what key_command prints, or from the variable
+HIGHWATER_KEY: 64 hex digits. Nothing ever prints it.";

@@ -17,8 +17,13 @@ use crate::repo::{Put, SegmentSource};
 
 pub(super) fn init(report: &init::Report) -> String {
     let done = if report.claimed { "is set up" } else { "was set up already" };
+    let encrypted = if report.encrypted {
+        "  everything stored in it is encrypted; without a key that opens it nobody can read it\n"
+    } else {
+        ""
+    };
     format!(
-        "`{}` {done} in {}\n  system identifier {}, PostgreSQL {}, WAL segments of {}\n\
+        "`{}` {done} in {}\n  system identifier {}, PostgreSQL {}, WAL segments of {}\n{encrypted}\
          next: set archive_mode = on and archive_command = 'highwater archive-push %p', restart the server, run `highwater check`\n",
         report.cluster,
         report.repository,

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::format::KeyId;
 use crate::plan::target::{RecoveryPoint, RecoveryTarget};
 
 /// Annotations are for people to find a backup again, not for storing data.
@@ -69,10 +70,34 @@ pub enum Request {
         /// The backup; not yet checked.
         backup: String,
     },
+    /// `key`
+    Key(KeyRequest),
     /// `config`
     Config,
     /// `man`: write the manual pages into this directory.
     Man(PathBuf),
+}
+
+/// What `key` is asked. Files hold user keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyRequest {
+    /// Make a key in a new file.
+    New(PathBuf),
+    /// Show who opens what.
+    List,
+    /// Let the key in this file open everything too.
+    Add(PathBuf),
+    /// Bring a new repository key into use.
+    Rotate {
+        /// The files of all other user keys that shall open it.
+        also: Vec<PathBuf>,
+        /// User keys that shall not.
+        left_out: Vec<KeyId>,
+    },
+    /// Put the key in this file in the place of the one that is set.
+    Rewrap(PathBuf),
+    /// Make this user key open nothing any more.
+    Remove(KeyId),
 }
 
 /// What `init` is asked. Its data directory is a setting.

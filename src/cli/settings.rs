@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::environment::Environment;
+use super::key_settings::KeySettings;
 use super::redact;
 use super::retention_settings::RetentionSettings;
 pub use super::setting_values::{SlotChoice, SpoolChoice};
@@ -25,7 +26,8 @@ use super::setting_values::{
 };
 use super::settings_file::SettingsFile;
 use super::settings_table::{
-    Accepts, CONFIG_VARIABLE, Id, OPTION_VARIABLE_PREFIX, TABLE, is_secret_option, setting,
+    Accepts, CONFIG_VARIABLE, Id, KEY_VARIABLE, OPTION_VARIABLE_PREFIX, TABLE, is_secret_option,
+    setting,
 };
 use super::units::{setting_duration, setting_size};
 use crate::failure::{Failure, Kind};
@@ -91,6 +93,13 @@ pub struct Sourced<T> {
     pub origin: Origin,
 }
 
+impl<T> Sourced<T> {
+    /// Makes another value of it, from the same place.
+    pub fn map<U>(self, make: impl FnOnce(T) -> U) -> Sourced<U> {
+        Sourced { value: make(self.value), origin: self.origin }
+    }
+}
+
 /// A value as it was given. May be a secret: deliberately without `Debug`.
 #[derive(Clone)]
 pub struct Raw {
@@ -127,6 +136,8 @@ pub struct RawSettings {
     pub values: BTreeMap<Id, Raw>,
     /// Store options by name, in lower case.
     pub repo_options: BTreeMap<String, Raw>,
+    /// The key itself.
+    pub key: Option<Raw>,
     /// Sentences for stderr: unknown variables, a file that others can read.
     pub warnings: Vec<String>,
 }
@@ -143,6 +154,7 @@ impl RawSettings {
             file: file.path,
             values: file.values,
             repo_options: file.repo_options,
+            key: None,
             warnings: Vec::new(),
         };
         if file.readable_by_others && raw.holds_secret() {
@@ -165,10 +177,13 @@ impl RawSettings {
             let raw = Raw { text: value.clone(), toml_type: None, origin };
             if let Some(setting) = TABLE.iter().find(|setting| setting.variable == name) {
                 self.values.insert(setting.id, raw);
+            } else if name == KEY_VARIABLE {
+                self.key = Some(raw);
             } else if let Some(option) = name.strip_prefix(OPTION_VARIABLE_PREFIX) {
                 self.repo_options.insert(option.to_ascii_lowercase(), raw);
             } else if name != CONFIG_VARIABLE {
-                let known = TABLE.iter().map(|setting| setting.variable).chain([CONFIG_VARIABLE]);
+                let others = [CONFIG_VARIABLE, KEY_VARIABLE];
+                let known = TABLE.iter().map(|setting| setting.variable).chain(others);
                 let near = nearest(name, known).map(|near| format!("; did you mean {near}?"));
                 self.warnings.push(format!(
                     "the variable {name} is not a setting and was ignored{}",
@@ -246,6 +261,8 @@ pub struct Settings {
     pub spool_max_bytes: Sourced<u64>,
     /// What is kept.
     pub retention: RetentionSettings,
+    /// Where the key is that everything is encrypted with.
+    pub key: KeySettings,
     /// Store options by name.
     pub repo_options: BTreeMap<String, OptionValue>,
 }
@@ -287,6 +304,7 @@ impl Settings {
             spool_max_bytes: check
                 .or_default(Id::SpoolMax, |text| within_size(Id::SpoolMax, text))?,
             retention: RetentionSettings::validate(&check)?,
+            key: KeySettings::validate(&check, raw.key.as_ref())?,
             repo_options: raw
                 .repo_options
                 .into_iter()
@@ -372,6 +390,7 @@ impl Settings {
             | Id::RetainMonthly
             | Id::MinBackups
             | Id::RetainUnfinished => self.retention.shown(id),
+            Id::KeyFile | Id::KeyCommand => self.key.shown(id),
         };
         shown.unwrap_or((None, false, Origin::Default))
     }
@@ -614,6 +633,31 @@ mod tests {
         let raw = gather(&[], &[], "[repo.options]\nsecret_access_key = \"s\"");
         assert!(raw.warnings[0].contains("chmod"), "{:?}", raw.warnings);
         assert!(gather(&[], &[], "cluster = \"a\"").warnings.is_empty());
+    }
+
+    #[test]
+    fn the_key_comes_from_one_place_and_the_nearest_wins() {
+        use crate::cli::key_settings::KeyChoice;
+        let key = "0123456789abcdef".repeat(4);
+        let file = "key_command = \"from-file\"";
+        let chosen = |flags: &[(Id, &str)], variables: &[(&str, &str)]| {
+            settings(flags, variables, file).ok().unwrap().key.choice().cloned().unwrap()
+        };
+        assert_eq!(chosen(&[], &[]).value, KeyChoice::Command("from-file".to_owned()));
+        let variable = [("HIGHWATER_KEY", &*key)];
+        assert!(matches!(chosen(&[], &variable).value, KeyChoice::Variable(_)));
+        let flag = chosen(&[(Id::KeyFile, "/k")], &variable);
+        assert_eq!(flag.value, KeyChoice::File("/k".into()));
+        assert_eq!(flag.origin, Origin::Flag("--key-file"));
+        let two = [("HIGHWATER_KEY", &*key), ("HIGHWATER_KEY_FILE", "/k")];
+        let failure = settings(&[], &two, file).err().unwrap();
+        assert!(failure.what.contains("HIGHWATER_KEY_FILE"), "{}", failure.what);
+        let failure = settings(&[], &[("HIGHWATER_KEY", &key[1..])], "").err().unwrap();
+        assert!(!format!("{failure}").contains(&key[1..9]), "{failure}");
+        assert!(
+            SettingsFile::parse(Path::new("h.toml"), "key = \"x\"").is_err(),
+            "never from the file"
+        );
     }
 
     #[test]

@@ -65,6 +65,10 @@ pub enum Id {
     MinBackups,
     /// How long an unfinished backup may be silent.
     RetainUnfinished,
+    /// The file that holds the key.
+    KeyFile,
+    /// The command that prints the key.
+    KeyCommand,
 }
 
 /// What a setting takes. Bounds are included.
@@ -78,6 +82,10 @@ pub enum Accepts {
     Conninfo,
     /// A directory.
     Directory,
+    /// A file.
+    File,
+    /// A command for the shell.
+    Command,
     /// `zstd[:level]`, `lz4` or `none`.
     Compression,
     /// A whole number.
@@ -123,6 +131,8 @@ impl Accepts {
             }
             Self::Conninfo => "a libpq connection string or postgresql:// URI".into(),
             Self::Directory => "the absolute path of a directory".into(),
+            Self::File => "the absolute path of a file".into(),
+            Self::Command => "a command for the shell".into(),
             Self::Compression => "zstd, zstd:1 to zstd:19, lz4 or none".into(),
             Self::Count { min, max } => format!("a whole number from {min} to {max}"),
             Self::Size { min, max } => format!(
@@ -181,7 +191,7 @@ const MIB: u64 = 1 << 20;
 const HOUR: u64 = 3_600;
 
 /// All settings, in the order in which they are shown.
-pub static TABLE: [Setting; 25] = [
+pub static TABLE: [Setting; 27] = [
     Setting {
         id: Id::Repo,
         key: "repo.url",
@@ -432,6 +442,26 @@ pub static TABLE: [Setting; 25] = [
         example: "7d",
         meaning: "after so long without a sign of life expire takes an unfinished backup for dead",
     },
+    Setting {
+        id: Id::KeyFile,
+        key: "key_file",
+        variable: "HIGHWATER_KEY_FILE",
+        flag: Some("--key-file"),
+        accepts: Accepts::File,
+        default: None,
+        example: "/etc/highwater/main.key",
+        meaning: "the file that holds the key: everything that is stored is encrypted",
+    },
+    Setting {
+        id: Id::KeyCommand,
+        key: "key_command",
+        variable: "HIGHWATER_KEY_COMMAND",
+        flag: Some("--key-command"),
+        accepts: Accepts::Command,
+        default: None,
+        example: "vault kv get -field=key secret/highwater",
+        meaning: "a command that prints the key, within 30 s; instead of a file",
+    },
 ];
 
 /// Returns the declaration of `id`.
@@ -448,6 +478,9 @@ pub const OPTION_VARIABLE_PREFIX: &str = "HIGHWATER_REPO_";
 
 /// The variable that names the settings file; it is not a setting itself.
 pub const CONFIG_VARIABLE: &str = "HIGHWATER_CONFIG";
+
+/// The variable that holds the key itself. Neither a flag nor the settings file can.
+pub const KEY_VARIABLE: &str = "HIGHWATER_KEY";
 
 /// The settings file that is read, where it exists, when none is named.
 pub const DEFAULT_FILE: &str = "/etc/highwater/highwater.toml";

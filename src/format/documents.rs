@@ -16,24 +16,30 @@ use std::collections::BTreeMap;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{BackupId, CHUNK_BYTES, ClusterName, FrameRef};
+use super::{BackupId, CHUNK_BYTES, ClusterName, Encryption, FrameRef};
 use crate::pg::{Lsn, PgTimestamp, SegmentSize, SystemId, Timeline, crc32c};
 
-/// The version of everything this room defines.
+/// The version of everything this room defines, but for one document.
 pub const FORMAT_VERSION: u32 = 1;
+
+/// The version of an encrypted cluster's identity: a reader of version 1 would store plain objects beside the
+/// encrypted ones.
+pub const ENCRYPTED_IDENTITY_VERSION: u32 = 2;
 
 /// A stored document could not be understood.
 #[derive(Debug, thiserror::Error)]
 pub enum DocumentError {
     /// It was written by a newer Highwater.
     #[error(
-        "its {what} has format version {found}, and this version of Highwater reads up to {FORMAT_VERSION}"
+        "its {what} has format version {found}, and this version of Highwater reads up to {read}"
     )]
     Newer {
         /// Which document.
         what: &'static str,
         /// Its version.
         found: u32,
+        /// The highest version that is read.
+        read: u32,
     },
     /// Its bytes are not those that were written.
     #[error("its {what} is damaged (CRC-32C)")]
@@ -60,6 +66,9 @@ pub trait Document: Serialize + DeserializeOwned {
     /// Whether it carries its own checksum; false where what surrounds it has one.
     const HAS_CHECKSUM: bool = true;
 
+    /// The highest version that is read.
+    const READS: u32 = FORMAT_VERSION;
+
     /// Returns the version it carries.
     fn format(&self) -> u32;
 
@@ -74,8 +83,9 @@ pub trait Document: Serialize + DeserializeOwned {
         }
         let malformed = |source| DocumentError::Malformed { what: Self::WHAT, source };
         let version: Version = serde_json::from_slice(json).map_err(malformed)?;
-        if version.format > FORMAT_VERSION {
-            return Err(DocumentError::Newer { what: Self::WHAT, found: version.format });
+        if version.format > Self::READS {
+            let (what, found, read) = (Self::WHAT, version.format, Self::READS);
+            return Err(DocumentError::Newer { what, found, read });
         }
         // A digit that flipped would still be JSON: another LSN, another timeline.
         if Self::HAS_CHECKSUM && !checksum_fits(json) {
@@ -128,6 +138,9 @@ pub struct Identity {
     /// The incarnation before this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub succeeds: Option<SystemId>,
+    /// Present where everything else in the place is encrypted; then `format` is [`ENCRYPTED_IDENTITY_VERSION`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
     /// When it was claimed, by the claimer's clock.
     pub claimed_at: PgTimestamp,
     /// The host that claimed it.
@@ -138,6 +151,7 @@ pub struct Identity {
 
 impl Document for Identity {
     const WHAT: &'static str = "identity document";
+    const READS: u32 = ENCRYPTED_IDENTITY_VERSION;
 
     fn format(&self) -> u32 {
         self.format

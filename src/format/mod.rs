@@ -7,7 +7,9 @@
 mod chunks;
 mod codec;
 mod documents;
+mod encrypted;
 mod file_list;
+mod keys;
 mod names;
 mod pack_index;
 mod page_map;
@@ -25,12 +27,19 @@ pub use codec::{
 };
 pub use documents::{
     Begun, Committed, DAMAGED_PAGES_NAMED_MAX, DamagedPage, DamagedPages, Document, DocumentError,
-    FORMAT_VERSION, FileIndex, Identity, PackUse, Reference, ServerLimits, TablespaceAt,
+    ENCRYPTED_IDENTITY_VERSION, FORMAT_VERSION, FileIndex, Identity, PackUse, Reference,
+    ServerLimits, TablespaceAt,
+};
+pub use encrypted::{
+    BLOCK_BYTES, BLOCK_PLAIN_BYTES, BlockCipher, ENCRYPTED_HEAD_BYTES, EncryptedHead,
+    EncryptionError, KeyId, KeyIdError, SecretKey, WRAPPED_KEY_BYTES, block_offset, blocks_of,
+    decrypted_bytes, encrypted_bytes,
 };
 pub use file_list::{
     EntryKind, FileContent, FileEntry, FileStamp, INLINE_CHUNKS_MAX, LIST_FRAME_BYTES, ListError,
     parse_line, write_line,
 };
+pub use keys::{Encryption, KeyMark, KeyObject, Made, RepositoryKeyName, WrappedKey};
 pub use names::{
     BackupId, BackupObject, ClusterName, NameError, Place, WalObject, parse_acknowledged,
     parse_backup_object, parse_pin, parse_proof, parse_wal_object,

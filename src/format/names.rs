@@ -13,6 +13,7 @@
 //! <cluster>/verify/<second>/proof/<n, 8 digits>                          what one run of `verify` has proven
 //! <cluster>/verify/<second>/report.json                                  and what it came to
 //! <cluster>/acknowledged/<finding, 12 digits>.json                       a loss that somebody knows of
+//! <cluster>/key/…                                                        see `keys`
 //! ```
 //!
 //! A name never depends on codec or digest, so that it can be predicted
@@ -24,7 +25,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::is_finding_id;
+use super::{KeyObject, is_finding_id};
 use crate::pg::{SegmentName, SystemId, Timeline, WalFileName};
 
 /// Where `init` and `check` try a store, beside the clusters.
@@ -301,6 +302,25 @@ impl Place {
     /// Returns the key of one incarnation's identity.
     pub fn identity(&self, system_id: SystemId) -> String {
         format!("{}/identity/{system_id}.json", self.cluster)
+    }
+
+    /// Returns the directory of the keys of an encrypted cluster.
+    pub fn keys_dir(&self) -> String {
+        format!("{}/key", self.cluster)
+    }
+
+    /// Returns the key of a document about keys.
+    pub fn key(&self, object: KeyObject) -> String {
+        format!("{}/key/{}", self.cluster, object.tail())
+    }
+
+    /// Returns the name by which an object is encrypted: its key below the cluster's place. `None` for what
+    /// is never encrypted: identities and documents about keys, which are read before any key is at hand, and what
+    /// is not the cluster's.
+    pub fn encrypted_name<'a>(&self, key: &'a str) -> Option<&'a str> {
+        let name = key.strip_prefix(self.cluster.as_str())?.strip_prefix('/')?;
+        let is_plain = name.starts_with("identity/") || name.starts_with("key/");
+        (!is_plain).then_some(name)
     }
 
     /// Returns the directory of all WAL of one incarnation.

@@ -15,7 +15,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Document, DocumentError, FORMAT_VERSION, Packing};
+use super::{Document, DocumentError, EncryptionError, FORMAT_VERSION, Packing};
 use crate::pg::{Lsn, PgTimestamp, SystemId, Timeline};
 
 /// zstd's and lz4's range of skippable frames is `184D2A50` to `184D2A5F`.
@@ -126,9 +126,6 @@ pub struct Header {
     /// BLAKE3 of the plain body, 64 hex digits. Packs have none: each chunk has its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blake3: Option<String>,
-    /// The identity of the key that encrypts the body; absent when it is not encrypted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub key: Option<String>,
     /// What the WAL in it holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wal: Option<WalSummary>,
@@ -184,11 +181,12 @@ pub enum SealError {
     /// The JSON is of a newer format or cannot be understood.
     #[error(transparent)]
     Document(#[from] DocumentError),
-    /// The body is encrypted, which this version cannot read.
-    #[error(
-        "it is encrypted with key `{0}`, and this version of Highwater reads no encrypted objects"
-    )]
-    Encrypted(String),
+    /// It is encrypted, and it was read as if it were not.
+    #[error("it is encrypted")]
+    Encrypted,
+    /// It is encrypted in a way that this version cannot read.
+    #[error(transparent)]
+    Encryption(EncryptionError),
 }
 
 fn crc32c(bytes: &[u8]) -> u32 {
@@ -234,6 +232,9 @@ pub fn encode_header_padded(header: &Header, total_bytes: usize) -> Result<Vec<u
 pub fn parse_header(bytes: &[u8], object_bytes: u64) -> Result<(Header, usize), SealError> {
     let word =
         |at: usize| bytes.get(at..at + 4).and_then(|w| w.try_into().ok()).map(u32::from_le_bytes);
+    if super::EncryptedHead::parse(bytes).is_ok() {
+        return Err(SealError::Encrypted);
+    }
     if bytes.len() < JSON_OFFSET {
         return Err(SealError::NotSealed);
     }
@@ -250,9 +251,6 @@ pub fn parse_header(bytes: &[u8], object_bytes: u64) -> Result<(Header, usize), 
         return Err(SealError::Damaged);
     }
     let header = Header::parse(json)?;
-    if let Some(key) = &header.key {
-        return Err(SealError::Encrypted(key.clone()));
-    }
     let found_bytes = object_bytes.saturating_sub(body_offset as u64);
     if found_bytes != header.stored_bytes {
         return Err(SealError::WrongLength { expected_bytes: header.stored_bytes, found_bytes });
@@ -272,7 +270,6 @@ impl Header {
             plain_bytes: 0,
             stored_bytes: 0,
             blake3: None,
-            key: None,
             wal: None,
             index: None,
         }

@@ -18,6 +18,7 @@ use crate::causes::in_one_line;
 use crate::failure::Kind;
 use crate::format::{Identity, WalObject};
 use crate::pg::{Lsn, SegmentName, SegmentSize, Timeline, WalFileName};
+use crate::plan::retention::Policy;
 use crate::repo::Repository;
 use crate::store::open::probe;
 use crate::walsender::{ConnInfo, Connection, Mode, PgError};
@@ -47,6 +48,8 @@ pub struct Request {
     pub no_switch: bool,
     /// The receiver as it would run with these settings.
     pub receiver: Expected,
+    /// What `expire` would keep with these settings.
+    pub retention: Policy,
 }
 
 /// How a finding turned out.
@@ -123,6 +126,10 @@ pub async fn run(repository: &Repository, request: &Request) -> Report {
     let mut report = Report::default();
     look_at_store(repository, &mut report).await;
     let identity = look_at_identity(repository, &mut report).await;
+    if repository.is_encrypted() && identity.is_some() {
+        look_at_keys(repository, &mut report).await;
+    }
+    judge_retention(&request.retention, &mut report);
     let connection = match Connection::connect(&request.server, Mode::Sql).await {
         Ok(connection) => connection,
         Err(error) => {
@@ -157,6 +164,17 @@ pub async fn run(repository: &Repository, request: &Request) -> Report {
     }
     connection.close().await;
     report
+}
+
+fn judge_retention(policy: &Policy, report: &mut Report) {
+    if policy.is_set() {
+        return report.ok("retention", "set; `info` tells what it keeps");
+    }
+    report.warn(
+        "retention",
+        "none is set here, so that nothing is ever deleted and the repository only grows",
+        "Say what is to be kept, such as `retain_window = \"30d\"`, and run `highwater expire` once a day; it changes nothing with `--dry-run`. Rules of the bucket cannot do it: they do not know what backups share.",
+    );
 }
 
 async fn look_at_store(repository: &Repository, report: &mut Report) {
@@ -216,6 +234,31 @@ async fn look_at_identity(repository: &Repository, report: &mut Report) -> Optio
             report.fail("identity", kind, error.to_string(), remedy);
             None
         }
+    }
+}
+
+/// Who can open what is stored: one key that is lost must not be all there is.
+async fn look_at_keys(repository: &Repository, report: &mut Report) {
+    let name = "encryption";
+    let ring = match repository.key_ring().await {
+        Ok(ring) => ring,
+        Err(error) => {
+            let (kind, remedy) = (kind_of_repo(&error), next_of_repo(&error));
+            return report.fail(name, kind, error.to_string(), remedy);
+        }
+    };
+    let keys = ring.user_keys().len();
+    let found = format!("repository key {} is in use, and {keys} user keys open it", ring.in_use());
+    if let Some(closed) = ring.not_opened().first() {
+        let remedy = "Set a key that opens everything, or have this one added by who holds such a key: `highwater key add`.";
+        report.warn(name, format!("the key that is set does not open {closed}"), remedy);
+    } else if keys == 1 {
+        let remedy = "Add a second one and keep it elsewhere (`highwater key new`, `highwater key add`): without a key nothing can be read, by anybody.";
+        let found =
+            format!("repository key {} is in use, and one user key opens it", ring.in_use());
+        report.warn(name, found, remedy);
+    } else {
+        report.ok(name, found);
     }
 }
 

@@ -5,7 +5,7 @@
 
 use crate::failure::{Failure, Kind};
 use crate::pgdata::DiskError;
-use crate::repo::RepoError;
+use crate::repo::{KeyError, RepoError};
 use crate::store::StoreError;
 use crate::walsender::PgError;
 
@@ -21,8 +21,11 @@ pub(super) fn kind_of_repo(error: &RepoError) -> Kind {
     match error {
         RepoError::Store(StoreError::Absent { .. }) | RepoError::Damaged { .. } => Kind::Integrity,
         RepoError::Store(_) | RepoError::NotClaimed { .. } => Kind::Store,
-        RepoError::OtherCluster { .. } | RepoError::Conflict { .. } => Kind::Conflict,
-        RepoError::NotReadable { .. } => Kind::Usage,
+        RepoError::OtherCluster { .. }
+        | RepoError::Conflict { .. }
+        | RepoError::LastKey { .. }
+        | RepoError::Leaving { .. } => Kind::Conflict,
+        RepoError::NotReadable { .. } | RepoError::Key(_) => Kind::Usage,
         RepoError::Sink { .. } => Kind::Disk,
         RepoError::Task(_) => Kind::Bug,
     }
@@ -43,12 +46,39 @@ pub(super) fn next_of_repo(error: &RepoError) -> String {
         RepoError::Damaged { key, .. } => format!(
             "Keep `{key}` for inspection. If the server still has the original, move the damaged object away and archive again; otherwise restore from a backup that does not need it."
         ),
+        RepoError::Key(error) => next_of_key(error).into(),
+        RepoError::LastKey { .. } => {
+            "Give another user key first (`highwater key add`), set that one, and try again: a key is removed only by who holds another that opens everything.".into()
+        }
+        RepoError::Leaving { user_key } => format!(
+            "Bring the removal to its end first: `highwater key remove {user_key}`, with another key set that opens everything."
+        ),
         RepoError::NotReadable { .. } => {
             "Use the version of Highwater that wrote it, or a newer one.".into()
         }
         RepoError::Sink { .. } => "Make room or mend the permissions, then try again.".into(),
         RepoError::Task(_) => {
             "This is a defect of Highwater or a lack of memory; please report it with the lines above.".into()
+        }
+    }
+}
+
+fn next_of_key(error: &KeyError) -> &'static str {
+    match error {
+        KeyError::Missing { .. } => {
+            "Name the key: `key_file` or `key_command` in the settings (--key-file, --key-command), or the variable HIGHWATER_KEY."
+        }
+        KeyError::NotEncrypted { .. } => {
+            "Take the key out of the settings to go on without encryption; or begin anew, encrypted, under another cluster name: `highwater init`, then `highwater backup`."
+        }
+        KeyError::Source(_) => {
+            "Mend what is said above; `highwater config` shows where the key is to come from."
+        }
+        KeyError::Wrong { .. } => {
+            "Set one of the keys that open it. Where none of them is left, nothing of this cluster can be read, by anybody: begin anew under another cluster name."
+        }
+        KeyError::NotOpened { .. } => {
+            "The key was left out of a rotation. Set another, or have it added by who holds one: `highwater key add`."
         }
     }
 }

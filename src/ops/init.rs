@@ -11,9 +11,9 @@ use serde::Serialize;
 
 use super::failures::{of_postgres, of_repo};
 use super::server_facts::{check_segment_size, check_version};
-use super::{TOOL, control_of, now};
+use super::{TOOL, control_of, key_taker, now};
 use crate::failure::{Failure, Kind};
-use crate::format::{FORMAT_VERSION, Identity};
+use crate::format::{ENCRYPTED_IDENTITY_VERSION, Encryption, FORMAT_VERSION, Identity};
 use crate::pg::{SegmentSize, ServerVersion, SystemId};
 use crate::repo::{Claim, RepoError, Repository, claim_of};
 use crate::store::Key;
@@ -53,6 +53,8 @@ pub struct Report {
     pub postgres_major: u32,
     /// Whether this call claimed the place; false if it was ours already.
     pub claimed: bool,
+    /// Whether everything stored in it is encrypted.
+    pub encrypted: bool,
 }
 
 /// Who the cluster is.
@@ -79,8 +81,16 @@ pub async fn run(repository: &Repository, request: &Request) -> Result<Report, F
         return settle(repository, &standing, ours, false).await;
     }
     let owner = claim_of(&standing);
-    let identity = claimable(repository, request, &who, owner)?;
+    let mut identity = claimable(repository, request, &who, owner)?;
     check_store(repository).await?;
+    let encryption = encryption(repository, request, &who, owner.is_none()).await;
+    if let Some(encryption) = encryption.map_err(|error| not_settled(repository, error))? {
+        identity = Identity {
+            format: ENCRYPTED_IDENTITY_VERSION,
+            encryption: Some(encryption),
+            ..identity
+        };
+    }
     let (ours, claimed) = match repository.claim(&identity).await {
         Ok(Claim::Claimed) => (identity, true),
         Ok(Claim::AlreadyOurs(standing)) => (standing, false),
@@ -202,6 +212,7 @@ fn claimable(
     }
     Ok(Identity {
         format: FORMAT_VERSION,
+        encryption: None,
         cluster: repository.cluster().clone(),
         system_identifier: who.system_id,
         segment_size: who.segment_size,
@@ -212,6 +223,18 @@ fn claimable(
         claimed_by: request.host.clone(),
         tool: TOOL.to_owned(),
     })
+}
+
+/// Returns what the identity says about encryption, if a key is set; the first claim of a place makes its first
+/// repository key.
+async fn encryption(
+    repository: &Repository,
+    request: &Request,
+    who: &Who,
+    is_free: bool,
+) -> Result<Option<Encryption>, RepoError> {
+    let taker = key_taker(request.host.clone());
+    repository.encryption_for_claim(who.system_id, is_free, &taker).await
 }
 
 fn other_cluster(repository: &Repository, owner: SystemId, ours: SystemId) -> Failure {
@@ -253,5 +276,6 @@ fn report(repository: &Repository, identity: &Identity, claimed: bool) -> Report
         wal_segment_bytes: identity.segment_size.bytes(),
         postgres_major: identity.postgres_major,
         claimed,
+        encrypted: identity.encryption.is_some(),
     }
 }

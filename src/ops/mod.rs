@@ -4,6 +4,11 @@
 //! process environment, or one use case importing another.
 
 pub mod ahead;
+/// The same once more over an encrypted cluster: `archive.rs` looks which of the two it is.
+#[cfg(test)]
+#[path = "trials/mod.rs"]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::duplicate_mod)]
+mod encrypted_trials;
 mod failures;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -17,6 +22,7 @@ pub mod check;
 pub mod expire;
 pub mod info;
 pub mod init;
+pub mod key;
 pub mod pin;
 pub mod progress;
 pub mod receive;
@@ -35,7 +41,7 @@ use crate::failure::{Failure, Kind};
 use crate::format::{BackupId, FORMAT_VERSION, Identity, Pin};
 use crate::pg::{ControlFile, PgTimestamp, SystemId};
 use crate::pgdata::{Rereads, read_control_bytes, read_stable};
-use crate::repo::{RepoError, Repository, claim_of};
+use crate::repo::{KeyTaker, RepoError, Repository, claim_of};
 
 /// What documents name as their writer.
 const TOOL: &str = concat!("highwater ", env!("CARGO_PKG_VERSION"));
@@ -57,6 +63,11 @@ fn new_pin(backup: BackupId, host: String) -> Pin {
         pid: std::process::id(),
         tool: TOOL.to_owned(),
     }
+}
+
+/// Returns who changes keys now.
+fn key_taker(host: String) -> KeyTaker {
+    KeyTaker { host, pid: std::process::id(), at: now(), tool: TOOL.to_owned() }
 }
 
 /// Refuses to keep a backup until a moment that is over already.

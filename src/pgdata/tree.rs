@@ -41,6 +41,10 @@ use super::tree_plan::{Access, TreeError, TreePlan};
 /// Zeros written at a time where no hole can be made.
 const ZEROS_BYTES_MAX: usize = 64 << 10;
 
+/// Files of at least this size get their blocks when they are made: in few pieces, though they are written in another
+/// order than they are read.
+const PREALLOCATED_FROM_BYTES: u64 = 1 << 20;
+
 /// A data directory being built. Usable from several threads at once.
 ///
 /// Dropped before [`SyncedTree::publish_control`] succeeded, it leaves what it
@@ -152,9 +156,10 @@ impl NewTree {
         Ok(set_mode(&path, (mode & 0o777) | 0o700)?)
     }
 
-    /// Creates a file of the given size, all zeros and without blocks on the disk.
+    /// Creates a file of the given size, all zeros.
     ///
-    /// Zeros need not be written: what is never written stays a hole. So a full
+    /// Zeros need not be written. A small file has no blocks before it is written to; a larger one gets them here where
+    /// the file system can, and what is zero gives them back ([`NewFile::clear`]). So a full
     /// disk shows when data is written, not here, and PostgreSQL needs space later
     /// when it fills a hole; compare [`free_bytes`](super::disk::free_bytes)
     /// with the size of the whole cluster beforehand.
@@ -186,14 +191,21 @@ impl NewTree {
                 .map_err(|e| DiskError::new("create", &path, e))?,
         };
         self.unfinished.fetch_add(1, Ordering::SeqCst);
-        let new = NewFile {
+        let mut new = NewFile {
             file,
             path,
             is_kept,
+            is_preallocated: false,
             attributes,
             owner: self.owner,
             unfinished: Arc::clone(&self.unfinished),
         };
+        if !is_kept && attributes.size_bytes >= PREALLOCATED_FROM_BYTES {
+            // Not every file system can, and one that is nearly full may still have room for what is not zeros.
+            new.is_preallocated =
+                rustix::fs::fallocate(&new.file, FallocateFlags::empty(), 0, attributes.size_bytes)
+                    .is_ok();
+        }
         let size_bytes = if is_kept { new.facts()?.len() } else { 0 };
         if attributes.size_bytes != size_bytes {
             new.file
@@ -291,6 +303,7 @@ pub struct NewFile {
     file: File,
     path: PathBuf,
     is_kept: bool,
+    is_preallocated: bool,
     attributes: FileAttributes,
     owner: Option<Owner>,
     unfinished: Arc<AtomicUsize>,
@@ -332,7 +345,7 @@ impl NewFile {
 
     /// Makes bytes zero, of which as much as can be given back to the disk becomes a hole.
     pub fn clear(&self, offset: u64, bytes: u64) -> Result<(), TreeError> {
-        if !self.is_kept || bytes == 0 {
+        if !(self.is_kept || self.is_preallocated) || bytes == 0 {
             return Ok(());
         }
         let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -662,15 +675,18 @@ mod tests {
     }
 
     #[test]
-    fn zeros_take_no_space_until_something_is_written() {
+    fn zeros_take_no_space_once_they_are_known_to_be_zeros() {
         let dir = tempfile::tempdir().unwrap();
         let tree = open(dir.path());
         let file = tree.create_file(Path::new("f"), attributes(64 << 20)).unwrap();
         file.write_at(&[1; 8192], 8192).unwrap();
+        file.clear(64 << 10, (64 << 20) - (64 << 10)).unwrap();
         let path = file.path().to_owned();
         file.finish().unwrap();
-        let facts = fs::metadata(path).unwrap();
+        let facts = fs::metadata(&path).unwrap();
         assert_eq!(facts.len(), 64 << 20);
+        let content = fs::read(path).unwrap();
+        assert!(content[8192..16384] == [1; 8192] && content[16384..].iter().all(|b| *b == 0));
         assert!(facts.blocks() * 512 < 1 << 20, "{} blocks", facts.blocks());
     }
 

@@ -24,6 +24,9 @@ const PACK_BYTES_MIN: u64 = 4 << 20;
 /// Packs in memory: one is filled, and two are on their way to the store.
 const PACKS: u64 = 3;
 
+/// The same where a pack on its way is held once more, encrypted.
+const PACKS_ENCRYPTED: u64 = 5;
+
 /// The least for looking up files of the earlier backup: 87,000 of them.
 const INDEX_BYTES_MIN: u64 = 2 << 20;
 
@@ -64,7 +67,8 @@ pub struct BackupMemory {
     pub index_bytes: u64,
 }
 
-/// Divides the ceiling of a backup. `codec_bytes` is what compressing one frame takes.
+/// Divides the ceiling of a backup. `codec_bytes` is what compressing one frame takes; `is_encrypted` says whether packs
+/// are encrypted on their way.
 ///
 /// # Errors
 /// [`TooLittle`].
@@ -72,15 +76,17 @@ pub fn backup_memory(
     memory_max_bytes: u64,
     jobs: usize,
     codec_bytes: u64,
+    is_encrypted: bool,
 ) -> Result<BackupMemory, TooLittle> {
+    let packs = if is_encrypted { PACKS_ENCRYPTED } else { PACKS };
     let least = PROGRAM_BYTES
         + RECORDING_BYTES
-        + PACKS * PACK_BYTES_MIN
+        + packs * PACK_BYTES_MIN
         + INDEX_BYTES_MIN
         + 2 * STRETCH_BYTES as u64;
     let free = rest(memory_max_bytes, jobs, least, codec_bytes + FRAME_BYTES)?;
     // Half of what is left over goes to packs, a quarter each to reading and to looking up.
-    let pack = (PACK_BYTES_MIN + free / 2 / PACKS).min(PACK_BYTES_MAX);
+    let pack = (PACK_BYTES_MIN + free / 2 / packs).min(PACK_BYTES_MAX);
     Ok(BackupMemory {
         pack_bytes: usize::try_from(pack).unwrap_or(usize::MAX),
         reading: reading_plan(2 * STRETCH_BYTES as u64 + free / 4, jobs),
@@ -122,14 +128,14 @@ mod tests {
     #[test]
     fn the_lowest_ceiling_is_enough_for_the_jobs_that_are_the_default() {
         for jobs in 1..=4 {
-            assert!(backup_memory(64 * MIB, jobs, 2 * MIB).is_ok(), "{jobs}");
+            assert!(backup_memory(64 * MIB, jobs, 2 * MIB, false).is_ok(), "{jobs}");
             assert!(restore_range_bytes(64 * MIB, jobs).is_ok(), "{jobs}");
         }
     }
 
     #[test]
     fn the_default_ceiling_gives_packs_and_ranges_their_full_size() {
-        let memory = backup_memory(256 * MIB, 4, 2 * MIB).unwrap();
+        let memory = backup_memory(256 * MIB, 4, 2 * MIB, true).unwrap();
         assert_eq!(memory.pack_bytes as u64, PACK_BYTES_MAX);
         assert_eq!(memory.reading.readers, 4);
         assert_eq!(u64::from(restore_range_bytes(256 * MIB, 4).unwrap()), RANGE_BYTES_MAX);
@@ -137,21 +143,27 @@ mod tests {
 
     #[test]
     fn too_little_says_the_least_that_works_and_how_many_jobs_would() {
-        let refused = backup_memory(64 * MIB, 64, 2 * MIB).unwrap_err();
-        assert!(backup_memory(refused.least_bytes, 64, 2 * MIB).is_ok());
-        assert!(backup_memory(refused.least_bytes - 1, 64, 2 * MIB).is_err());
-        assert!(backup_memory(64 * MIB, refused.jobs_max, 2 * MIB).is_ok());
-        assert!(backup_memory(64 * MIB, refused.jobs_max + 1, 2 * MIB).is_err());
+        let refused = backup_memory(64 * MIB, 64, 2 * MIB, false).unwrap_err();
+        assert!(backup_memory(refused.least_bytes, 64, 2 * MIB, false).is_ok());
+        assert!(backup_memory(refused.least_bytes - 1, 64, 2 * MIB, false).is_err());
+        assert!(backup_memory(64 * MIB, refused.jobs_max, 2 * MIB, false).is_ok());
+        assert!(backup_memory(64 * MIB, refused.jobs_max + 1, 2 * MIB, false).is_err());
         assert_eq!(refused.to_string(), "64 jobs need a memory_max of at least 274 MiB");
     }
 
     proptest! {
         #[test]
-        fn no_division_is_worth_more_than_the_ceiling(memory: u64, jobs: usize, codec in 0..64 * MIB) {
-            if let Ok(shares) = backup_memory(memory, jobs, codec) {
+        fn no_division_is_worth_more_than_the_ceiling(
+            memory: u64,
+            jobs: usize,
+            codec in 0..64 * MIB,
+            is_encrypted: bool,
+        ) {
+            let packs = if is_encrypted { PACKS_ENCRYPTED } else { PACKS };
+            if let Ok(shares) = backup_memory(memory, jobs, codec, is_encrypted) {
                 let reading = shares.reading.stretches_max * STRETCH_BYTES;
                 let worth = u128::from(PROGRAM_BYTES + RECORDING_BYTES + shares.index_bytes)
-                    + u128::from(PACKS) * shares.pack_bytes as u128
+                    + u128::from(packs) * shares.pack_bytes as u128
                     + reading as u128
                     + (jobs.max(1) as u128) * u128::from(codec + FRAME_BYTES);
                 prop_assert!(worth <= u128::from(memory));

@@ -9,8 +9,11 @@
 //! ```text
 //! commits come   |  |   |
 //! piece                 [ cut ........ stored ... acknowledged ]
-//!                \________ what they wait on average _________/
+//!                \________ what the first of them waits ______/
 //! ```
+//!
+//! The mean is taken of the squares: of two numbers with which commits wait equally long on average, the one is better
+//! with which none of them waits for two pieces one after the other.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -31,8 +34,8 @@ pub struct Pace {
     most: usize,
     now: usize,
     trial: Option<Trial>,
-    /// Whether more is tried next, rather than less.
-    is_rising: bool,
+    /// What is tried next.
+    next: Step,
     /// What commits wait with `now` at a time; `None` before it is known.
     waits: Option<Duration>,
     window: Window,
@@ -45,6 +48,36 @@ pub struct Pace {
     uncut: Waiting,
     /// Pieces that are not acknowledged, in the order of WAL.
     sent: VecDeque<Sent>,
+}
+
+/// What may be tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Half,
+    Double,
+    /// As many as there may be: where a few more bring nothing, since they all are cut and stored together, so many
+    /// that no commit waits for a free one may bring much.
+    Most,
+}
+
+impl Step {
+    /// Returns how many pieces at a time that means; `None` if it means no other number.
+    fn from(self, now: usize, most: usize, was_full: bool) -> Option<usize> {
+        let uploads = match self {
+            Self::Half => now / 2,
+            Self::Double => (now * 2).min(most),
+            Self::Most => most,
+        };
+        (uploads > 0 && uploads != now && (was_full || uploads < now)).then_some(uploads)
+    }
+
+    fn after(self) -> Self {
+        match self {
+            Self::Half => Self::Double,
+            Self::Double => Self::Most,
+            Self::Most => Self::Half,
+        }
+    }
 }
 
 /// Another number is tried for a window, then the old one again: what changes by itself must not decide.
@@ -60,16 +93,26 @@ struct Trial {
 struct Window {
     pieces: u32,
     commits: u32,
-    waited: Duration,
+    /// The sum of the squares of what commits waited, in square microseconds.
+    waited: u128,
     /// Whether commits had to wait for a free upload.
     was_full: bool,
 }
 
-/// Commits that wait: how many, and the sum of the times at which they came.
+/// Commits that wait: how many, and the sums of the times at which they came and of their squares, in microseconds.
 #[derive(Debug, Clone, Copy, Default)]
 struct Waiting {
     commits: u32,
-    came: Duration,
+    came: u128,
+    squares: u128,
+}
+
+impl Waiting {
+    /// Returns the sum of the squares of what they have waited at `at`.
+    fn waited(self, at: Duration) -> u128 {
+        let at = at.as_micros();
+        (u128::from(self.commits) * at * at + self.squares).saturating_sub(2 * at * self.came)
+    }
 }
 
 /// A piece on its way.
@@ -86,11 +129,12 @@ impl Pace {
             most: most.max(1),
             now: most.max(1),
             trial: None,
-            is_rising: false,
+            next: Step::Half,
             waits: None,
             window: Window::default(),
             strangers: 0,
-            rest: 0,
+            // The first pieces wait for connections to be made, and tell nothing.
+            rest: REST_FIRST,
             next_rest: REST_FIRST,
             uncut: Waiting::default(),
             sent: VecDeque::new(),
@@ -112,8 +156,10 @@ impl Pace {
 
     /// Takes note that `commits` have come at `at`.
     pub fn came(&mut self, commits: u32, at: Duration) {
+        let at = at.as_micros();
         self.uncut.commits = self.uncut.commits.saturating_add(commits);
-        self.uncut.came += at * commits;
+        self.uncut.came += at * u128::from(commits);
+        self.uncut.squares += at * at * u128::from(commits);
     }
 
     /// Takes note that a piece that ends at `end_lsn` (excluded), with all commits that have come, was sent on its way.
@@ -136,16 +182,17 @@ impl Pace {
 
     /// Takes note of commits that were acknowledged at `at`.
     fn took(&mut self, waiting: Waiting, at: Duration) {
-        let Waiting { commits, came } = waiting;
-        if commits == 0 {
+        if waiting.commits == 0 {
             return;
         }
         self.window.pieces += 1;
-        self.window.commits = self.window.commits.saturating_add(commits);
-        self.window.waited += (at * commits).saturating_sub(came);
+        self.window.commits = self.window.commits.saturating_add(waiting.commits);
+        self.window.waited += waiting.waited(at);
         if self.window.pieces == WINDOW {
             let window = std::mem::take(&mut self.window);
-            self.decide(window.waited / window.commits, window.was_full);
+            let mean = (window.waited / u128::from(window.commits)).isqrt();
+            let waited = Duration::from_micros(u64::try_from(mean).unwrap_or(u64::MAX));
+            self.decide(waited, window.was_full);
         }
     }
 
@@ -163,10 +210,13 @@ impl Pace {
             Some(Trial { uploads, waited: Some(tried) }) => self.judge(uploads, tried, waited),
         }
         if self.rest == 0 && self.trial.is_none() {
-            let more = (was_full && self.now < self.most).then(|| (self.now * 2).min(self.most));
-            let less = (self.now > 1).then_some(self.now / 2);
-            let next = if self.is_rising { more.or(less) } else { less.or(more) };
-            self.trial = next.map(|uploads| Trial { uploads, waited: None });
+            let (now, most) = (self.now, self.most);
+            let steps = [self.next, self.next.after(), self.next.after().after()];
+            let possible = |step: Step| Some((step, step.from(now, most, was_full)?));
+            if let Some((step, uploads)) = steps.into_iter().find_map(possible) {
+                self.next = step;
+                self.trial = Some(Trial { uploads, waited: None });
+            }
         }
         if self.uploads_max() != before {
             self.strangers = self.sent.len();
@@ -183,7 +233,7 @@ impl Pace {
             self.next_rest = REST_FIRST;
         } else {
             self.waits = Some(smoothed(self.waits, again));
-            self.is_rising = !is_more;
+            self.next = self.next.after();
             self.rest = self.next_rest;
             self.next_rest = (self.next_rest * 2).min(REST_MOST);
         }
@@ -281,6 +331,16 @@ mod tests {
                 self.sent.push_back((now + took(on_way + 1), std::mem::take(&mut self.waiting)));
             }
         }
+    }
+
+    #[test]
+    fn what_commits_waited_is_summed_as_squares() {
+        let mut pace = Pace::new(1);
+        pace.came(2, 3 * MS);
+        pace.came(1, 5 * MS);
+        // Two have waited 7 ms, one 5 ms.
+        assert_eq!(pace.uncut.waited(10 * MS), 1_000_000 * (49 + 49 + 25));
+        assert_eq!(pace.uncut.waited(Duration::ZERO), 1_000_000 * (9 + 9 + 25));
     }
 
     #[test]

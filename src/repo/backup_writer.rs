@@ -346,7 +346,8 @@ impl BackupWriter {
         )?;
         self.repository.put_sealed(&key, &object).await?;
         // `expire` deletes it first of all that a backup has stored which it takes for dead: what was
-        // stored may be gone then, and the backup must not come to exist without it.
+        // stored may be gone then, and the backup must not come to exist without it. If it is deleted only
+        // after this look, `expire` lists everything after that, finds the file list just stored and spares it all.
         let begun = Key::new(self.repository.place().begun(&self.id));
         if self.repository.begun(&self.id).await?.is_none() {
             return Err(StoreError::Absent { key: begun }.into());

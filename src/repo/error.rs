@@ -1,7 +1,12 @@
 //! Why an archive verb did not do what was asked.
 
+use super::encrypting::Refusal;
+use super::keyring::KeySourceError;
 use crate::causes::in_one_line;
-use crate::format::{ChunkMapError, CodecError, DocumentError, ListError, SealError};
+use crate::format::{
+    ChunkMapError, ClusterName, CodecError, DocumentError, EncryptionError, KeyId, ListError,
+    SealError,
+};
 use crate::pg::SystemId;
 use crate::store::{Key, StoreError};
 
@@ -10,7 +15,10 @@ use crate::store::{Key, StoreError};
 pub enum RepoError {
     /// The store failed; see [`StoreError::is_transient`].
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(StoreError),
+    /// The cluster is encrypted and our key does not fit, or it is not and we have one. Nothing was stored.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The store answers, but this cluster's identity is not there: the wrong bucket, prefix or
     /// name, an unmounted directory, or `init` was never run. Nothing can be said about what is absent.
     #[error("the repository holds no identity `{key}`")]
@@ -46,7 +54,21 @@ pub enum RepoError {
         /// What is wrong with it.
         why: String,
     },
-    /// An object was written by a newer version, or encrypted.
+    /// Without this user key nobody would be known to open a repository key.
+    #[error("without user key {user_key} nobody is known to open repository key {repository_key}")]
+    LastKey {
+        /// The user key that was to go.
+        user_key: KeyId,
+        /// What it may be the last to open.
+        repository_key: KeyId,
+    },
+    /// Somebody is removing this user key, or began to.
+    #[error("user key {user_key} is being removed")]
+    Leaving {
+        /// The user key.
+        user_key: KeyId,
+    },
+    /// An object was written by a newer version.
     #[error("`{key}` cannot be read by this version")]
     NotReadable {
         /// The object's key.
@@ -69,6 +91,70 @@ pub enum RepoError {
     Task(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+/// Why a cluster cannot be used with the key that is set, or without one. A retry cures none of them.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The cluster is encrypted, and no key is set.
+    #[error("cluster `{cluster}` is encrypted, and no key is set")]
+    Missing {
+        /// The cluster.
+        cluster: ClusterName,
+    },
+    /// A key is set, and the cluster is not encrypted.
+    #[error("a key is set, and cluster `{cluster}` was set up without encryption")]
+    NotEncrypted {
+        /// The cluster.
+        cluster: ClusterName,
+    },
+    /// The key could not be had.
+    #[error("the key could not be read")]
+    Source(#[source] KeySourceError),
+    /// The key opens nothing here.
+    #[error(
+        "key {user_key} opens nothing of cluster `{cluster}`{}", these_do(.known)
+    )]
+    Wrong {
+        /// The cluster.
+        cluster: ClusterName,
+        /// Our key.
+        user_key: KeyId,
+        /// The keys that open something.
+        known: Vec<KeyId>,
+    },
+    /// The key opens something here, but not this.
+    #[error("key {user_key} does not open repository key {repository_key} of cluster `{cluster}`")]
+    NotOpened {
+        /// The cluster.
+        cluster: ClusterName,
+        /// Our key.
+        user_key: KeyId,
+        /// What it was needed for.
+        repository_key: KeyId,
+    },
+}
+
+fn these_do(known: &[KeyId]) -> String {
+    let known: Vec<String> = known.iter().map(ToString::to_string).collect();
+    if known.is_empty() { String::new() } else { format!("; {} would", known.join(" or ")) }
+}
+
+/// What an encrypted cluster's store refused becomes what it was.
+impl From<StoreError> for RepoError {
+    fn from(error: StoreError) -> Self {
+        let StoreError::Refused { key, cause } = error else { return Self::Store(error) };
+        match cause.downcast::<Refusal>() {
+            Ok(refusal) => match *refusal {
+                Refusal::Keys(error) => error,
+                Refusal::Object(newer @ EncryptionError::Newer(_)) => {
+                    Self::NotReadable { key, cause: SealError::Encryption(newer) }
+                }
+                Refusal::Object(error) => Self::damaged(&key, error),
+            },
+            Err(cause) => Self::Store(StoreError::Refused { key, cause }),
+        }
+    }
+}
+
 impl RepoError {
     /// Returns whether the store itself said that the object does not exist.
     pub fn is_absent(&self) -> bool {
@@ -88,9 +174,13 @@ impl RepoError {
 
     pub(super) fn of_seal(key: &Key, error: SealError) -> Self {
         match error {
-            SealError::Encrypted(_) | SealError::Document(DocumentError::Newer { .. }) => {
+            SealError::Document(DocumentError::Newer { .. }) => {
                 Self::NotReadable { key: key.clone(), cause: error }
             }
+            SealError::Encrypted => match key.as_str().split('/').next().map(str::parse) {
+                Some(Ok(cluster)) => KeyError::Missing { cluster }.into(),
+                _ => Self::damaged(key, error),
+            },
             other => Self::damaged(key, other),
         }
     }

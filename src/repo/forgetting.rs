@@ -98,15 +98,20 @@ impl Repository {
         Ok(last)
     }
 
-    /// Deletes `committed.json`: from here on the backup does not exist, durably. Everything else of it
-    /// stays, and whoever deletes that looks first for backups that lean on it.
-    pub async fn delete_committed(&self, id: &BackupId) -> Result<(), RepoError> {
-        Ok(self.store().delete(&Key::new(self.place().committed(id))).await?)
+    /// Returns the key of a backup's `committed.json`. Once that is deleted, the backup does not exist. Everything
+    /// else of it stays, and whoever deletes that looks first for backups that lean on it.
+    pub fn committed_key(&self, id: &BackupId) -> Key {
+        Key::new(self.place().committed(id))
     }
 
-    /// Deletes `begun.json`, durably: a backup in the making cannot be committed any more.
-    pub async fn delete_begun(&self, id: &BackupId) -> Result<(), RepoError> {
-        Ok(self.store().delete(&Key::new(self.place().begun(id))).await?)
+    /// Returns the key of a backup's `begun.json`. Once that is deleted, a backup in the making cannot be committed any more.
+    pub fn begun_key(&self, id: &BackupId) -> Key {
+        Key::new(self.place().begun(id))
+    }
+
+    /// Deletes an object so that it stays deleted, whatever happens to the machine. That it is not there is success.
+    pub async fn delete(&self, key: &Key) -> Result<(), RepoError> {
+        Ok(self.store().delete(key).await?)
     }
 
     /// Deletes an object whose return after a crash of the machine would harm nobody.

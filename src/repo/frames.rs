@@ -7,6 +7,7 @@ use futures_util::StreamExt;
 use futures_util::future::try_join;
 use futures_util::stream::{self, Stream};
 
+use super::encrypting::is_refusal_of_ours;
 use super::{RepoError, Repository};
 use crate::format::{BackupId, ChunkMap, FileEntry, FileIndex, FrameRef, parse_line, read_whole};
 use crate::store::{Key, StoreError};
@@ -43,7 +44,7 @@ impl FrameFetcher {
         let reading = match self.repository.store().read(pack, Some(range)).await {
             Ok(reading) => reading,
             // A range behind the end is refused by every store: the pack was cut.
-            Err(error @ StoreError::Refused { .. }) => {
+            Err(error @ StoreError::Refused { .. }) if !is_refusal_of_ours(&error) => {
                 let first = self.repository.store().read(pack, Some(0..1)).await;
                 if first.is_ok_and(|reading| reading.size_bytes > u64::from(start)) {
                     return Err(error.into());

@@ -1,9 +1,9 @@
 //! Whose place this is: claiming it once, and finding its owner again.
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::future::try_join_all;
 
 use super::objects::Put;
-use super::{RepoError, Repository};
+use super::{KeyError, RepoError, Repository};
 use crate::format::Identity;
 use crate::pg::SystemId;
 use crate::store::Key;
@@ -27,6 +27,9 @@ pub fn claim_of(identities: &[Identity]) -> Option<&Identity> {
 
 impl Repository {
     /// Reads every incarnation that ever claimed the place, oldest first; none means that it is free.
+    ///
+    /// # Errors
+    /// [`RepoError::Key`] if the cluster is encrypted and we are not set up for it, or the other way round.
     pub async fn identities(&self) -> Result<Vec<Identity>, RepoError> {
         let level = self.store.list_level(&Key::new(self.place.identity_dir())).await?;
         let keys = level.objects.into_iter().map(|object| object.key);
@@ -34,26 +37,62 @@ impl Repository {
             let system_id = key.file_name().strip_suffix(".json");
             system_id.is_some_and(|text| text.parse::<SystemId>().is_ok())
         });
-        let mut identities: Vec<Identity> = futures_util::stream::iter(keys)
-            .map(|key| async move { named_by(&key, self.document::<Identity>(&key).await?) })
-            .buffered(IN_FLIGHT)
-            .try_collect()
-            .await?;
+        let keys: Vec<Key> = keys.collect();
+        let mut identities = Vec::with_capacity(keys.len());
+        for keys in keys.chunks(IN_FLIGHT) {
+            let read = keys.iter().map(|key| async move {
+                let identity = self.document::<Identity>(key).await?;
+                named_by(key, identity)
+            });
+            identities.extend(try_join_all(read).await?);
+        }
         identities.sort_by_key(|identity| (identity.incarnation, identity.claimed_at));
+        for identity in &identities {
+            self.vet(identity).await?;
+        }
         Ok(identities)
     }
 
     /// Reads the identity of one incarnation.
     ///
     /// # Errors
-    /// [`RepoError::NotClaimed`] if the store says that it is not there.
+    /// [`RepoError::NotClaimed`] if the store says that it is not there; [`RepoError::Key`] as for
+    /// [`Self::identities`].
     pub async fn identity(&self, system_id: SystemId) -> Result<Identity, RepoError> {
         let key = Key::new(self.place.identity(system_id));
         match self.document::<Identity>(&key).await {
-            Ok(identity) => named_by(&key, identity),
+            Ok(identity) => {
+                let identity = named_by(&key, identity)?;
+                self.vet(&identity).await?;
+                Ok(identity)
+            }
             Err(error) if error.is_absent() => Err(RepoError::NotClaimed { key }),
             Err(error) => Err(error),
         }
+    }
+
+    /// Checks that the cluster is encrypted as we are set up, and that our key is the right one. From then on this
+    /// process may store in the place.
+    async fn vet(&self, identity: &Identity) -> Result<(), RepoError> {
+        let key = Key::new(self.place.identity(identity.system_identifier));
+        match (&self.keyring, &identity.encryption) {
+            (None, None) => {}
+            (None, Some(_)) => {
+                return Err(KeyError::Missing { cluster: self.cluster().clone() }.into());
+            }
+            (Some(keyring), _) => keyring.vet(&key, identity).await?,
+        }
+        // Set by another task meanwhile: to the same.
+        let _ = self.vetted.set(());
+        Ok(())
+    }
+
+    /// Makes sure that [`Self::vet`] was passed before anything is stored under `key`, whatever the caller did.
+    pub(super) async fn vet_before_storing(&self, key: &Key) -> Result<(), RepoError> {
+        if self.vetted.initialized() || self.place.encrypted_name(key.as_str()).is_none() {
+            return Ok(());
+        }
+        self.identities().await.map(drop)
     }
 
     /// Claims the place for one incarnation. Idempotent: a second claim by the same
@@ -64,7 +103,10 @@ impl Repository {
     pub async fn claim(&self, identity: &Identity) -> Result<Claim, RepoError> {
         let key = Key::new(self.place.identity(identity.system_identifier));
         match self.put_document(&key, identity).await {
-            Ok(Put::Stored | Put::AlreadyThere) => Ok(Claim::Claimed),
+            Ok(Put::Stored | Put::AlreadyThere) => {
+                self.vet(identity).await?;
+                Ok(Claim::Claimed)
+            }
             Err(RepoError::Conflict { .. }) => {
                 let standing = self.identity(identity.system_identifier).await?;
                 Ok(Claim::AlreadyOurs(standing))

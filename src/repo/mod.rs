@@ -3,7 +3,7 @@
 //!
 //! Owns what every use of the repository must obey: create-if-absent, reading
 //! back after a doubtful answer, checking an object's header against its own
-//! name before a byte of it is believed. Never here: policy, which backup or
+//! name before a byte of it is believed, and that nothing is stored in plain where a cluster is encrypted. Never here: policy, which backup or
 //! which WAL to choose, or connections to PostgreSQL.
 
 mod assembly;
@@ -11,11 +11,14 @@ mod backup_files;
 mod backup_list;
 mod backup_proof;
 mod backup_writer;
+mod encrypting;
 mod error;
 mod forgetting;
 mod frames;
 mod identity;
 mod inventory;
+mod keyring;
+mod keys;
 mod leftovers;
 mod objects;
 mod parent;
@@ -34,11 +37,13 @@ pub use backup_files::{FileMeta, FileRecorder, KnownMaps, RecordedFiles};
 pub use backup_list::{BackupState, CommittedBackups, UnfinishedBackup, UnreadableBackup};
 pub use backup_proof::{ContentProver, ProvenContent};
 pub use backup_writer::{BackupWriter, Uploads};
-pub use error::RepoError;
+pub use error::{KeyError, RepoError};
 pub use forgetting::{ListedBackupObject, ListedWalObject, WalGroup};
 pub use frames::{FileList, FrameFetcher};
 pub use identity::{Claim, claim_of};
 pub use inventory::{TimelineWal, WalInventory};
+pub use keyring::{KeySource, KeySourceError};
+pub use keys::{KeyRing, KeyTaker, RepositoryKeyState};
 pub use leftovers::Leftovers;
 pub use objects::{Put, SealedObject};
 pub use parent::{KnownFiles, ParentFiles};
@@ -47,20 +52,46 @@ pub use proving::Proven;
 pub use wal::{PIECE_BYTES, WHOLE_SEGMENT_BYTES_MAX, WalSealer};
 pub use wal_fetch::{SegmentSource, StoredPrefix};
 
+use tokio::sync::OnceCell;
+
 use crate::format::{ClusterName, Place};
 use crate::store::Store;
+use encrypting::EncryptingStore;
+use keyring::Keyring;
 
 /// One cluster's place in a repository.
 #[derive(Debug, Clone)]
 pub struct Repository {
     store: Arc<dyn Store>,
     place: Place,
+    /// Where the cluster is encrypted; then `store` encrypts with it.
+    keyring: Option<Arc<Keyring>>,
+    /// Set once an identity says that the cluster is encrypted, or is not, as we are set up.
+    vetted: Arc<OnceCell<()>>,
 }
 
 impl Repository {
     /// Makes the repository of `cluster` in `store`; nothing is read or written.
     pub fn new(store: Arc<dyn Store>, cluster: ClusterName) -> Self {
-        Self { store, place: Place::new(cluster) }
+        Self { store, place: Place::new(cluster), keyring: None, vetted: Arc::default() }
+    }
+
+    /// Makes the repository of an encrypted cluster in `store`; nothing is read or written, and the key is asked for
+    /// when it is needed first.
+    pub fn encrypted(
+        store: Arc<dyn Store>,
+        cluster: ClusterName,
+        source: Arc<dyn KeySource>,
+    ) -> Self {
+        let place = Place::new(cluster);
+        let keyring = Arc::new(Keyring::new(source, Arc::clone(&store), place.clone()));
+        let store = Arc::new(EncryptingStore::new(store, Arc::clone(&keyring)));
+        Self { store, place, keyring: Some(keyring), vetted: Arc::default() }
+    }
+
+    /// Returns whether what it stores is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.keyring.is_some()
     }
 
     /// Returns the names of things in it.
@@ -73,7 +104,7 @@ impl Repository {
         self.place.cluster()
     }
 
-    /// Returns the store below.
+    /// Returns the store below; that of an encrypted cluster encrypts and decrypts.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
     }

@@ -7,7 +7,8 @@ use futures_util::StreamExt;
 
 use super::{RepoError, Repository};
 use crate::format::{
-    CodecError, Document, HEADER_PROBE_BYTES, Header, encode_header, parse_header, read_frames,
+    CodecError, Document, EncryptedHead, HEADER_PROBE_BYTES, Header, SealError, encode_header,
+    parse_header, read_frames,
 };
 use crate::store::{Body, Key, StoreError};
 
@@ -15,7 +16,7 @@ use crate::store::{Body, Key, StoreError};
 const OBJECT_BYTES_MAX: u64 = 80 << 20;
 
 /// No document of ours is longer (a committed document of a cluster with thousands of tablespaces).
-const DOCUMENT_BYTES_MAX: u64 = 16 << 20;
+pub(super) const DOCUMENT_BYTES_MAX: u64 = 16 << 20;
 
 /// How often a create is tried again when the store says that the name is
 /// taken and then that it is not (two creates that met; some stores answer 409).
@@ -48,6 +49,7 @@ impl Repository {
     /// # Errors
     /// [`RepoError::Conflict`] if the name holds other content; the stored object is untouched.
     pub async fn put_sealed(&self, key: &Key, object: &SealedObject) -> Result<Put, RepoError> {
+        self.vet_before_storing(key).await?;
         let head = encode_header(&object.header).map_err(|e| RepoError::of_document(key, e))?;
         let mut body = Body::from(head);
         for piece in object.body.pieces() {
@@ -78,6 +80,7 @@ impl Repository {
         key: &Key,
         document: &D,
     ) -> Result<Put, RepoError> {
+        self.vet_before_storing(key).await?;
         let json = document.to_json().map_err(|e| RepoError::of_document(key, e))?;
         for _ in 0..SETTLE_ATTEMPTS {
             match self.store.create(key, Body::from(json.clone())).await {
@@ -102,6 +105,9 @@ impl Repository {
     /// Reads and parses a JSON document.
     pub(super) async fn document<D: Document>(&self, key: &Key) -> Result<D, RepoError> {
         let bytes = self.read_whole(key, DOCUMENT_BYTES_MAX).await?.concat();
+        if EncryptedHead::parse(&bytes).is_ok() {
+            return Err(RepoError::of_seal(key, SealError::Encrypted));
+        }
         D::parse(&bytes).map_err(|e| RepoError::of_document(key, e))
     }
 

@@ -8,8 +8,8 @@ use super::objects::collect;
 use super::wal_tidy::believe;
 use super::{RepoError, Repository};
 use crate::format::{
-    BackupId, Depth, Document, FileIndex, FrameRef, Header, Kind, WalObject, WalSummary,
-    digest_chunk,
+    BackupId, Depth, Document, FileIndex, FrameRef, Header, KeyMark, KeyObject, Kind, WalObject,
+    WalSummary, WrappedKey, digest_chunk,
 };
 use crate::pg::{Lsn, SegmentSize, SystemId, Timeline, TimelineHistory, WalFileName};
 use crate::store::Key;
@@ -115,6 +115,29 @@ impl Repository {
             }
         }
         Ok(Proven { read_bytes: size_bytes, stored_digest: Some(blake3::hash(&bytes)) })
+    }
+
+    /// Proves a document about keys: that it can be read, and is about what its name says.
+    ///
+    /// # Errors
+    /// As [`Self::prove_wal`].
+    pub async fn prove_key_document(&self, object: KeyObject) -> Result<(), RepoError> {
+        let key = Key::new(self.place().key(object));
+        let is_its_own = match object {
+            KeyObject::Wrapped { key: name, user_key } => {
+                let wrapped: WrappedKey = self.document(&key).await?;
+                wrapped.user_key == user_key
+                    && (wrapped.number, wrapped.repository_key) == (name.number, name.id)
+            }
+            KeyObject::InUse(name) => self.document::<KeyMark>(&key).await?.key == name.id,
+            KeyObject::Leaving { user_key, .. } => {
+                self.document::<KeyMark>(&key).await?.key == user_key
+            }
+        };
+        if is_its_own {
+            return Ok(());
+        }
+        Err(RepoError::damaged(&key, "it is about another key than its name says"))
     }
 
     /// Proves the index of a backup's file list: always all of it, as it is small.

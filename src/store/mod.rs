@@ -92,6 +92,11 @@ impl Body {
     pub fn pieces(&self) -> &[Bytes] {
         &self.pieces
     }
+
+    /// Returns the pieces in order, each to be let go of by itself.
+    pub fn into_pieces(self) -> Vec<Bytes> {
+        self.pieces
+    }
 }
 
 impl From<Vec<u8>> for Body {

@@ -287,6 +287,49 @@ install_rivals() {
     fi
 }
 
+# Debian 12's pgBackRest is too old for PostgreSQL 16 and for block incrementals.
+# The next release's runs here too, with its own loader and libraries beside it.
+newer_pgbackrest() {
+    local place=$cache/pgbackrest have suite=trixie site stage
+    have=$(dpkg-query -W -f '${Version}' pgbackrest)
+    dpkg --compare-versions "$have" ge 2.55 && return 0
+    [ -x "$place/pgbackrest" ] && return 0
+    grep -qx 'ID=debian' /etc/os-release && [ "$(uname -m)" = x86_64 ] || return 0
+    say "pgBackRest of Debian's next release ($suite) into $place"
+    stage=$(mktemp -d "$cache/pgbackrest.XXXXXX")
+    mkdir -p "$stage/lists/partial" "$stage/archives/partial" "$stage/unpacked"
+    # shellcheck disable=SC2016  # apt expands it
+    site=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | head -n 1)
+    printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' "$site" "$suite" \
+        >"$stage/sources.list"
+    local own=(-qq -o "Dir::Etc::SourceList=$stage/sources.list" -o Dir::Etc::SourceParts=- \
+        -o "Dir::State::Lists=$stage/lists" -o "Dir::Cache=$stage" -o Dir::State::status=/dev/null \
+        -o APT::Install-Recommends=false -o APT::Sandbox::User=root -o Debug::NoLocking=1)
+    apt-get "${own[@]}" update
+    local url name
+    apt-get "${own[@]}" -y --print-uris install pgbackrest \
+        | sed -n "s/^'\([^']*\)' \([^ ]*\) .*/\1 \2/p" \
+        | grep -E ' (pgbackrest|lib[^ ]*)_' | grep -v perl \
+        | while read -r url name; do
+            curl -fsS --retry 3 -o "$stage/archives/$name" "$url"
+            dpkg-deb -x "$stage/archives/$name" "$stage/unpacked"
+        done
+    mkdir "$stage/whole"
+    cp -a "$stage/unpacked/usr/lib/$(uname -m)-linux-gnu" "$stage/whole/lib"
+    cp "$stage/unpacked/usr/bin/pgbackrest" "$stage/whole/program"
+    # It runs itself again for its workers: by the name of this script.
+    cat >"$stage/whole/pgbackrest" <<SCRIPT
+#!/bin/sh
+exec "$place/lib/ld-linux-x86-64.so.2" --library-path "$place/lib" --argv0 "$place/pgbackrest" "$place/program" "\$@"
+SCRIPT
+    chmod -R a+rX "$stage/whole"
+    chmod a+x "$stage/whole/pgbackrest"
+    rm -rf "$place"
+    mv "$stage/whole" "$place"
+    rm -rf "$stage"
+    "$place/pgbackrest" version >/dev/null
+}
+
 # The system packages of one mode.
 install_packages() {
     # rustc's linker is cc, and some of the dependencies are C.
@@ -299,18 +342,19 @@ install_packages() {
         --lint) apt_need python3-venv ;;
         --test)
             # What the PostgreSQL trees link (some names differ between
-            # releases); openssl makes the certificates of the tests; zstd and
-            # python3 are all that docs/restore-by-hand.md needs.
+            # releases); openssl makes the certificates of the tests; zstd,
+            # python3 and, for what is encrypted, python3-cryptography are all
+            # that docs/restore-by-hand.md needs.
             apt_need python3-venv debian-archive-keyring \
                 libgssapi-krb5-2 liblz4-1 libzstd1 'libxml2|libxml2-16' zlib1g tzdata \
                 'libssl3t64|libssl3' 'libreadline8t64|libreadline8' \
-                openssl zstd python3
+                openssl zstd python3 python3-cryptography
             [ "$(uname -m)" = x86_64 ] || packages_of_pgdg
             bash "$here/../servers/install.sh" --packages
             ;;
         --bench)
             install_packages --test
-            apt_need pgbackrest time zstd lz4
+            apt_need pgbackrest time zstd lz4 curl debian-archive-keyring
             ;;
     esac
 }
@@ -353,5 +397,8 @@ case $mode in
         HIGHWATER_TEST_CACHE=$cache bash "$here/../servers/install.sh"
         ;;
 esac
-if [ "$mode" = --bench ]; then install_rivals; fi
+if [ "$mode" = --bench ]; then
+    install_rivals
+    newer_pgbackrest
+fi
 say "done"

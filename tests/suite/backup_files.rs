@@ -17,7 +17,7 @@ const FILES: [&str; 4] = ["backup", "--fast", "--source", "files"];
 const SLOWLY: [&str; 6] = ["backup", "--fast", "--source", "files", "--max-rate", "4MB"];
 
 /// How many sessions hold the server in backup mode, once its files are being read.
-const IN_BACKUP: &str = "select count(*) from pg_stat_activity where application_name = 'highwater' \
+pub const IN_BACKUP: &str = "select count(*) from pg_stat_activity where application_name = 'highwater' \
      and (query = 'SELECT 1' or query like '%clock_timestamp%')";
 
 the_main_job_on! {

@@ -1,7 +1,7 @@
 //! The page `docs/restore-by-hand.md`, run as it is printed: a cluster comes
 //! back with `zstd`, `python3` and PostgreSQL alone.
 
-use crate::harness::{Archived, Cluster, NEWEST, as_server_user, finish};
+use crate::harness::{Archived, Cluster, Lab, NEWEST, as_server_user, finish};
 
 /// The code blocks of the page with their languages, in order.
 fn blocks() -> Vec<(String, String)> {
@@ -38,10 +38,33 @@ fn block_with<'a>(blocks: &'a [(String, String)], text: &str) -> &'a str {
 /// Runs what the page tells to run, after its own scripts were saved; the
 /// server is started by the harness, which stops it again.
 fn follow_the_page(place: &Archived, backup: &str, pgdata: &std::path::Path) {
+    follow_the_page_in(place, &place.highwater.repo_directory().join("main"), backup, pgdata);
+}
+
+/// Makes the copy in plain that the page begins with where a cluster is encrypted; returns its place.
+fn decrypt_by_the_page(place: &Archived, key: &std::path::Path) -> std::path::PathBuf {
+    let blocks = blocks();
+    let directory = place.lab.directory("decrypted");
+    place.lab.write("decrypted/decrypt.py", block_with(&blocks, "# decrypt.py PLACE").as_bytes());
+    let new_place = directory.join("main");
+    let mut shell = as_server_user("/bin/sh");
+    let command = block_with(&blocks, "python3 decrypt.py \"$PLACE\"");
+    shell.args(["-e", "-c", command]).current_dir(&directory);
+    shell.env("PLACE", place.highwater.repo_directory().join("main"));
+    shell.env("KEY_FILE", key).env("NEW_PLACE", &new_place);
+    finish(shell);
+    new_place
+}
+
+fn follow_the_page_in(
+    place: &Archived,
+    place_of_repo: &std::path::Path,
+    backup: &str,
+    pgdata: &std::path::Path,
+) {
     let blocks = blocks();
     let rebuild = block_with(&blocks, "# rebuild.py PLACE");
     let get_wal = block_with(&blocks, "# get-wal WAL_DIRECTORY");
-    let place_of_repo = place.highwater.repo_directory().join("main");
     let directory = place.lab.directory("by-hand");
     place.lab.write("by-hand/rebuild.py", rebuild.as_bytes());
     place.lab.write("by-hand/get-wal", get_wal.as_bytes());
@@ -52,7 +75,7 @@ fn follow_the_page(place: &Archived, backup: &str, pgdata: &std::path::Path) {
     ];
     let shells = blocks.iter().filter(|(language, _)| language == "sh").count();
     assert_eq!(
-        shells, 6,
+        shells, 7,
         "a new shell block on the page must be run here, or be left out knowingly"
     );
     let tools = place.cluster.tool("pg_verifybackup");
@@ -62,7 +85,7 @@ fn follow_the_page(place: &Archived, backup: &str, pgdata: &std::path::Path) {
         for (name, value) in tools.get_envs() {
             shell.env(name, value.unwrap_or_default());
         }
-        shell.env("PLACE", &place_of_repo).env("BACKUP", backup).env("PGDATA", pgdata);
+        shell.env("PLACE", place_of_repo).env("BACKUP", backup).env("PGDATA", pgdata);
         finish(shell);
     }
 }
@@ -105,6 +128,32 @@ fn the_page_brings_a_cluster_back_without_highwater() {
     copy.wait_until("select pg_is_in_recovery()", "f");
     assert_eq!(content(&copy), wanted);
     assert_eq!(copy.sql("show archive_mode"), "off");
+    copy.amcheck();
+}
+
+#[test]
+fn the_page_brings_an_encrypted_cluster_back_with_its_key() {
+    let mut place = Archived::by_server_encrypted(NEWEST, Lab::highwater, |builder| builder);
+    place
+        .cluster
+        .sql("create table t as select g n, md5(g::text) t from generate_series(1, 20000) g");
+    place.highwater.run(&["backup", "--fast"]).done();
+    place.highwater.run(&["key", "rotate"]).done();
+    place.cluster.sql("update t set t = 'changed' where n % 7 = 0");
+    let second = place.highwater.run(&["backup", "--fast", "--json"]).done().json();
+    place.cluster.sql("delete from t where n % 11 = 0");
+    let wanted = place.cluster.dump();
+    place.cluster.archive_now();
+    place.cluster.kill9();
+    let plain = decrypt_by_the_page(&place, &place.lab.path().join("key"));
+    std::fs::remove_dir_all(place.highwater.repo_directory()).unwrap();
+
+    let pgdata = place.lab.path().join("copy");
+    follow_the_page_in(&place, &plain, second["id"].as_str().unwrap(), &pgdata);
+    let mut copy = Cluster::adopt(&place.lab, NEWEST, &pgdata);
+    copy.start();
+    copy.wait_until("select pg_is_in_recovery()", "f");
+    assert!(copy.dump() == wanted, "the copy differs");
     copy.amcheck();
 }
 

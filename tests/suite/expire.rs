@@ -236,7 +236,12 @@ fn a_killed_expire_harms_nothing_and_the_next_ends_it() {
         let again = place.highwater.run(&arguments).done();
         usual = again.elapsed.max(Duration::from_millis(20));
         assert_eq!(ids(&place), [last.id.as_str()]);
-        assert_begins_with(&place.highwater.info());
+        let info = place.highwater.info();
+        // Killed between the two documents of a backup, it has left what might be a backup that runs, whose WAL stays.
+        let unfinished = info["unfinished_backups"].as_array().unwrap();
+        if unfinished.iter().all(|one| one["begun_at"].is_null()) {
+            assert_begins_with(&info);
+        }
         place.highwater.run(&arguments).done().says("deleted: 0 backups, 0 objects");
     }
 }

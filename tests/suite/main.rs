@@ -18,11 +18,13 @@ mod harness;
 
 mod agent;
 mod ahead;
+mod ahead_on_s3;
 mod archive;
 mod backup_files;
 mod backup_restore;
 mod by_hand;
 mod delta;
+mod encryption;
 mod expire;
 mod fire;
 mod get;

@@ -1,6 +1,8 @@
 //! What `receive` has to do with its slot, with WAL that is gone, and with a wrong server.
 
-use crate::harness::{Archived, Cluster, Highwater, Lab, Load, NEWEST, Receiver, parse_lsn};
+use crate::harness::{
+    Archived, Cluster, Highwater, Lab, Load, NEWEST, Receiver, Weather, parse_lsn,
+};
 
 #[test]
 fn the_slot_is_made_and_never_runs_ahead_of_what_is_stored() {
@@ -28,12 +30,17 @@ fn the_slot_is_made_and_never_runs_ahead_of_what_is_stored() {
 /// A cluster that keeps hardly any WAL.
 fn forgetful(major: u32) -> Archived {
     let lab = Lab::open();
+    let highwater = lab.highwater();
+    forgetful_into(lab, &highwater, major)
+}
+
+fn forgetful_into(lab: Lab, highwater: &Highwater, major: u32) -> Archived {
     let mut builder = lab.cluster(major).segment_mib(1);
     for line in ["wal_keep_size = 0", "max_slot_wal_keep_size = 2MB", "min_wal_size = 2MB"] {
         builder = builder.conf(line);
     }
     let cluster = builder.conf("max_wal_size = 4MB").start();
-    let highwater = lab.highwater().on(&cluster);
+    let highwater = highwater.on(&cluster);
     highwater.run(&["init"]).done();
     Archived { cluster, highwater, lab }
 }
@@ -89,6 +96,34 @@ fn wal_removed_without_a_slot_is_a_gap_that_is_told_and_left_behind() {
         let receiver = lose_wal(&place, &["--slot", "none"]);
         assert_gap_is_told_and_left_behind(&place, receiver);
         assert_eq!(place.cluster.sql("select count(*) from pg_replication_slots"), "0");
+    }
+}
+
+#[test]
+fn a_slot_lost_while_the_store_stands_still_leaves_a_gap_behind_all_that_was_read() {
+    for major in [14, NEWEST] {
+        let lab = Lab::open();
+        let (highwater, way) = lab.highwater_on_s3_by_a_way();
+        let place = forgetful_into(lab, &highwater, major);
+        place.cluster.sql("create table t (n int)");
+        let receiver = Receiver::streaming(&place.highwater, &place.cluster, &[]);
+        place.cluster.switch_wal();
+        let acknowledged = parse_lsn(&receiver.wait_acknowledged(&place.cluster));
+        way.set(Weather::Still);
+        let read = "select sent_lsn = pg_current_wal_lsn() from pg_stat_replication";
+        place.cluster.sql("insert into t select generate_series(1, 20000)");
+        place.cluster.wait_until(read, "t");
+        place.cluster.sql("truncate t");
+        (0..60).for_each(|_| drop(place.cluster.switch_wal()));
+        place.cluster.sql("checkpoint");
+        let lost = "select wal_status = 'lost' from pg_replication_slots";
+        place.cluster.wait_until(lost, "t");
+        way.set(Weather::Fair);
+        assert_gap_is_told_and_left_behind(&place, receiver);
+        // What it held is not in the gap.
+        let info = place.highwater.info();
+        let gap = parse_lsn(info["wal"][0]["gaps"][0]["start_lsn"].as_str().unwrap());
+        assert!(gap > acknowledged + (1 << 20), "{info}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! Promotions, standbys and clones: several servers around one repository.
 
+use crate::backup_files::IN_BACKUP;
 use crate::harness::{Archived, NEWEST, files_below, fingerprint};
 
 const ARCHIVING: &[&str] = &["archive_mode = on"];
@@ -149,23 +150,38 @@ fn a_standby_restored_from_the_repository_follows_it() {
     assert_eq!(standby.sql("select pg_is_in_recovery()"), "t");
 }
 
-#[test]
-fn a_standby_promoted_during_its_backup_leaves_no_backup() {
+fn a_promotion_comes_in_the_midst_of_a_backup(source: &str, in_its_midst: (&str, &str)) {
     let place = Archived::by_server(NEWEST);
     place.cluster.pgbench(&["-i", "-q", "-s", "10"]);
     let standby = place.cluster.standby("standby", &["archive_mode = always"]);
     place.cluster.archive_now();
     let highwater = place.highwater.on(&standby);
-    // 150 MB at 20 MB/s: the promotion comes in its midst.
-    let running = highwater.spawn(&["backup", "--fast", "--max-rate", "20MB"]);
-    standby.wait_until(
-        "select count(*) from pg_stat_progress_basebackup where backup_streamed > 1000000",
-        "1",
-    );
+    // 150 MB at 20 MB/s.
+    let backup = ["backup", "--fast", "--max-rate", "20MB", "--source", source];
+    let running = highwater.spawn(&backup);
+    standby.wait_until(in_its_midst.0, in_its_midst.1);
     standby.promote();
     let run = running.wait();
     assert!(matches!(run.code(), 4 | 6), "{run}");
     let info = place.highwater.info();
     let usable = info["backups"].as_array().unwrap().iter().filter(|b| b["usable"] == true);
     assert_eq!(usable.count(), 0, "{info}");
+    // What it has left is in nobody's way.
+    highwater.run(&["init"]).done();
+    standby.archive_into(&highwater);
+    let after = ["backup", "--fast", "--source", source];
+    highwater.run(&after).done();
+    place.assert_copy_equals("copy", &standby.dump());
+}
+
+#[test]
+fn a_standby_promoted_during_its_streamed_backup_leaves_no_backup() {
+    let streamed =
+        "select count(*) from pg_stat_progress_basebackup where backup_streamed > 1000000";
+    a_promotion_comes_in_the_midst_of_a_backup("stream", (streamed, "1"));
+}
+
+#[test]
+fn a_standby_promoted_during_its_backup_of_files_leaves_no_backup() {
+    a_promotion_comes_in_the_midst_of_a_backup("files", (IN_BACKUP, "1"));
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::harness::{Archived, Load, MAJORS, NEWEST, files_below, flip_bit};
+use crate::harness::{Archived, Lab, Load, MAJORS, NEWEST, files_below, flip_bit};
 
 /// Two backups of a cluster that is written to, the second leaning on the first, and WAL behind them.
 fn filled(place: &Archived, source: &str) -> [String; 2] {
@@ -69,6 +69,24 @@ fn a_whole_repository_on_s3_passes_and_is_not_read_twice() {
     let place = Archived::by_server_on_s3(NEWEST, |cluster| cluster);
     filled(&place, "stream");
     prove_twice(&place);
+}
+
+#[test]
+fn an_encrypted_repository_passes_and_what_was_changed_in_it_is_found() {
+    let place = Archived::by_server_encrypted(NEWEST, Lab::highwater, |cluster| cluster);
+    let [first, _] = filled(&place, "stream");
+    prove_twice(&place);
+    let pack = objects(&place, &format!("{first}/pack/"))[0].clone();
+    let good = std::fs::read(&pack).unwrap();
+    flip_bit(&pack, 70_000);
+    let found = place.highwater.run(&["verify", "--deep", "--all", "--json"]).ends_with(4).json();
+    assert_eq!(found["findings"][0]["fault"], "damaged", "{found}");
+    assert!(found["findings"][0]["lost_backups"].to_string().contains(&first), "{found}");
+    // A wrong key is no finding: nothing is known then of what is stored.
+    let stranger = place.highwater.with_key(&place.highwater.new_key("stranger"));
+    stranger.run(&["verify"]).ends_with(2);
+    std::fs::write(&pack, good).unwrap();
+    place.highwater.run(&["verify", "--deep", "--all"]).done();
 }
 
 #[test]

@@ -57,8 +57,8 @@ impl<'a> Deleting<'a> {
     /// The store failed, or the work is to stop: then it may or may not be there.
     pub(super) async fn one(&mut self, key: &Key) -> Result<bool, Failure> {
         self.check_stop().await?;
-        let deleted = if self.dry_run { Ok(()) } else { self.repository.store().delete(key).await };
-        self.note(key, 0, deleted.map_err(Into::into))
+        let deleted = if self.dry_run { Ok(()) } else { self.repository.delete(key).await };
+        self.note(key, 0, deleted)
     }
 
     /// Deletes objects in order.

@@ -164,11 +164,9 @@ impl Expiring<'_> {
                 self.forced.insert(id, Reason::JustPinned);
                 continue;
             }
-            let place = self.repository.place();
-            let (committed, begun) = (Key::new(place.committed(&id)), Key::new(place.begun(&id)));
-            if self.deleting.one(&committed).await? {
+            if self.deleting.one(&self.repository.committed_key(&id)).await? {
                 self.deleting.backups += 1;
-                if self.deleting.one(&begun).await? {
+                if self.deleting.one(&self.repository.begun_key(&id)).await? {
                     self.buried.insert(id);
                 }
             } else {
@@ -189,7 +187,7 @@ impl Expiring<'_> {
                 Unfinishedness::Dead => {
                     let nobody = NeededPacks::default();
                     let is_silent = self.look_at(&one.id, Some(one.fate), &nobody).await?.is_some();
-                    let begun = Key::new(self.repository.place().begun(&one.id));
+                    let begun = self.repository.begun_key(&one.id);
                     is_silent && self.deleting.one(&begun).await?
                 }
             };

@@ -5,20 +5,26 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::failure::Failure;
 use crate::format::{
-    BackupId, Begun, CHUNK_BYTES, ChunkEntry, Codec, Committed, EntryKind, FORMAT_VERSION,
-    FileIndex, Header, Identity, Kind, WalObject, digest_chunk,
+    BackupId, Begun, CHUNK_BYTES, ChunkEntry, Codec, Committed, Document,
+    ENCRYPTED_IDENTITY_VERSION, Encryption, EntryKind, FORMAT_VERSION, FileIndex, Header, Identity,
+    KeyObject, Kind, Made, Place, RepositoryKeyName, SecretKey, WalObject, WrappedKey,
+    digest_chunk,
 };
 use crate::ops::{Silent, archive_get, archive_push, restore};
 use crate::pg::wal_build::{RecordSpec, build_segment};
 use crate::pg::{Lsn, PgTimestamp, SegmentName, SegmentSize, SystemId, Timeline};
 use crate::plan::target::{RecoveryPoint, RecoveryTarget, TargetAction, TimelineChoice};
 use crate::repo::{
-    BackupWriter, FileMeta, FileRecorder, Leftovers, RepoError, Repository, WalSealer,
+    BackupWriter, FileMeta, FileRecorder, KeySource, KeySourceError, Leftovers, RepoError,
+    Repository, WalSealer,
 };
 use crate::store::faults::{Fault, FaultStore, Symptom};
 use crate::store::memory::MemoryStore;
+use crate::store::{Key, Store};
 
 /// The cluster of `tests/fixtures/pg/pg_control.17`, as pg_controldata shows it.
 pub(super) const SYSTEM: SystemId = SystemId(7_710_829_501_534_534_359);
@@ -27,6 +33,35 @@ pub(super) const SYSTEM: SystemId = SystemId(7_710_829_501_534_534_359);
 pub(super) const ANCESTOR: SystemId = SystemId(7_000_000_000_000_000_001);
 
 pub(super) const SIZE_BYTES: u32 = 1 << 20;
+
+/// Whether this is `ops::encrypted_trials`, where everything is tried once more over an encrypted cluster.
+const IS_ENCRYPTED: bool = module_path!().as_bytes()["highwater::ops::".len()] == b'e';
+
+/// Where encrypted trials have their key from.
+#[derive(Debug)]
+struct UserKey;
+
+impl KeySource for UserKey {
+    fn user_key(&self) -> Result<SecretKey, KeySourceError> {
+        Ok(SecretKey::new([9; 32]))
+    }
+}
+
+pub(super) fn repository_key() -> (RepositoryKeyName, SecretKey) {
+    let key = SecretKey::new([5; 32]);
+    (RepositoryKeyName { number: 1, id: key.id() }, key)
+}
+
+/// Stores the repository key that the identities of a trial name.
+fn put_repository_key(memory: &MemoryStore) {
+    let (name, key) = repository_key();
+    let user_key = UserKey.user_key().unwrap();
+    let cluster = "main".parse().unwrap();
+    let made = Made { at: PgTimestamp(0), host: "host".to_owned(), tool: "test".to_owned() };
+    let wrapped = WrappedKey::new(&cluster, name, &key, &user_key, made).unwrap();
+    let object = KeyObject::Wrapped { key: name, user_key: user_key.id() };
+    memory.overwrite(&Place::new(cluster).key(object), wrapped.to_json().unwrap());
+}
 
 /// How the Nth call fails.
 pub(super) const MODES: [fn(u64) -> Fault; 3] = [
@@ -59,9 +94,19 @@ impl Archive {
         let memory = MemoryStore::new();
         let faults = FaultStore::new(Arc::new(memory.clone()));
         let cluster = || "main".parse().unwrap();
+        let repository = |store: Arc<dyn Store>| {
+            if IS_ENCRYPTED {
+                Repository::encrypted(store, cluster(), Arc::new(UserKey))
+            } else {
+                Repository::new(store, cluster())
+            }
+        };
+        if IS_ENCRYPTED {
+            put_repository_key(&memory);
+        }
         Self {
-            repository: Repository::new(Arc::new(faults.clone()), cluster()),
-            calm: Repository::new(Arc::new(memory.clone()), cluster()),
+            repository: repository(Arc::new(faults.clone())),
+            calm: repository(Arc::new(memory.clone())),
             memory,
             faults,
             size: SegmentSize::new(segment_bytes).unwrap(),
@@ -71,7 +116,11 @@ impl Archive {
 
     pub(super) fn identity(&self, system_identifier: SystemId, incarnation: u32) -> Identity {
         Identity {
-            format: FORMAT_VERSION,
+            format: if IS_ENCRYPTED { ENCRYPTED_IDENTITY_VERSION } else { FORMAT_VERSION },
+            encryption: IS_ENCRYPTED.then(|| {
+                let (name, key) = repository_key();
+                Encryption::new(&"main".parse().unwrap(), system_identifier, name, &key)
+            }),
             cluster: "main".parse().unwrap(),
             system_identifier,
             segment_size: self.size,
@@ -168,6 +217,15 @@ impl Archive {
             let (name, bytes) = self.segment(number);
             self.push(&name, &bytes).await.unwrap();
         }
+    }
+
+    /// Returns the bytes that stand in the store where this document is stored under that key.
+    pub(super) async fn as_stored(&self, key: &str, document: &impl Document) -> Bytes {
+        let (store, key) = (self.calm.store(), Key::new(key));
+        store.create(&key, document.to_json().unwrap().into()).await.unwrap();
+        let stored = self.memory.bytes(key.as_str()).unwrap();
+        store.delete(&key).await.unwrap();
+        stored
     }
 
     pub(super) fn keys_below(&self, part: &str) -> Vec<String> {

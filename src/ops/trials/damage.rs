@@ -1,9 +1,11 @@
 //! The table of damage: each kind of stored object, damaged in each way.
 
+use futures_util::TryStreamExt;
+
 use super::archive::{Archive, SIZE_BYTES, SYSTEM, contents};
 use crate::failure::{Failure, Kind};
 use crate::format::{
-    Begun, Committed, Document, FORMAT_VERSION, HEADER_PROBE_BYTES, Identity, Pin,
+    Begun, Committed, Document, ENCRYPTED_IDENTITY_VERSION, HEADER_PROBE_BYTES, Identity, Pin,
     encode_header_padded, parse_header,
 };
 use crate::ops::info;
@@ -44,8 +46,10 @@ impl Archive {
             Zeroed => bad.fill(0),
             BitFlipped(at) => bad[good.len() * at / 64] ^= 1 << (at % 8),
             SwappedWithASibling => bad = self.memory.bytes(sibling).unwrap().to_vec(),
-            NewerFormat => bad = of_newer_format(&good),
-            OfAnotherCluster => bad = of_another_cluster(key, &good),
+            NewerFormat => bad = self.stored_instead(key, of_newer_format).await,
+            OfAnotherCluster => {
+                bad = self.stored_instead(key, |good| of_another_cluster(key, good)).await;
+            }
             Missing => {
                 self.calm.store().delete(&Key::new(key)).await.unwrap();
                 return good;
@@ -54,6 +58,20 @@ impl Archive {
         assert_ne!(bad, good, "{key}: {damage:?} changed nothing");
         self.memory.overwrite(key, bad);
         good
+    }
+
+    /// Stores something else in the place of an object, as whoever stores objects here would, and returns its bytes.
+    pub(super) async fn stored_instead(
+        &self,
+        key: &str,
+        change: impl Fn(&[u8]) -> Vec<u8>,
+    ) -> Vec<u8> {
+        let (store, key) = (self.calm.store(), Key::new(key));
+        let plain = store.read(&key, None).await.unwrap().bytes;
+        let plain = plain.try_collect::<Vec<_>>().await.unwrap().concat();
+        store.delete(&key).await.unwrap();
+        store.create(&key, change(&plain).into()).await.unwrap();
+        self.memory.bytes(key.as_str()).unwrap().to_vec()
     }
 }
 
@@ -85,7 +103,7 @@ fn of_another_cluster(key: &str, good: &[u8]) -> Vec<u8> {
 }
 
 fn of_newer_format(good: &[u8]) -> Vec<u8> {
-    let newer = FORMAT_VERSION + 1;
+    let newer = ENCRYPTED_IDENTITY_VERSION + 1;
     let head = &good[..good.len().min(usize::try_from(HEADER_PROBE_BYTES).unwrap())];
     if let Ok((mut header, body)) = parse_header(head, good.len() as u64) {
         header.format = newer;
@@ -95,7 +113,9 @@ fn of_newer_format(good: &[u8]) -> Vec<u8> {
         return bad;
     }
     let text = std::str::from_utf8(good).unwrap();
-    text.replacen("\"format\": 1", &format!("\"format\": {newer}"), 1).into_bytes()
+    let newer = format!("\"format\": {newer}");
+    let text = text.replacen("\"format\": 1", &newer, 1).replacen("\"format\": 2", &newer, 1);
+    text.into_bytes()
 }
 
 #[tokio::test]

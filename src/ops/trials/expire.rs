@@ -257,7 +257,8 @@ async fn a_backup_that_begins_meanwhile_finds_its_parent_or_is_seen() {
         let archive = archive().await;
         let parent = archive.calm.committed(&id(2)).await.unwrap().unwrap();
         let (memory, place) = (archive.memory.clone(), archive.calm.place().clone());
-        let json = crate::format::Document::to_json(&begun(&id(9), Some(&parent))).unwrap();
+        let begun = begun(&id(9), Some(&parent));
+        let json = archive.as_stored(&place.begun(&id(9)), &begun).await;
         let part = format!("{}/{key}", id(2));
         let at_the_deletion = Fault::on(Call::Delete).key_contains(part);
         archive.faults.inject(
@@ -283,7 +284,7 @@ async fn a_backup_that_begins_meanwhile_keeps_the_packs_of_the_dead_one_that_it_
     let archive = archive().await;
     let (memory, place) = (archive.memory.clone(), archive.calm.place().clone());
     let resuming = Begun { leans_on: vec![id(4)], ..begun(&id(9), None) };
-    let json = crate::format::Document::to_json(&resuming).unwrap();
+    let json = archive.as_stored(&place.begun(&id(9)), &resuming).await;
     let at_the_burial = Fault::on(Call::Delete).key_contains(format!("{}/begun.json", id(4)));
     archive.faults.inject(
         at_the_burial

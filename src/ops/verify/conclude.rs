@@ -5,8 +5,8 @@ use super::findings::{About, Acknowledged, Fault, Finding, LostMoments, Raw, Rep
 use super::losses::Gone;
 use crate::failure::Failure;
 use crate::format::{
-    Acknowledgement, Depth, FINDINGS_NAMED_MAX, WalObject, parse_acknowledged, parse_pin,
-    parse_proof,
+    Acknowledgement, Depth, FINDINGS_NAMED_MAX, KeyObject, WalObject, parse_acknowledged,
+    parse_pin, parse_proof,
 };
 use crate::ops::now;
 use crate::pg::{Lsn, SystemId};
@@ -44,6 +44,10 @@ impl Verifying<'_> {
                     let id = tail.strip_suffix(".json");
                     id.is_some_and(|id| id.parse::<SystemId>().is_ok())
                 },
+                _ if directory == place.keys_dir() => {
+                    self.look_at_keys(&directory).await?;
+                    continue;
+                }
                 _ if directory == pins => |tail| parse_pin(tail).is_some(),
                 _ if directory == verify => |tail| parse_proof(tail).is_some(),
                 _ if directory == known => |tail| parse_acknowledged(tail).is_some(),
@@ -64,6 +68,29 @@ impl Verifying<'_> {
         }
         for key in strays {
             self.stray(&key);
+        }
+        Ok(())
+    }
+
+    /// Documents about keys; what is deleted meanwhile is no loss.
+    async fn look_at_keys(&mut self, directory: &str) -> Result<(), Failure> {
+        let listing = self.repository.store().list(&Key::new(directory)).try_collect::<Vec<_>>();
+        let listing = listing.await.map_err(|error| self.failed(error.into(), "list keys"))?;
+        for listed in listing {
+            let tail = listed.key.as_str().strip_prefix(directory);
+            let tail = tail.and_then(|tail| tail.strip_prefix('/'));
+            let Some(object) = tail.and_then(KeyObject::parse) else {
+                self.stray(&listed.key);
+                continue;
+            };
+            self.check_stop().await?;
+            self.checked += 1;
+            let Err(error) = self.repository.prove_key_document(object).await else { continue };
+            let found = Fault::of(error);
+            let (fault, why) = found.map_err(|error| self.failed(error, "read keys"))?;
+            if fault != Fault::Missing {
+                self.raw.push(Raw { about: About::Key(listed.key), fault, why });
+            }
         }
         Ok(())
     }
@@ -314,6 +341,9 @@ impl Verifying<'_> {
             About::Pin(_) => {
                 plain("No moment is lost: its backup is kept until the pin is taken off.")
             }
+            About::Key(_) => plain(
+                "Whoever holds only the user key that it is about cannot open what is stored under the repository key that it is about. Other user keys open it as before.",
+            ),
             About::Acknowledgement(_) => {
                 plain("No moment is lost; what it acknowledged is told as new.")
             }
@@ -393,6 +423,9 @@ fn remedy(raw: &Raw) -> String {
             "Take the pins off with `highwater unpin` and pin the backup again.".to_owned()
         }
         About::Changed(_) => "Was it put back after damage? Then say so. Else look at the disk or the bucket, and run `highwater verify --deep --all`.".to_owned(),
+        About::Key(_) => format!(
+            "{copy} Else move it away and, with a user key that opens everything, give the other one again: `highwater key add`."
+        ),
         About::Acknowledgement(_) => "Delete it, and acknowledge the finding again.".to_owned(),
     };
     format!(

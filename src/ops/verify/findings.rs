@@ -163,6 +163,8 @@ pub(super) enum About {
     Backup(BackupId, Key),
     Pin(Key),
     Acknowledgement(Key),
+    /// A document about keys.
+    Key(Key),
     /// An object that is whole, stored anew or with bits changed that no codec reads.
     Changed(Key),
 }
@@ -187,6 +189,7 @@ impl Raw {
             | About::Backup(_, key)
             | About::Pin(key)
             | About::Acknowledgement(key)
+            | About::Key(key)
             | About::Changed(key) => Some(key),
             About::Hole(..) => None,
         }

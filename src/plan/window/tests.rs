@@ -238,9 +238,9 @@ proptest::proptest! {
         proptest::prop_assert_eq!(holes(&way, &whole, size, seg(0), seg(20)), []);
         proptest::prop_assert_eq!(unbroken_end(&way, &whole, seg(0), size), seg(20));
         for hole in &found {
-            for number in 0..20usize {
-                let inside = hole.start_lsn <= seg(number as u64) && seg(number as u64) < hole.end_lsn;
-                proptest::prop_assert!(!inside || !stored[number]);
+            for (number, is_stored) in (0..).zip(&stored) {
+                let inside = hole.start_lsn <= seg(number) && seg(number) < hole.end_lsn;
+                proptest::prop_assert!(!inside || !is_stored);
             }
         }
     }

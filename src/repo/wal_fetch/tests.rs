@@ -139,6 +139,7 @@ async fn claimed() -> (MemoryStore, FaultStore, Repository) {
     let faults = FaultStore::new(Arc::new(memory.clone()));
     let identity = Identity {
         format: FORMAT_VERSION,
+        encryption: None,
         cluster: "main".parse().unwrap(),
         system_identifier: SYSTEM,
         segment_size: size(),

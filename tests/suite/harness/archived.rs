@@ -60,6 +60,18 @@ impl Archived {
         Self::by_server_into(&highwater, lab, major, more)
     }
 
+    /// The same with everything encrypted, into the repository that `choose` makes; the key is in the file `key`.
+    pub fn by_server_encrypted(
+        major: u32,
+        choose: impl FnOnce(&Lab) -> Highwater,
+        more: impl FnOnce(super::cluster::ClusterBuilder) -> super::cluster::ClusterBuilder,
+    ) -> Self {
+        let lab = Lab::open();
+        let highwater = choose(&lab);
+        let highwater = highwater.with_key(&highwater.new_key("key"));
+        Self::by_server_into(&highwater, lab, major, more)
+    }
+
     fn by_server_into(
         highwater: &Highwater,
         lab: Lab,

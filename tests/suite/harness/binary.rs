@@ -95,6 +95,28 @@ impl Highwater {
         changed
     }
 
+    /// The same without one environment variable.
+    #[must_use]
+    pub fn without_env(&self, name: &str) -> Self {
+        let mut changed = self.clone();
+        changed.env.retain(|(known, _)| known != name);
+        changed
+    }
+
+    /// The same with this file as its key.
+    #[must_use]
+    pub fn with_key(&self, file: &Path) -> Self {
+        let changed = self.without_env("HIGHWATER_KEY_FILE");
+        changed.with_env("HIGHWATER_KEY_FILE", file.to_str().unwrap())
+    }
+
+    /// Makes a key in a new file of the lab.
+    pub fn new_key(&self, name: &str) -> PathBuf {
+        let file = self.lab.path().join(name);
+        self.run(&["key", "new", file.to_str().unwrap()]).done();
+        file
+    }
+
     /// The same, talking to this server.
     #[must_use]
     pub fn on(&self, cluster: &super::Cluster) -> Self {
@@ -131,7 +153,9 @@ impl Highwater {
         let binary = reachable_binary().display();
         let file = self.env.iter().find(|(name, _)| name == "HIGHWATER_CONFIG");
         let file = file.map_or_else(String::new, |(_, file)| format!(" --config {file}"));
-        format!("{binary}{file} --repo {} --cluster {}", self.repo, self.cluster)
+        let key = self.env.iter().rfind(|(name, _)| name == "HIGHWATER_KEY_FILE");
+        let key = key.map_or_else(String::new, |(_, file)| format!(" --key-file {file}"));
+        format!("{binary}{file} --repo {} --cluster {}{key}", self.repo, self.cluster)
     }
 
     /// Returns a command with the settings of this repository in its environment.

@@ -1,0 +1,119 @@
+//! The settings that say where the user key comes from.
+//!
+//! Never here: reading it (`key_source`). A key itself is taken from a variable only: flags show in process lists, and
+//! a settings file is copied around.
+
+use std::path::PathBuf;
+
+use super::setting_values::absolute;
+use super::settings::{Check, NOTHING_DONE, Origin, Raw, Sourced};
+use super::settings_table::{Id, KEY_VARIABLE};
+use crate::failure::{Failure, Kind};
+use crate::format::SecretKey;
+
+/// Where the key is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyChoice {
+    /// In this file; absolute.
+    File(PathBuf),
+    /// This command prints it.
+    Command(String),
+    /// In the variable `HIGHWATER_KEY`.
+    Variable(SecretKey),
+}
+
+/// What was said about the key.
+#[derive(Clone, Default)]
+pub struct KeySettings {
+    file: Option<Sourced<PathBuf>>,
+    command: Option<Sourced<String>>,
+    choice: Option<Sourced<KeyChoice>>,
+}
+
+impl KeySettings {
+    pub(super) fn validate(check: &Check<'_>, variable: Option<&Raw>) -> Result<Self, Failure> {
+        let file = check.one(Id::KeyFile, absolute)?;
+        let command =
+            check.one(Id::KeyCommand, |text| (!text.is_empty()).then(|| text.to_owned()))?;
+        let variable = variable.map(in_variable).transpose()?;
+        let mut choices: Vec<Sourced<KeyChoice>> = Vec::new();
+        choices.extend(file.clone().map(|file| file.map(KeyChoice::File)));
+        choices.extend(command.clone().map(|command| command.map(KeyChoice::Command)));
+        choices.extend(variable.map(|key| key.map(KeyChoice::Variable)));
+        choices.sort_by_key(|choice| rank(&choice.origin));
+        let last = choices.pop();
+        if let (Some(last), Some(other)) = (&last, choices.last())
+            && rank(&last.origin) == rank(&other.origin)
+        {
+            return Err(Failure::new(
+                Kind::Usage,
+                format!(
+                    "the key is said to be in two places: {} and {}",
+                    last.origin, other.origin
+                ),
+                NOTHING_DONE,
+                "leave one of them out",
+            ));
+        }
+        Ok(Self { file, command, choice: last })
+    }
+
+    /// Returns where the key is; `None` where nothing is encrypted.
+    pub fn choice(&self) -> Option<&Sourced<KeyChoice>> {
+        self.choice.as_ref()
+    }
+
+    /// Returns a setting as it may be shown.
+    pub(super) fn shown(&self, id: Id) -> Option<(Option<String>, bool, Origin)> {
+        match id {
+            Id::KeyFile => self
+                .file
+                .as_ref()
+                .map(|file| (Some(file.value.display().to_string()), false, file.origin.clone())),
+            _ => self
+                .command
+                .as_ref()
+                .map(|command| (Some(command.value.clone()), false, command.origin.clone())),
+        }
+    }
+
+    /// Returns the flags with which another process finds the key, if this one was told by flag or variable; never
+    /// the key itself.
+    pub fn flags(&self) -> Vec<String> {
+        let Some(choice) = &self.choice else { return Vec::new() };
+        if matches!(choice.origin, Origin::File { .. }) {
+            return Vec::new();
+        }
+        match &choice.value {
+            KeyChoice::File(path) => vec!["--key-file".to_owned(), path.display().to_string()],
+            KeyChoice::Command(command) => vec!["--key-command".to_owned(), command.clone()],
+            KeyChoice::Variable(_) => Vec::new(),
+        }
+    }
+
+    /// Returns whether another process needs the variable that holds the key.
+    pub fn is_in_variable(&self) -> bool {
+        self.choice.as_ref().is_some_and(|choice| matches!(choice.value, KeyChoice::Variable(_)))
+    }
+}
+
+fn rank(origin: &Origin) -> u8 {
+    match origin {
+        Origin::Flag(_) => 3,
+        Origin::Environment(_) => 2,
+        Origin::File { .. } => 1,
+        Origin::Default => 0,
+    }
+}
+
+fn in_variable(raw: &Raw) -> Result<Sourced<SecretKey>, Failure> {
+    let key = SecretKey::parse(&raw.text).ok_or_else(|| {
+        Failure::new(
+            Kind::Usage,
+            format!("`{KEY_VARIABLE}` holds no key; it takes 64 hex digits"),
+            NOTHING_DONE,
+            "set it to what a key file holds (`highwater key new FILE` makes one), or unset it",
+        )
+    })?;
+    Ok(Sourced { value: key, origin: raw.origin.clone() })
+}
