@@ -10,6 +10,7 @@ use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use super::environment::Environment;
 use super::help;
 use super::key_args::KeyCommand;
+use super::log_args::LogArgs;
 use super::requests::{
     AgentRequest, ArchiveGetRequest, ArchivePushRequest, BackupRequest, BackupSource, CheckRequest,
     InfoRequest, InitRequest, ManifestChecksums, ReceiveRequest, Request, RestoreRequest,
@@ -116,6 +117,9 @@ pub enum Command {
     /// Prove that what is stored is whole and WAL unbroken
     #[command(after_help = help::VERIFY)]
     Verify(VerifyArgs),
+    /// Tell commits, restore points and drops in archived WAL: find the moment to go back to
+    #[command(after_help = help::LOG)]
+    Log(Box<LogArgs>),
     /// Delete backups and WAL that the retention policy does not keep
     #[command(after_help = help::EXPIRE)]
     Expire(ExpireArgs),
@@ -413,6 +417,7 @@ impl CommandLine {
             }
             Command::Info(args) => args.into_request(environment)?,
             Command::Verify(args) => args.into_request(&mut flags)?,
+            Command::Log(args) => Request::Log(Box::new(args.into_request(environment)?)),
             Command::Expire(args) => args.into_request(&mut flags),
             Command::Pin(args) => args.into_request(environment)?,
             Command::Unpin(args) => args.into_request(),
@@ -538,7 +543,7 @@ pub(super) fn usage(what: &str, next: &str) -> Failure {
 }
 
 /// Makes a path absolute by the working directory, without asking the disk.
-fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path).map_err(|error| {
         usage(
             &format!("`{}` cannot be made an absolute path", path.display()),

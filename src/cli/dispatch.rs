@@ -19,7 +19,7 @@ use super::requests::{
     InitRequest, ManifestChecksums, ReceiveRequest, Request, RestoreRequest,
 };
 use super::settings::{NOTHING_DONE, Settings};
-use super::{keys, man, progress, reports, retention, signals, verify};
+use super::{keys, log, man, progress, reports, retention, signals, verify};
 use crate::failure::{Failure, Kind};
 use crate::ops;
 use crate::pg::PgTimestamp;
@@ -93,6 +93,7 @@ pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(),
         Request::Acknowledge { finding, reason } => {
             verify::acknowledge(finding, reason, surroundings)?;
         }
+        Request::Log(request) => return log::log(*request, surroundings),
         Request::Expire { dry_run } => return retention::expire(dry_run, surroundings),
         Request::Pin(request) => retention::pin(request, surroundings)?,
         Request::Unpin { backup } => retention::unpin(&backup, surroundings)?,

@@ -133,6 +133,21 @@ Exit code 4: something is wrong that nobody has acknowledged; each finding says 
 are lost and what to do. 5: the store failed, which is never a finding; what was proven until
 then is remembered, and the next run goes on from there. It may run beside everything else.";
 
+/// Under `log --help`.
+pub const LOG: &str = "\
+Examples:
+  highwater log --limit 20                             the newest 20 things that happened
+  highwater log --since '2026-11-22 03:00:00' --until '2026-11-22 04:00:00' --oldest-first
+  highwater log --only drops,large-deletes             what may have been a mistake
+  highwater log --relation public.orders --since 0/3000000
+  highwater log --before-drop public.orders --pgdata /var/lib/postgresql/restored
+  highwater log --json | jq -c 'select(.kind == \"restore-point\")'
+
+The LSN of a line is where its record begins: `restore --to-lsn LSN --exclusive` brings the
+cluster to just before it. Names come from the backups nearest to a line; a relation that
+none of them knows is told by the number of its files. Exit code 4: WAL is missing in what was
+asked for, and the lines say where; 1: no such drop, or no WAL at all.";
+
 /// Under `expire --help`.
 pub const EXPIRE: &str = "\
 Examples:

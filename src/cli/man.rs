@@ -56,6 +56,7 @@ mod tests {
             "highwater-key-rewrap.1",
             "highwater-key-rotate.1",
             "highwater-key.1",
+            "highwater-log.1",
             "highwater-pin.1",
             "highwater-receive.1",
             "highwater-restore.1",

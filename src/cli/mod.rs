@@ -25,6 +25,8 @@ mod key_args;
 pub mod key_settings;
 mod key_source;
 mod keys;
+mod log;
+mod log_args;
 pub mod logging;
 pub mod man;
 pub mod output;

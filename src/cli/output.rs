@@ -67,6 +67,25 @@ impl Output {
         write_page(&mut std::io::stdout().lock(), &page)
     }
 
+    /// Prints one line of a report that comes line by line. Returns `false` once nobody reads it any more.
+    ///
+    /// # Errors
+    /// [`Kind::Disk`] when stdout cannot be written to.
+    pub fn line(&self, line: &str) -> Result<bool, Failure> {
+        let mut stdout = std::io::stdout().lock();
+        match stdout.write_all(line.as_bytes()).and_then(|()| stdout.write_all(b"\n")) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+            Err(error) => Err(Failure::new(
+                Kind::Disk,
+                "could not write to stdout",
+                "Nothing was changed.",
+                "look at where stdout goes, then run the command again",
+            )
+            .because(error)),
+        }
+    }
+
     /// Says a line on stderr, unless `--quiet`.
     pub fn say(&self, line: &str) {
         if !self.quiet {

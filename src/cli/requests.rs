@@ -6,7 +6,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::format::KeyId;
-use crate::plan::target::{RecoveryPoint, RecoveryTarget};
+use crate::plan::log::filter::{Filter, RelationChoice};
+use crate::plan::target::{RecoveryPoint, RecoveryTarget, TimelineChoice};
 
 /// Annotations are for people to find a backup again, not for storing data.
 const ANNOTATIONS_MAX: usize = 64;
@@ -58,6 +59,8 @@ pub enum Request {
         /// Why.
         reason: String,
     },
+    /// `log`
+    Log(Box<LogRequest>),
     /// `expire`; what is kept is said by settings.
     Expire {
         /// Tell, and delete nothing.
@@ -263,6 +266,51 @@ pub struct VerifyRequest {
     pub older_than: std::time::Duration,
     /// The most bytes read in a second.
     pub rate: Option<u64>,
+}
+
+/// What `log` is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogRequest {
+    /// The timeline whose way is read.
+    pub timeline: TimelineChoice,
+    /// What is wanted.
+    pub filter: Filter,
+    /// How times in it read in full, to be told before anything is done.
+    pub in_full: Vec<String>,
+    /// Only transactions that touched this relation.
+    pub relation: Option<RelationChoice>,
+    /// Only transactions in this database: a name or an OID.
+    pub database: Option<String>,
+    /// Oldest first.
+    pub oldest_first: bool,
+    /// So many lines at most.
+    pub limit: Option<u64>,
+    /// Where names come from.
+    pub names: NamesSource,
+    /// Look for the last drop of this table instead.
+    pub before_drop: Option<DroppedTable>,
+}
+
+/// Where `log` takes names from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum NamesSource {
+    /// The catalogs of the nearest backups.
+    Backup,
+    /// The server, as it is now.
+    Server,
+    /// Nothing: files are told by number.
+    None,
+}
+
+/// What `log --before-drop` is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DroppedTable {
+    /// Its schema, if it was given.
+    pub schema: Option<String>,
+    /// Its name.
+    pub name: String,
+    /// The directory that the printed command restores into.
+    pub pgdata: Option<PathBuf>,
 }
 
 /// Reads one `--annotate KEY=VALUE`, for clap.

@@ -23,6 +23,7 @@ pub mod expire;
 pub mod info;
 pub mod init;
 pub mod key;
+pub mod log;
 pub mod pin;
 pub mod progress;
 pub mod receive;

@@ -5,8 +5,10 @@
 
 mod backup_label;
 mod bytes;
+mod catalog;
 mod control;
 mod crc32c;
+mod heap;
 mod history;
 mod lsn;
 mod manifest;
@@ -17,6 +19,7 @@ mod relation_file;
 mod tablespace_map;
 mod timestamp;
 mod version;
+mod wal_blocks;
 #[cfg(test)]
 pub(crate) mod wal_build;
 mod wal_damage;
@@ -27,11 +30,16 @@ mod wal_record;
 mod wal_walk;
 
 pub use backup_label::{BackupFrom, BackupHistory, BackupLabel, BackupLabelError};
+pub use catalog::{
+    CLASS_ROW_BYTES, ClassRow, CommitLog, FIRST_USER_OID, PG_CLASS_OID, PG_DATABASE_OID,
+    PG_NAMESPACE_OID, RelationKind, StorageChange, is_used_page, oid_and_name, parse_relation_map,
+};
 pub use control::{
     CONTROL_FILE_BYTES, CheckpointCopy, ClusterState, ControlFile, ControlFileError, StandbyLimits,
     WalLevel,
 };
 pub use crc32c::{Crc32c, crc32c, crc32c_joined};
+pub use heap::{HeapChange, HeapTuple, LoggedColumns, RowPlace, RowState, heap_tuples};
 pub use history::{HISTORY_FILE_BYTES_MAX, HistoryError, TimelineHistory, TimelineStretch};
 pub use lsn::{Lsn, ParseLsnError, SegmentSize, SystemId, Timeline};
 pub use manifest::{
@@ -44,6 +52,7 @@ pub use relation_file::{Fork, RelationDirectory, RelationFile, is_temporary_rela
 pub use tablespace_map::{TablespaceMap, TablespaceMapEntry, TablespaceMapError};
 pub use timestamp::{ParsePgTimestampError, PgTimestamp};
 pub use version::{MajorVersion, ParseServerVersionError, ServerVersion};
+pub use wal_blocks::{BlockRef, DATA_PAGE_BYTES, PageImage, RecordParts, WalRecord};
 pub use wal_damage::{ExpectedLink, WalDamage};
 pub use wal_facts::{
     DROPS_LISTED_MAX, EndTimes, IncompleteRecord, RELATIONS_PER_DROP_LISTED_MAX,

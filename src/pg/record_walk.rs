@@ -5,6 +5,7 @@
 //! are never held whole: one may be 1020 MiB long. Page headers are `wal_walk`'s part.
 
 use super::crc32c::Crc32c;
+use super::wal_blocks::{OBSERVED_BODY_MAX, WalRecord};
 use super::wal_damage::ExpectedLink;
 use super::wal_facts::{IncompleteRecord, WalMarks};
 use super::wal_page::PageHeader;
@@ -39,6 +40,9 @@ pub(super) struct Report<'a> {
     pub(super) first_record: &'a mut Option<Lsn>,
     pub(super) valid_end: &'a mut Lsn,
     pub(super) on_mark: &'a mut dyn FnMut(&Mark),
+    /// Sees every record, if `sees_records`: otherwise their bodies are not kept.
+    pub(super) on_record: &'a mut dyn FnMut(&WalRecord<'_>),
+    pub(super) sees_records: bool,
 }
 
 /// The walk over records; lives from segment to segment.
@@ -56,7 +60,8 @@ pub(super) struct RecordWalk {
     crc: Crc32c,
     /// The beginning of the body, of a record with an event only.
     body: Vec<u8>,
-    keep_body: bool,
+    /// How much of the body is kept.
+    body_kept_max: usize,
     /// Whether the unseen bytes can be the end of a record header and nothing else.
     unseen_is_header_part: bool,
     /// Where an unseen record ended that may have been a switch.
@@ -76,7 +81,7 @@ impl RecordWalk {
             header: RecordHeader::parse(&head),
             crc: Crc32c::new(),
             body: Vec::new(),
-            keep_body: false,
+            body_kept_max: 0,
             unseen_is_header_part: false,
             unseen_switch_end: None,
         }
@@ -225,7 +230,7 @@ impl RecordWalk {
         }
         self.stage = Stage::Header { filled: now_filled };
         if now_filled == RECORD_HEADER_BYTES {
-            self.begin_body()?;
+            self.begin_body(report.sees_records)?;
             if self.header.total_bytes as usize == RECORD_HEADER_BYTES {
                 self.finish_record(Lsn(lsn.0 + taken as u64), report)?;
             }
@@ -247,7 +252,7 @@ impl RecordWalk {
     }
 
     /// Checks the complete header, before anything relies on it.
-    fn begin_body(&mut self) -> Result<(), WalDamage> {
+    fn begin_body(&mut self, is_seen: bool) -> Result<(), WalDamage> {
         let lsn = self.start;
         let header = RecordHeader::parse(&self.head);
         if !header.resource_manager_is_legal(self.version) {
@@ -263,7 +268,11 @@ impl RecordWalk {
         self.header = header;
         self.crc.reset();
         self.body.clear();
-        self.keep_body = header.has_event() && !header.is_switch();
+        self.body_kept_max = match (header.has_event() && !header.is_switch(), is_seen) {
+            (true, _) => BODY_KEPT_MAX,
+            (false, true) => OBSERVED_BODY_MAX,
+            (false, false) => 0,
+        };
         self.stage = Stage::Body { left: u64::from(header.total_bytes) - 24 };
         Ok(())
     }
@@ -278,8 +287,8 @@ impl RecordWalk {
         let taken = at_most(payload.len(), left);
         let bytes = &payload[..taken];
         self.crc.update(bytes);
-        if self.keep_body {
-            let room = BODY_KEPT_MAX.saturating_sub(self.body.len());
+        if self.body_kept_max > 0 {
+            let room = self.body_kept_max.saturating_sub(self.body.len());
             self.body.extend_from_slice(&bytes[..taken.min(room)]);
         }
         let left = left - taken as u64;
@@ -301,12 +310,19 @@ impl RecordWalk {
         report.marks.records += 1;
         self.previous = Some(self.start);
         self.end_record(end, report);
-        match decode_event(&self.header, &self.body, self.version) {
+        let event = decode_event(&self.header, &self.body, self.version);
+        if let Ok(Some(WalEvent::Switch)) = event {
+            self.end_at_switch(end, report);
+        }
+        let (lsn, end_lsn) = (self.start, *report.valid_end);
+        if report.sees_records {
+            let event = event.as_ref().ok().and_then(Option::as_ref);
+            let (header, body, version) = (self.header, &self.body[..], self.version);
+            (report.on_record)(&WalRecord { lsn, end_lsn, header, event, body, version });
+        }
+        match event {
             Ok(Some(event)) => {
-                if event == WalEvent::Switch {
-                    self.end_at_switch(end, report);
-                }
-                let mark = Mark { lsn: self.start, end_lsn: *report.valid_end, event };
+                let mark = Mark { lsn, end_lsn, event };
                 report.marks.add(&mark);
                 (report.on_mark)(&mark);
             }

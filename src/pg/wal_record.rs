@@ -155,6 +155,11 @@ pub struct TransactionEnd {
     pub time: PgTimestamp,
     /// OID of the database, where the record says it.
     pub database: Option<u32>,
+    /// The subtransactions that ended with it; fewer than `subtransaction_count` when the record is so
+    /// long that the rest was not kept.
+    pub subtransactions: Vec<u32>,
+    /// How many there are.
+    pub subtransaction_count: u32,
     /// Relation files that the end of the transaction removes: tables and indexes
     /// dropped, but also what TRUNCATE, VACUUM FULL, CLUSTER and REINDEX replaced. At most
     /// [`DROPPED_RELATIONS_LISTED_MAX`].
@@ -345,6 +350,8 @@ fn decode_transaction(
         xid: (!prepared).then_some(header.xid),
         time: PgTimestamp(i64_at(main, 0)?),
         database: None,
+        subtransactions: Vec::new(),
+        subtransaction_count: 0,
         dropped: Vec::new(),
         dropped_count: 0,
     };
@@ -369,6 +376,10 @@ fn decode_transaction_parts(
         at += 8;
     }
     if has(1) {
+        end.subtransaction_count = u32_at(parts, at)?;
+        let kept = parts.get(at + 4..)?.chunks_exact(4);
+        let listed = kept.take(end.subtransaction_count as usize);
+        end.subtransactions = listed.filter_map(|xid| u32_at(xid, 0)).collect();
         at = after_array(parts, at, 4)?;
     }
     if has(2) {
@@ -459,6 +470,7 @@ mod tests {
             let end = transaction(0x30 | 0x80, &body, version);
             assert_eq!(end.xid, Some(4242), "{version}");
             assert_eq!(end.database, Some(16384));
+            assert_eq!((end.subtransaction_count, end.subtransactions), (2, vec![100, 101]));
             assert_eq!(
                 end.dropped,
                 [RelFileLocator { tablespace: 1663, database: 16384, relation: 24576 }]

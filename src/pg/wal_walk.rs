@@ -12,6 +12,7 @@
 //! ```
 
 use super::record_walk::{RecordWalk, Report};
+use super::wal_blocks::WalRecord;
 use super::wal_damage::WalDamage;
 use super::wal_facts::{SegmentFacts, WalMarks, WalkEnd};
 use super::wal_page::{
@@ -82,6 +83,13 @@ struct Opened {
     records: RecordWalk,
 }
 
+/// Who is told of what is found.
+struct Watch<'a> {
+    on_mark: &'a mut dyn FnMut(&Mark),
+    on_record: &'a mut dyn FnMut(&WalRecord<'_>),
+    sees_records: bool,
+}
+
 /// A walk over one segment.
 #[derive(Debug, Clone)]
 pub struct SegmentWalk {
@@ -144,9 +152,22 @@ impl SegmentWalk {
         bytes: &[u8],
         on_mark: &mut dyn FnMut(&Mark),
     ) -> Result<(), WalDamage> {
+        self.feed_watched(bytes, Watch { on_mark, on_record: &mut |_| {}, sees_records: false })
+    }
+
+    /// As [`Self::feed`], and shows every record in WAL order as it is found.
+    pub fn feed_records(
+        &mut self,
+        bytes: &[u8],
+        on_record: &mut dyn FnMut(&WalRecord<'_>),
+    ) -> Result<(), WalDamage> {
+        self.feed_watched(bytes, Watch { on_mark: &mut |_| {}, on_record, sees_records: true })
+    }
+
+    fn feed_watched(&mut self, bytes: &[u8], mut watch: Watch<'_>) -> Result<(), WalDamage> {
         self.fed = self.fed.saturating_add(bytes.len() as u64);
         if self.stopped.is_none() {
-            self.stopped = self.walk(bytes, on_mark).err();
+            self.stopped = self.walk(bytes, &mut watch).err();
         }
         match &self.stopped {
             Some(damage) if !self.may_stop_here() => Err(damage.clone()),
@@ -233,7 +254,7 @@ impl SegmentWalk {
         self.expectation.extent == Extent::Prefix && self.opened.is_some()
     }
 
-    fn walk(&mut self, mut bytes: &[u8], on_mark: &mut dyn FnMut(&Mark)) -> Result<(), WalDamage> {
+    fn walk(&mut self, mut bytes: &[u8], watch: &mut Watch<'_>) -> Result<(), WalDamage> {
         while !bytes.is_empty() && self.position < self.expectation.segment_size.bytes() {
             let taken = if self.page_left == 0 {
                 self.take_page_header(bytes)?
@@ -245,7 +266,9 @@ impl SegmentWalk {
                     marks: &mut self.marks,
                     first_record: &mut self.first_record_lsn,
                     valid_end: &mut self.valid_end,
-                    on_mark: &mut *on_mark,
+                    on_mark: &mut *watch.on_mark,
+                    on_record: &mut *watch.on_record,
+                    sees_records: watch.sees_records,
                 };
                 opened.records.consume(lsn, payload, &mut report)?;
                 if opened.records.is_switched() {

@@ -10,6 +10,7 @@ pub mod delta;
 mod examples;
 pub mod file_reading;
 pub mod lineage;
+pub mod log;
 pub mod memory;
 pub mod pace;
 pub mod receive;

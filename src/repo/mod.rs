@@ -13,6 +13,7 @@ mod backup_proof;
 mod backup_writer;
 mod encrypting;
 mod error;
+mod file_reading;
 mod forgetting;
 mod frames;
 mod identity;

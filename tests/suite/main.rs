@@ -32,6 +32,7 @@ mod harness_check;
 mod increments;
 mod kills;
 mod ledger;
+mod log;
 mod memory;
 mod pieces;
 mod receive;

@@ -13,6 +13,8 @@ fn xact(at: u64, time: i64, committed: bool, dropped_count: u32) -> Mark {
         xid: Some(1),
         time: PgTimestamp(time),
         database: None,
+        subtransactions: Vec::new(),
+        subtransaction_count: 0,
         dropped: Vec::new(),
         dropped_count,
     };

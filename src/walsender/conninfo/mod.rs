@@ -233,6 +233,13 @@ impl ConnInfo {
         &self.application_name
     }
 
+    /// The same server, another database.
+    #[must_use]
+    pub fn with_dbname(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.dbname);
+        self
+    }
+
     /// Returns the same settings with another `application_name`, which is the
     /// key for `synchronous_standby_names`.
     #[must_use]
