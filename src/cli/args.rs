@@ -21,6 +21,7 @@ use super::retention_args::{ExpireArgs, PinArgs, UnpinArgs, keep_until};
 use super::settings::{FlagValues, NOTHING_DONE};
 use super::settings_table::Id;
 use super::target::{TargetTime, parse_lsn, parse_name, parse_time, parse_timeline, parse_xid};
+use super::verify_args::VerifyArgs;
 use crate::failure::{Failure, Kind};
 use crate::plan::target::{RecoveryPoint, RecoveryTarget, TargetAction, TimelineChoice};
 
@@ -113,6 +114,9 @@ pub enum Command {
     /// Show backups, WAL coverage, gaps and the recovery window
     #[command(after_help = help::INFO)]
     Info(InfoArgs),
+    /// Prove that what is stored is whole and WAL unbroken
+    #[command(after_help = help::VERIFY)]
+    Verify(VerifyArgs),
     /// Tell commits, restore points and drops in archived WAL: find the moment to go back to
     #[command(after_help = help::LOG)]
     Log(Box<LogArgs>),
@@ -346,6 +350,9 @@ pub struct InfoArgs {
     /// Only this backup
     #[arg(long, value_name = "ID")]
     backup: Option<String>,
+    /// What a restore to this time would use, and how long it would take
+    #[arg(long, value_name = "TIME", conflicts_with = "backup")]
+    at: Option<String>,
 }
 
 impl Command {
@@ -408,7 +415,8 @@ impl CommandLine {
                 flags.set(Id::Jobs, args.jobs.clone());
                 Request::Restore(Box::new(args.into_request(environment)?))
             }
-            Command::Info(InfoArgs { backup }) => Request::Info(InfoRequest { backup }),
+            Command::Info(args) => args.into_request(environment)?,
+            Command::Verify(args) => args.into_request(&mut flags)?,
             Command::Log(args) => Request::Log(Box::new(args.into_request(environment)?)),
             Command::Expire(args) => args.into_request(&mut flags),
             Command::Pin(args) => args.into_request(environment)?,
@@ -467,6 +475,19 @@ impl RestoreArgs {
             delta: self.delta,
             take_over: self.take_over,
         })
+    }
+}
+
+impl InfoArgs {
+    fn into_request(self, environment: &Environment) -> Result<Request, Failure> {
+        let Some(text) = self.at else {
+            return Ok(Request::Info(InfoRequest { backup: self.backup }));
+        };
+        let time = parse_time(&text, || environment.time_zone());
+        let TargetTime { point, in_full } = time.map_err(|error| {
+            usage(&format!("--at: {error}"), "write the time out, such as 2026-11-22 03:00:00+00")
+        })?;
+        Ok(Request::InfoAt { point, in_full })
     }
 }
 

@@ -19,11 +19,12 @@ use super::requests::{
     InitRequest, ManifestChecksums, ReceiveRequest, Request, RestoreRequest,
 };
 use super::settings::{NOTHING_DONE, Settings};
-use super::{keys, log, man, progress, reports, retention, signals};
+use super::{keys, log, man, progress, reports, retention, signals, verify};
 use crate::failure::{Failure, Kind};
 use crate::ops;
 use crate::pg::PgTimestamp;
 use crate::plan::memory::{TooLittle, backup_memory, restore_range_bytes};
+use crate::plan::target::{RecoveryPoint, RecoveryTarget, TargetAction, TimelineChoice};
 use crate::walsender::{self, SlotName};
 
 /// Threads of `fetch-ahead`.
@@ -87,6 +88,11 @@ pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(),
         Request::Backup(request) => return backup(request, surroundings),
         Request::Restore(request) => restore(*request, surroundings)?,
         Request::Info(request) => info(&request, surroundings)?,
+        Request::InfoAt { point, in_full } => info_at(point, &in_full, surroundings)?,
+        Request::Verify(request) => return verify::verify(request, surroundings),
+        Request::Acknowledge { finding, reason } => {
+            verify::acknowledge(finding, reason, surroundings)?;
+        }
         Request::Log(request) => return log::log(*request, surroundings),
         Request::Expire { dry_run } => return retention::expire(dry_run, surroundings),
         Request::Pin(request) => retention::pin(request, surroundings)?,
@@ -417,6 +423,37 @@ fn info(request: &InfoRequest, surroundings: &Surroundings<'_>) -> Result<(), Fa
         }
     }
     surroundings.output.report(&report, reports::info)
+}
+
+/// Tells what a restore to a time would use.
+fn info_at(
+    point: RecoveryPoint,
+    in_full: &str,
+    surroundings: &Surroundings<'_>,
+) -> Result<(), Failure> {
+    surroundings.output.say(&format!("the time is {in_full}"));
+    let opened = open_repository(surroundings)?;
+    let target = RecoveryTarget {
+        point,
+        inclusive: true,
+        timeline: TimelineChoice::Latest,
+        action: TargetAction::Pause,
+    };
+    // As a restore without any flag would be asked; its directory is never looked at.
+    let request = RestoreRequest {
+        pgdata: PathBuf::from(DATA_DIRECTORY),
+        backup: None,
+        target,
+        target_in_full: None,
+        tablespace_map: Vec::new(),
+        standby: false,
+        dry_run: true,
+        delta: false,
+        take_over: false,
+    };
+    let request = restore_request(request, surroundings)?;
+    let outlook = run_light(ops::restore::outlook(&opened.repository, &request))?;
+    surroundings.output.report(&outlook, verify::outlook)
 }
 
 /// Tells a time back in full before anything is done, since a zone was perhaps only meant.

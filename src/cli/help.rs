@@ -11,6 +11,7 @@ From nothing to a backup that can be restored:
   archive_command = 'highwater archive-push %p'      in postgresql.conf, with archive_mode = on
   highwater check                      proves that WAL arrives
   highwater backup                     every night
+  highwater verify                     after it; with --deep now and then
   highwater expire                     after it, with retain_window = \"30d\"
   highwater restore --pgdata DIR --to-time '2026-11-22 03:00:00'
 
@@ -116,7 +117,21 @@ replaces the old one.";
 pub const INFO: &str = "\
 Examples:
   highwater info
+  highwater info --at '2026-11-22 03:00:00'      what a restore to then would use
   highwater info --json | jq -r .recovery_window.latest_time";
+
+/// Under `verify --help`.
+pub const VERIFY: &str = "\
+Examples:
+  highwater verify                     every object's size and header, and that WAL is unbroken
+  highwater verify --deep              every byte too; what was proven before is skipped
+  highwater verify --deep --rate 50MB  beside production
+  highwater verify --deep --all        everything again, for a disk that may have lost bits
+  highwater verify --acknowledge 0f3c5a92d1e7 --reason 'the disk of 22 November'
+
+Exit code 4: something is wrong that nobody has acknowledged; each finding says which moments
+are lost and what to do. 5: the store failed, which is never a finding; what was proven until
+then is remembered, and the next run goes on from there. It may run beside everything else.";
 
 /// Under `log --help`.
 pub const LOG: &str = "\

@@ -45,6 +45,8 @@ mod signals;
 pub mod target;
 pub mod units;
 mod usage;
+mod verify;
+mod verify_args;
 
 use std::ffi::OsString;
 use std::io::Write;

@@ -347,12 +347,53 @@ pub(super) fn info(report: &info::Report) -> String {
             ));
         }
     }
+    text.push_str(&elsewhere(report));
+    if let Some(verified) = &report.verification {
+        let how = if verified.deep { "every byte" } else { "sizes and headers" };
+        let wrong = match verified.unacknowledged {
+            0 => "nothing new was wrong".to_owned(),
+            new => format!("{new} FOUND WRONG: run `highwater verify`"),
+        };
+        text.push_str(&format!("last verified {} ({how}): {wrong}\n", verified.finished_at));
+    }
+    for known in &report.acknowledged {
+        text.push_str(&format!("acknowledged loss: {}: {}\n", known.what, known.reason));
+    }
+    if report.verification.is_some() || !report.acknowledged.is_empty() {
+        text.push('\n');
+    }
     match &report.retention {
         None => text.push_str("retention: none is set, so that nothing is ever deleted (see `highwater expire --help`)\n\n"),
         Some(policy) => text.push_str(&format!("retention: {}\n\n", policy_in_words(policy))),
     }
     text.push_str(&backups(report));
     text.push_str(&wal(report));
+    text
+}
+
+/// What else can be reached: before holes, and on other timelines.
+fn elsewhere(report: &info::Report) -> String {
+    let main = report.recovery_window.as_ref();
+    let is_main = |one: &&info::WindowInfo| {
+        main.is_some_and(|main| {
+            (main.timeline, main.earliest_lsn, main.latest_lsn)
+                == (one.timeline, one.earliest_lsn, one.latest_lsn)
+        })
+    };
+    let others: Vec<_> = report.reachable.iter().filter(|one| !is_main(one)).collect();
+    if others.is_empty() {
+        return String::new();
+    }
+    let mut text = "can be reached besides:\n".to_owned();
+    for one in others {
+        let latest =
+            one.latest_time.map_or_else(String::new, |time| format!("last commit {time}, "));
+        text.push_str(&format!(
+            "  timeline {}: {} ({}) to {latest}{}\n",
+            one.timeline, one.earliest_time, one.earliest_lsn, one.latest_lsn
+        ));
+    }
+    text.push('\n');
     text
 }
 

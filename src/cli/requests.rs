@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::format::KeyId;
 use crate::plan::log::filter::{Filter, RelationChoice};
-use crate::plan::target::{RecoveryTarget, TimelineChoice};
+use crate::plan::target::{RecoveryPoint, RecoveryTarget, TimelineChoice};
 
 /// Annotations are for people to find a backup again, not for storing data.
 const ANNOTATIONS_MAX: usize = 64;
@@ -43,6 +43,22 @@ pub enum Request {
     Restore(Box<RestoreRequest>),
     /// `info`
     Info(InfoRequest),
+    /// `info --at`
+    InfoAt {
+        /// The time.
+        point: RecoveryPoint,
+        /// How it reads in full, to be told back.
+        in_full: String,
+    },
+    /// `verify`
+    Verify(VerifyRequest),
+    /// `verify --acknowledge`
+    Acknowledge {
+        /// The finding; not yet checked.
+        finding: String,
+        /// Why.
+        reason: String,
+    },
     /// `log`
     Log(Box<LogRequest>),
     /// `expire`; what is kept is said by settings.
@@ -237,6 +253,19 @@ pub struct RestoreRequest {
 pub struct InfoRequest {
     /// Only this backup.
     pub backup: Option<String>,
+}
+
+/// What `verify` is asked. Jobs and retention are settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VerifyRequest {
+    /// Read everything and look at every digest.
+    pub deep: bool,
+    /// Look at everything, whatever was proven before.
+    pub all: bool,
+    /// Look again at what was proven longer ago than this.
+    pub older_than: std::time::Duration,
+    /// The most bytes read in a second.
+    pub rate: Option<u64>,
 }
 
 /// What `log` is asked.

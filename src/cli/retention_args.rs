@@ -109,7 +109,7 @@ pub(super) fn keep_until(
     }
 }
 
-fn parse_reason(text: &str) -> Result<String, String> {
+pub(super) fn parse_reason(text: &str) -> Result<String, String> {
     if text.is_empty() || text.len() > PIN_REASON_BYTES_MAX || text.contains(char::is_control) {
         return Err(format!("a reason is one line of 1 to {PIN_REASON_BYTES_MAX} bytes"));
     }

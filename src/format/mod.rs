@@ -15,6 +15,7 @@ mod pack_index;
 mod page_map;
 mod pins;
 mod sealed;
+mod verification;
 mod wal_summary;
 
 pub use chunks::{
@@ -40,8 +41,8 @@ pub use file_list::{
 };
 pub use keys::{Encryption, KeyMark, KeyObject, Made, RepositoryKeyName, WrappedKey};
 pub use names::{
-    BackupId, BackupObject, ClusterName, NameError, Place, WalObject, parse_backup_object,
-    parse_wal_object,
+    BackupId, BackupObject, ClusterName, NameError, Place, WalObject, parse_acknowledged,
+    parse_backup_object, parse_pin, parse_proof, parse_wal_object,
 };
 pub use pack_index::{
     INDEXED_BYTES_MIN, IndexedFrame, PackIndexError, Piece, decode_pack_index, encode_pack_index,
@@ -54,5 +55,9 @@ pub use pins::{PIN_REASON_BYTES_MAX, Pin};
 pub use sealed::{
     HEADER_PROBE_BYTES, Header, IndexAt, Kind, PACK_HEADER_BYTES, RestorePointMark, SealError,
     WalSummary, encode_header, encode_header_padded, parse_header,
+};
+pub use verification::{
+    Acknowledgement, Depth, FINDINGS_NAMED_MAX, PROOFS_MAX, Proof, ProofsError, REASON_BYTES_MAX,
+    StoredFinding, Verification, decode_proofs, encode_proofs, finding_id, is_finding_id,
 };
 pub use wal_summary::SummaryBuilder;

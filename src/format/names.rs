@@ -10,6 +10,9 @@
 //! <cluster>/wal/<system id>/<TLI>.history
 //! <cluster>/backup/<id>/begun.json | files | committed.json | pack/<n, 8 digits>
 //! <cluster>/pin/<id>/<second>.json                                       a second as in backup ids
+//! <cluster>/verify/<second>/proof/<n, 8 digits>                          what one run of `verify` has proven
+//! <cluster>/verify/<second>/report.json                                  and what it came to
+//! <cluster>/acknowledged/<finding, 12 digits>.json                       a loss that somebody knows of
 //! <cluster>/key/…                                                        see `keys`
 //! ```
 //!
@@ -22,7 +25,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::KeyObject;
+use super::{KeyObject, is_finding_id};
 use crate::pg::{SegmentName, SystemId, Timeline, WalFileName};
 
 /// Where `init` and `check` try a store, beside the clusters.
@@ -250,6 +253,30 @@ pub fn parse_backup_object(tail: &str) -> Option<BackupObject> {
     }
 }
 
+/// Parses the tail of a key below `pin/`: the backup that is pinned.
+pub fn parse_pin(tail: &str) -> Option<BackupId> {
+    let (id, name) = tail.split_once('/')?;
+    let _second: BackupId = name.strip_suffix(".json")?.parse().ok()?;
+    id.parse().ok()
+}
+
+/// Parses the tail of a key below `verify/`: the run, and the number of the object of proofs or `None` for the report.
+pub fn parse_proof(tail: &str) -> Option<(BackupId, Option<u32>)> {
+    let (run, rest) = tail.split_once('/')?;
+    let run = run.parse().ok()?;
+    if rest == "report.json" {
+        return Some((run, None));
+    }
+    let digits = rest.strip_prefix("proof/")?;
+    let is_number = digits.len() == 8 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| digits.parse().ok().map(|number| (run, Some(number)))).flatten()
+}
+
+/// Parses the tail of a key below `acknowledged/`: the id of the finding.
+pub fn parse_acknowledged(tail: &str) -> Option<&str> {
+    tail.strip_suffix(".json").filter(|id| is_finding_id(id))
+}
+
 /// A cluster's place in a repository: makes every key below it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -364,6 +391,31 @@ impl Place {
     /// Returns the key of a pin made at that moment; `attempt` above 1 tells pins of one second apart.
     pub fn pin(&self, id: &BackupId, at: jiff::Timestamp, attempt: u32) -> String {
         format!("{}/pin/{id}/{}.json", self.cluster, BackupId::at(at, attempt))
+    }
+
+    /// Returns the directory of everything that runs of `verify` have left.
+    pub fn verify_dir(&self) -> String {
+        format!("{}/verify", self.cluster)
+    }
+
+    /// Returns the key of the `number`th object of proofs of one run.
+    pub fn proof(&self, run: &BackupId, number: u32) -> String {
+        format!("{}/verify/{run}/proof/{number:08}", self.cluster)
+    }
+
+    /// Returns the key of the report of one run.
+    pub fn verification(&self, run: &BackupId) -> String {
+        format!("{}/verify/{run}/report.json", self.cluster)
+    }
+
+    /// Returns the directory of all acknowledgements.
+    pub fn acknowledged_dir(&self) -> String {
+        format!("{}/acknowledged", self.cluster)
+    }
+
+    /// Returns the key of the acknowledgement of one finding.
+    pub fn acknowledged(&self, finding: &str) -> String {
+        format!("{}/acknowledged/{finding}.json", self.cluster)
     }
 
     /// Returns the key whose existence makes the backup exist.

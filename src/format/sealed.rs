@@ -50,6 +50,8 @@ pub enum Kind {
     Pack,
     /// The index of a backup's file list.
     Files,
+    /// What a run of `verify` has proven.
+    Proof,
 }
 
 /// A restore point that a segment holds.

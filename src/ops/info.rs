@@ -9,14 +9,17 @@ use super::stock::{Gathered, take_stock};
 use super::wal_times::{StoredWay, reach};
 use super::{current_identity, now};
 use crate::failure::Failure;
-use crate::format::{BackupId, Committed, DamagedPages, Identity};
+use crate::format::{BackupId, Committed, DamagedPages, Identity, Verification};
 use crate::pg::{Lsn, PgTimestamp, SystemId, Timeline};
 use crate::plan::restore::Holdings;
 use crate::plan::retention::{BegunState, Incarnation, Policy, PolicyInfo, Reason, Stock, plan};
-use crate::plan::window::{gaps, window};
+use crate::plan::window::{gaps, stretches, ways, window};
 use crate::repo::{RepoError, Repository, StoredPin, WalInventory};
 
 const UNHARMED: &str = "Nothing was changed.";
+
+/// Stretches of one timeline of which the latest time is found out; each costs the store a few reads.
+const TIMED_MAX: usize = 32;
 
 /// Everything that `info` tells. Field names are part of the contract of `--json`.
 #[derive(Debug, Clone, Serialize)]
@@ -43,6 +46,41 @@ pub struct Report {
     pub wal: Vec<WalInfo>,
     /// From when to when the cluster can be brought back; absent without a usable backup.
     pub recovery_window: Option<WindowInfo>,
+    /// Everything that can be reached, on the way to each timeline, ascending: between two windows of one timeline
+    /// nothing can. The one above is the last of them, or the last on the newest timeline that backups lead to.
+    pub reachable: Vec<WindowInfo>,
+    /// The last run of `verify` that ended.
+    pub verification: Option<VerificationInfo>,
+    /// Losses that somebody has acknowledged.
+    pub acknowledged: Vec<AcknowledgedInfo>,
+}
+
+/// What a run of `verify` came to.
+#[derive(Debug, Clone, Serialize)]
+pub struct VerificationInfo {
+    /// When it ended.
+    pub finished_at: PgTimestamp,
+    /// Whether it looked at every byte that was not proven before.
+    pub deep: bool,
+    /// How much was wrong.
+    pub findings: u64,
+    /// Of it, what nobody has acknowledged since.
+    pub unacknowledged: u64,
+}
+
+/// A loss that somebody knows of.
+#[derive(Debug, Clone, Serialize)]
+pub struct AcknowledgedInfo {
+    /// The finding of `verify`.
+    pub finding: String,
+    /// What was wrong.
+    pub what: String,
+    /// What was lost by it.
+    pub consequence: String,
+    /// When it was acknowledged.
+    pub at: PgTimestamp,
+    /// Why.
+    pub reason: String,
 }
 
 /// One backup.
@@ -186,6 +224,12 @@ async fn gather(
         Some(current) => window_info(repository, current).await?,
         None => None,
     };
+    let reachable = match current {
+        Some(current) => reachable(repository, current).await?,
+        None => Vec::new(),
+    };
+    let acknowledged = acknowledged(repository).await?;
+    let verification = repository.verifications(1).await?.pop();
     let own = current.and_then(|current| current.backups.last());
     let newest = own.map(|backup| version_text(backup.postgres_version));
     let inventory = gathered.inventories.get(&system_id).cloned().unwrap_or_default();
@@ -201,6 +245,9 @@ async fn gather(
         backups: backups_info(&gathered, system_id, policy),
         wal: wal_info(&inventory, &inventory.coverage()),
         recovery_window,
+        reachable,
+        verification: verification.map(|report| verification_info(&report, &acknowledged)),
+        acknowledged,
     })
 }
 
@@ -226,6 +273,68 @@ async fn window_info(
         latest_lsn: lsn,
         timeline: window.way.timeline(),
     }))
+}
+
+/// Tells what can be reached on the way to each timeline. Of very many stretches, those of the past have no latest time.
+async fn reachable(
+    repository: &Repository,
+    current: &Incarnation,
+) -> Result<Vec<WindowInfo>, RepoError> {
+    let (system_id, size) = (current.system_id, current.segment_size);
+    let holdings = Holdings {
+        backups: &current.backups,
+        coverage: &current.coverage,
+        histories: &current.histories,
+        segment_size: size,
+    };
+    let mut all = Vec::new();
+    for way in ways(&holdings) {
+        let stretches = stretches(&holdings, &way);
+        let untimed = stretches.len().saturating_sub(TIMED_MAX);
+        for (number, stretch) in stretches.into_iter().enumerate() {
+            let stored = StoredWay { repository, system_id, way: &way, size };
+            let latest_time = if number < untimed {
+                None
+            } else {
+                let end = reach(stored, stretch.oldest.start_lsn, stretch.end_lsn).await?;
+                end.last_commit_time
+            };
+            all.push(WindowInfo {
+                earliest_time: stretch.earliest_time(),
+                latest_time,
+                earliest_lsn: stretch.start_lsn,
+                latest_lsn: stretch.end_lsn,
+                timeline: way.timeline(),
+            });
+        }
+    }
+    Ok(all)
+}
+
+async fn acknowledged(repository: &Repository) -> Result<Vec<AcknowledgedInfo>, RepoError> {
+    let all = repository.acknowledgements().await?.into_iter().filter_map(|(_, read)| read.ok());
+    let mut all: Vec<AcknowledgedInfo> = all
+        .map(|one| AcknowledgedInfo {
+            finding: one.finding,
+            what: one.what,
+            consequence: one.consequence,
+            at: one.acknowledged_at,
+            reason: one.reason,
+        })
+        .collect();
+    all.sort_by_key(|one| one.at);
+    Ok(all)
+}
+
+fn verification_info(report: &Verification, known: &[AcknowledgedInfo]) -> VerificationInfo {
+    let is_new = |id: &str| !known.iter().any(|one| one.finding == id);
+    let new = report.findings.iter().filter(|finding| is_new(&finding.id)).count();
+    VerificationInfo {
+        finished_at: report.finished_at,
+        deep: report.deep,
+        findings: report.findings.len() as u64 + report.findings_unnamed,
+        unacknowledged: new as u64 + report.findings_unnamed,
+    }
 }
 
 fn version_text(version: u32) -> String {

@@ -31,6 +31,7 @@ pub mod restore;
 mod server_facts;
 mod stock;
 mod stop;
+pub mod verify;
 
 pub use progress::{Progress, Silent};
 pub use stop::StopRequest;

@@ -1,6 +1,6 @@
 //! What the repository holds, gathered for decisions about what to keep.
 //!
-//! Shared by `expire`, which acts on it, and `info`, which tells it. Never here: the decision (`plan::retention`).
+//! Shared by `expire`, which acts on it, `info`, which tells it, and `verify`, which proves it. Never here: the decision (`plan::retention`).
 //!
 //! Memory grows with backups (a few hundred bytes each; which packs they reference is dropped at once), with pins and
 //! with holes in WAL, not with objects.
@@ -12,7 +12,7 @@ use futures_util::{StreamExt, TryStreamExt};
 
 use super::wal_times::histories_of;
 use crate::format::{BackupId, Committed, Identity};
-use crate::pg::{PgTimestamp, SegmentSize, SystemId};
+use crate::pg::{PgTimestamp, SegmentSize, SystemId, Timeline};
 use crate::plan::retention::{BegunState, Incarnation, Pinned, Stock, Unfinished, Unreadable};
 use crate::repo::{BackupState, RepoError, Repository, StoredPin, UnreadableBackup, WalInventory};
 
@@ -42,7 +42,26 @@ pub(super) async fn take_stock(
     repository: &Repository,
     identities: &[Identity],
 ) -> Result<Gathered, RepoError> {
+    let (gathered, damaged) = take_stock_despite(repository, identities).await?;
+    match damaged.into_iter().next() {
+        Some((_, _, error)) => Err(error),
+        None => Ok(gathered),
+    }
+}
+
+/// A history file that cannot be used: whose, of which timeline, and why.
+pub(super) type DamagedHistory = (SystemId, Timeline, RepoError);
+
+/// Does the same where history files are damaged: they are told instead.
+///
+/// # Errors
+/// The store's only.
+pub(super) async fn take_stock_despite(
+    repository: &Repository,
+    identities: &[Identity],
+) -> Result<(Gathered, Vec<DamagedHistory>), RepoError> {
     let mut gathered = Gathered::default();
+    let mut damaged = Vec::new();
     let mut backups = gathered.take_backups(repository).await?;
     // After the backups: a pin is always made after its backup began.
     gathered.pins = repository.pins().await?;
@@ -50,7 +69,16 @@ pub(super) async fn take_stock(
         gathered.pins.iter().map(|(id, pins)| (id.clone(), effective(pins))).collect();
     for (system_id, segment_size) in incarnations(identities, &backups) {
         let inventory = repository.wal_inventory(system_id, segment_size).await?;
-        let histories = histories_of(repository, system_id, inventory.histories.clone()).await?;
+        let mut histories = BTreeMap::new();
+        for timeline in &inventory.histories {
+            match histories_of(repository, system_id, [*timeline]).await {
+                Ok(one) => histories.extend(one),
+                Err(error @ (RepoError::Damaged { .. } | RepoError::NotReadable { .. })) => {
+                    damaged.push((system_id, *timeline, error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
         let last_stored = inventory.timelines.iter().filter_map(|(timeline, wal)| {
             gathered.last_wal_stored = gathered.last_wal_stored.max(wal.last_stored);
             Some((*timeline, moment_of(wal.last_stored?)))
@@ -65,7 +93,7 @@ pub(super) async fn take_stock(
         });
         gathered.inventories.insert(system_id, inventory);
     }
-    Ok(gathered)
+    Ok((gathered, damaged))
 }
 
 /// Returns who lived in the place, oldest first; those that only backups tell of come before all others.

@@ -110,6 +110,20 @@ pub enum Unreachable {
         /// Why not further: the end of the archive or a gap.
         because: String,
     },
+    /// The target lies between moments that can be reached: in a hole of the WAL, or where no backup is consistent yet.
+    #[error(
+        "{target} cannot be reached: the nearest that can is {before} before it{because}, or {after} behind it, where a later backup is consistent"
+    )]
+    Between {
+        /// The target in words.
+        target: String,
+        /// The latest point before it in words.
+        before: String,
+        /// Why not further.
+        because: String,
+        /// The earliest point behind it in words.
+        after: String,
+    },
     /// A restore point or transaction is nowhere in the WAL that can be replayed.
     #[error(
         "{target} is not in the archived WAL on the way to timeline {timeline} (looked from {from} to {to})"
@@ -246,7 +260,18 @@ pub fn for_time<'a>(
     let because = format!(
         "{because}, and PostgreSQL stops at a time only when a commit or abort after it follows"
     );
-    Err(Unreachable::TooLate { target: time.to_string(), latest, because })
+    let target = time.to_string();
+    let later = candidates.iter().map(earliest_of).filter(|earliest| *earliest > time).min();
+    Err(match later {
+        None => Unreachable::TooLate { target, latest, because },
+        Some(after) => {
+            // The end that matters is that of what begins before the time.
+            let sooner = candidates.iter().filter(|candidate| earliest_of(candidate) <= time);
+            let before = sooner.filter_map(reached).max();
+            let before = before.map_or_else(|| format!("LSN {end}"), |at| at.to_string());
+            Unreachable::Between { target, before, because, after: after.to_string() }
+        }
+    })
 }
 
 /// Returns the newest candidate that can stop at an LSN.
@@ -272,11 +297,16 @@ pub fn for_lsn<'a>(
     if last.is_some_and(|last| last >= lsn) {
         return Ok(*chosen);
     }
-    let latest = last.unwrap_or(chosen.backup.stop_lsn);
-    Err(Unreachable::TooLate {
-        target,
-        latest: format!("LSN {latest}"),
-        because: ", where the last archived record begins".to_owned(),
+    let latest = format!("LSN {}", last.unwrap_or(chosen.backup.stop_lsn));
+    let because = ", where the last archived record begins".to_owned();
+    let later = candidates.iter().map(|candidate| candidate.backup.stop_lsn);
+    Err(match later.filter(|stop| *stop > lsn).min() {
+        None => Unreachable::TooLate { target, latest, because },
+        Some(after) => {
+            let because = ", where the last record before a hole begins".to_owned();
+            let after = format!("LSN {after}");
+            Unreachable::Between { target, before: latest, because, after }
+        }
     })
 }
 
@@ -294,15 +324,24 @@ pub fn for_found<'a>(
         candidate.backup.stop_lsn <= found.end_lsn && found.end_lsn <= candidate.unbroken_end
     };
     candidates.iter().find(reaches).copied().ok_or_else(|| {
+        let at = found.end_lsn;
+        let ends = candidates.iter().filter(|candidate| candidate.backup.stop_lsn <= at);
+        let before = ends.map(|candidate| candidate.unbroken_end).max();
+        let later = candidates.iter().map(|candidate| candidate.backup.stop_lsn);
+        let after = later.filter(|stop| *stop > at).min();
+        if let (Some(before), Some(after)) = (before, after) {
+            return Unreachable::Between {
+                target: format!("{point}, at LSN {at},"),
+                before: format!("LSN {before}"),
+                because: ", where a hole in WAL begins".to_owned(),
+                after: format!("LSN {after}"),
+            };
+        }
         let earliest = candidates
             .last()
             .map_or_else(String::new, |candidate| format!("LSN {}", candidate.backup.stop_lsn));
         let of = if named { " from that backup".to_owned() } else { String::new() };
-        Unreachable::TooEarly {
-            target: format!("{point}, at LSN {},", found.end_lsn),
-            earliest,
-            of,
-        }
+        Unreachable::TooEarly { target: format!("{point}, at LSN {at},"), earliest, of }
     })
 }
 

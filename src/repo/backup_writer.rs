@@ -413,7 +413,11 @@ fn compress(codec: Codec, idle: &Idle, plain: &[u8]) -> std::io::Result<Bytes> {
 }
 
 /// Seals bytes that are at hand.
-fn seal_bytes(plain: &[u8], codec: Codec, mut header: Header) -> Result<SealedObject, RepoError> {
+pub(super) fn seal_bytes(
+    plain: &[u8],
+    codec: Codec,
+    mut header: Header,
+) -> Result<SealedObject, RepoError> {
     let frame = codec.frame(plain).map_err(RepoError::task)?;
     header.plain_bytes = plain.len() as u64;
     header.stored_bytes = frame.len() as u64;

@@ -261,7 +261,7 @@ impl Repository {
     }
 
     /// Reads the index of a pack; `None` if it holds no data, or another cluster's.
-    async fn pack_index(
+    pub(super) async fn pack_index(
         &self,
         id: &BackupId,
         number: u32,

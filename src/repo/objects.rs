@@ -192,6 +192,16 @@ pub(super) struct Fetched {
 }
 
 impl Fetched {
+    /// Returns the digest of the body as it is stored.
+    pub(super) fn body_digest(&self) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.body.current);
+        for piece in self.body.pieces.as_slice() {
+            hasher.update(piece);
+        }
+        hasher.finalize()
+    }
+
     /// Gives the plain bytes to `sink` in order and checks their digest, as [`Repository::fetch`].
     pub(super) fn unseal(
         self,

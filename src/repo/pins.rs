@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use futures_util::{StreamExt, TryStreamExt};
 
 use super::{Put, RepoError, Repository};
-use crate::format::{BackupId, Pin};
+use crate::format::{BackupId, Pin, parse_pin};
 use crate::pg::PgTimestamp;
 use crate::store::Key;
 
@@ -99,8 +99,5 @@ impl Repository {
 
 /// Returns the backup that a pin's key names.
 fn backup_of(root: &str, key: &Key) -> Option<BackupId> {
-    let tail = key.as_str().strip_prefix(root)?.strip_prefix('/')?;
-    let (id, name) = tail.split_once('/')?;
-    let _second: BackupId = name.strip_suffix(".json")?.parse().ok()?;
-    id.parse().ok()
+    parse_pin(key.as_str().strip_prefix(root)?.strip_prefix('/')?)
 }

@@ -98,7 +98,7 @@ fn is_inside(larger: &[Stretch], piece: &ListedPiece) -> bool {
 }
 
 /// Checks that an object is what its name says, beyond that it bears it.
-fn believe(
+pub(super) fn believe(
     key: &Key,
     header: &Header,
     kind: Kind,

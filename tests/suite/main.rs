@@ -45,4 +45,5 @@ mod refusals;
 mod stops;
 mod timelines;
 mod two_hosts;
+mod verify;
 mod wal_walk;

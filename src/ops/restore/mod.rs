@@ -9,6 +9,7 @@
 
 mod files;
 mod looking;
+mod outlook;
 mod plan;
 mod settings;
 mod survey;
@@ -29,6 +30,7 @@ use crate::pgdata::{
 use crate::plan::target::RecoveryTarget;
 use crate::repo::{FileList, Repository};
 
+pub use outlook::{MeasuredRate, Outlook, outlook};
 pub use plan::{PlanReport, Planned, make_plan};
 pub use survey::{Survey, survey};
 

@@ -396,7 +396,7 @@ fn unreachable(why: Unreachable) -> Failure {
         Unreachable::NotConsistent { .. } => {
             "See with `highwater info` which WAL is missing; archive it from the server's pg_wal if it is still there, or restore an older backup with `--backup`.".to_owned()
         }
-        Unreachable::TooEarly { .. } | Unreachable::TooLate { .. } => {
+        Unreachable::TooEarly { .. } | Unreachable::TooLate { .. } | Unreachable::Between { .. } => {
             "Choose a target inside the window that `highwater info` shows; without a target, everything that is archived is brought back.".to_owned()
         }
         Unreachable::NotFound { .. } => {

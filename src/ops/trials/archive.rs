@@ -47,7 +47,7 @@ impl KeySource for UserKey {
     }
 }
 
-fn repository_key() -> (RepositoryKeyName, SecretKey) {
+pub(super) fn repository_key() -> (RepositoryKeyName, SecretKey) {
     let key = SecretKey::new([5; 32]);
     (RepositoryKeyName { number: 1, id: key.id() }, key)
 }
@@ -146,17 +146,26 @@ impl Archive {
         name: &str,
         bytes: &[u8],
     ) -> Result<archive_push::Report, Failure> {
+        self.push_as(name, bytes, false).await
+    }
+
+    /// Stores a segment that the server has damaged, as an operator would.
+    pub(super) async fn push_damaged(&self, name: &str, bytes: &[u8]) {
+        self.push_as(name, bytes, true).await.unwrap();
+    }
+
+    async fn push_as(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        accept_damaged: bool,
+    ) -> Result<archive_push::Report, Failure> {
         let path = self.directory.path().join("pg_wal").join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, bytes).unwrap();
         let deadline = Duration::from_mins(1);
-        let request = archive_push::Request {
-            path,
-            codec: Codec::DEFAULT,
-            deadline,
-            accept_damaged: false,
-            ahead: None,
-        };
+        let codec = Codec::DEFAULT;
+        let request = archive_push::Request { path, codec, deadline, accept_damaged, ahead: None };
         archive_push::run(&self.repository, &request).await
     }
 

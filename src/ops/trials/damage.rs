@@ -4,14 +4,18 @@ use futures_util::TryStreamExt;
 
 use super::archive::{Archive, SIZE_BYTES, SYSTEM, contents};
 use crate::failure::{Failure, Kind};
-use crate::format::{ENCRYPTED_IDENTITY_VERSION, HEADER_PROBE_BYTES, encode_header, parse_header};
+use crate::format::{
+    Begun, Committed, Document, ENCRYPTED_IDENTITY_VERSION, HEADER_PROBE_BYTES, Identity, Pin,
+    encode_header_padded, parse_header,
+};
 use crate::ops::info;
+use crate::pg::SystemId;
 use crate::plan::target::RecoveryPoint;
 use crate::store::Key;
 use crate::store::faults::{Call, Fault};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Damage {
+pub(super) enum Damage {
     Truncated,
     Zeroed,
     /// One bit, at this many 64ths of the object.
@@ -19,11 +23,14 @@ enum Damage {
     SwappedWithASibling,
     Missing,
     NewerFormat,
+    OfAnotherCluster,
 }
 
-use Damage::{BitFlipped, Missing, NewerFormat, SwappedWithASibling, Truncated, Zeroed};
+use Damage::{
+    BitFlipped, Missing, NewerFormat, OfAnotherCluster, SwappedWithASibling, Truncated, Zeroed,
+};
 
-fn all_damage() -> Vec<Damage> {
+pub(super) fn all_damage() -> Vec<Damage> {
     let mut all = vec![Truncated, Zeroed, SwappedWithASibling, Missing, NewerFormat];
     all.extend((0..64).step_by(3).map(BitFlipped));
     all
@@ -31,7 +38,7 @@ fn all_damage() -> Vec<Damage> {
 
 impl Archive {
     /// Damages the object `key`; the old bytes are returned.
-    async fn damage(&self, key: &str, sibling: &str, damage: Damage) -> bytes::Bytes {
+    pub(super) async fn damage(&self, key: &str, sibling: &str, damage: Damage) -> bytes::Bytes {
         let good = self.memory.bytes(key).unwrap();
         let mut bad = good.to_vec();
         match damage {
@@ -39,14 +46,9 @@ impl Archive {
             Zeroed => bad.fill(0),
             BitFlipped(at) => bad[good.len() * at / 64] ^= 1 << (at % 8),
             SwappedWithASibling => bad = self.memory.bytes(sibling).unwrap().to_vec(),
-            NewerFormat => {
-                // As whoever stores objects here would store it.
-                let (store, key) = (self.calm.store(), Key::new(key));
-                let plain = store.read(&key, None).await.unwrap().bytes;
-                let plain = plain.try_collect::<Vec<_>>().await.unwrap().concat();
-                store.delete(&key).await.unwrap();
-                store.create(&key, of_newer_format(&plain).into()).await.unwrap();
-                bad = self.memory.bytes(key.as_str()).unwrap().to_vec();
+            NewerFormat => bad = self.stored_instead(key, of_newer_format).await,
+            OfAnotherCluster => {
+                bad = self.stored_instead(key, |good| of_another_cluster(key, good)).await;
             }
             Missing => {
                 self.calm.store().delete(&Key::new(key)).await.unwrap();
@@ -57,6 +59,47 @@ impl Archive {
         self.memory.overwrite(key, bad);
         good
     }
+
+    /// Stores something else in the place of an object, as whoever stores objects here would, and returns its bytes.
+    pub(super) async fn stored_instead(
+        &self,
+        key: &str,
+        change: impl Fn(&[u8]) -> Vec<u8>,
+    ) -> Vec<u8> {
+        let (store, key) = (self.calm.store(), Key::new(key));
+        let plain = store.read(&key, None).await.unwrap().bytes;
+        let plain = plain.try_collect::<Vec<_>>().await.unwrap().concat();
+        store.delete(&key).await.unwrap();
+        store.create(&key, change(&plain).into()).await.unwrap();
+        self.memory.bytes(key.as_str()).unwrap().to_vec()
+    }
+}
+
+/// The object as another cluster of the same name would have stored it under the same key, all checksums right.
+fn of_another_cluster(key: &str, good: &[u8]) -> Vec<u8> {
+    let head = &good[..good.len().min(usize::try_from(HEADER_PROBE_BYTES).unwrap())];
+    if let Ok((mut header, body)) = parse_header(head, good.len() as u64) {
+        header.system_identifier = SystemId(7);
+        let mut bad = encode_header_padded(&header, body).unwrap();
+        bad.truncate(body);
+        bad.extend_from_slice(&good[body..]);
+        return bad;
+    }
+    let other = || "other".parse().unwrap();
+    if key.ends_with("/committed.json") {
+        return Committed { cluster: other(), ..Committed::parse(good).unwrap() }
+            .to_json()
+            .unwrap();
+    }
+    if key.contains("/identity/") {
+        return Identity { cluster: other(), ..Identity::parse(good).unwrap() }.to_json().unwrap();
+    }
+    // These name no cluster, only a backup.
+    let id = super::archive::id(77);
+    if key.ends_with("/begun.json") {
+        return Begun { id, ..Begun::parse(good).unwrap() }.to_json().unwrap();
+    }
+    Pin { backup: id, ..Pin::parse(good).unwrap() }.to_json().unwrap()
 }
 
 fn of_newer_format(good: &[u8]) -> Vec<u8> {
@@ -64,7 +107,8 @@ fn of_newer_format(good: &[u8]) -> Vec<u8> {
     let head = &good[..good.len().min(usize::try_from(HEADER_PROBE_BYTES).unwrap())];
     if let Ok((mut header, body)) = parse_header(head, good.len() as u64) {
         header.format = newer;
-        let mut bad = encode_header(&header).unwrap();
+        let mut bad = encode_header_padded(&header, body).unwrap();
+        bad.truncate(body);
         bad.extend_from_slice(&good[body..]);
         return bad;
     }

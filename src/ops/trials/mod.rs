@@ -8,3 +8,4 @@ mod large_segments;
 mod resume;
 mod rivals;
 mod streamed;
+mod verify;

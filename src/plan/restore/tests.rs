@@ -15,6 +15,14 @@ fn two_backups() -> Archive {
     Archive::with_backups([old, new]).wal(1, 1, 20)
 }
 
+/// The nearest moments on both sides; nothing where the refusal names one only.
+fn sides(refusal: Unreachable) -> Vec<String> {
+    match refusal {
+        Unreachable::Between { before, after, .. } => vec![before, after],
+        _ => Vec::new(),
+    }
+}
+
 fn on_first(archive: &Archive) -> Vec<Candidate<'_>> {
     candidates(&archive.holdings(), &TimelineHistory::first(), None).unwrap()
 }
@@ -316,4 +324,40 @@ proptest! {
             Err(other) => prop_assert!(!seen, "{}", other),
         }
     }
+}
+
+#[test]
+fn a_target_in_a_hole_is_refused_with_the_nearest_on_both_sides() {
+    let archive = Archive::with_backups([
+        backup(1, 1, seg(2), seg(3), 100),
+        backup(2, 1, seg(8), seg(9), 200),
+    ])
+    .wal(1, 1, 5)
+    .wal(1, 8, 20);
+    let holdings = archive.holdings();
+    let usable = candidates(&holdings, &TimelineHistory::first(), None).unwrap();
+    let reach_of = |candidate: &Candidate<'_>| Reach {
+        last_xact_time: Some(PgTimestamp(if candidate.backup.start_lsn == seg(2) {
+            150
+        } else {
+            300
+        })),
+        last_record_lsn: Some(Lsn(candidate.unbroken_end.0 - 8)),
+    };
+    let between = for_time(&usable, PgTimestamp(170), true, false, reach_of).unwrap_err();
+    assert_eq!(sides(between), [PgTimestamp(149).to_string(), PgTimestamp(200).to_string()]);
+    assert!(for_time(&usable, PgTimestamp(149), true, false, reach_of).is_ok());
+    assert!(for_time(&usable, PgTimestamp(200), true, false, reach_of).is_ok());
+    let late = for_time(&usable, PgTimestamp(300), true, false, reach_of).unwrap_err();
+    assert!(matches!(late, Unreachable::TooLate { .. }), "{late}");
+    for inside in [seg(5), seg(7), seg(8)] {
+        let between = for_lsn(&usable, inside, false, reach_of).unwrap_err();
+        let last = Lsn(seg(5).0 - 8);
+        assert_eq!(sides(between), [format!("LSN {last}"), format!("LSN {}", seg(9))]);
+    }
+    assert!(for_lsn(&usable, Lsn(seg(5).0 - 8), false, reach_of).is_ok());
+    let found = FoundAt { end_lsn: Lsn(seg(8).0 + 16) };
+    let point = RecoveryPoint::Name("inside the backup".to_owned());
+    let between = for_found(&usable, &point, found, false).unwrap_err();
+    assert_eq!(sides(between), [format!("LSN {}", seg(5)), format!("LSN {}", seg(9))]);
 }
