@@ -61,6 +61,7 @@ mod tests {
             "highwater-receive.1",
             "highwater-restore.1",
             "highwater-unpin.1",
+            "highwater-verify.1",
             "highwater.1",
         ];
         assert_eq!(names, expected);
