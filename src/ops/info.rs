@@ -11,7 +11,6 @@ use super::{current_identity, now};
 use crate::failure::Failure;
 use crate::format::{BackupId, Committed, DamagedPages, Identity, Verification};
 use crate::pg::{Lsn, PgTimestamp, SystemId, Timeline};
-use crate::plan::restore::Holdings;
 use crate::plan::retention::{BegunState, Incarnation, Policy, PolicyInfo, Reason, Stock, plan};
 use crate::plan::window::{gaps, stretches, ways, window};
 use crate::repo::{RepoError, Repository, StoredPin, WalInventory};
@@ -256,12 +255,7 @@ async fn window_info(
     current: &Incarnation,
 ) -> Result<Option<WindowInfo>, RepoError> {
     let (system_id, size) = (current.system_id, current.segment_size);
-    let holdings = Holdings {
-        backups: &current.backups,
-        coverage: &current.coverage,
-        histories: &current.histories,
-        segment_size: size,
-    };
+    let holdings = current.holdings();
     let Some(window) = window(&holdings) else { return Ok(None) };
     let (lsn, from) = (window.latest_lsn(), window.oldest.backup.start_lsn);
     let stored = StoredWay { repository, system_id, way: &window.way, size };
@@ -281,12 +275,7 @@ async fn reachable(
     current: &Incarnation,
 ) -> Result<Vec<WindowInfo>, RepoError> {
     let (system_id, size) = (current.system_id, current.segment_size);
-    let holdings = Holdings {
-        backups: &current.backups,
-        coverage: &current.coverage,
-        histories: &current.histories,
-        segment_size: size,
-    };
+    let holdings = current.holdings();
     let mut all = Vec::new();
     for way in ways(&holdings) {
         let stretches = stretches(&holdings, &way);

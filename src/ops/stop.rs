@@ -2,7 +2,7 @@
 
 use tokio::sync::watch;
 
-use crate::failure::StopSignal;
+use crate::failure::{Failure, Kind, StopSignal};
 
 /// Tells whether somebody wants the work to stop. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -19,6 +19,24 @@ impl StopRequest {
     /// Returns whether somebody wants the work to stop.
     pub fn is_wanted(&self) -> bool {
         self.0.borrow().is_some()
+    }
+
+    /// Ends work of which `done` is done, once somebody wants it to stop.
+    ///
+    /// # Errors
+    /// [`Kind::Stopped`], with `unharmed` and `next`.
+    pub(super) async fn check(
+        &mut self,
+        done: impl FnOnce() -> String,
+        unharmed: &str,
+        next: &str,
+    ) -> Result<(), Failure> {
+        if !self.is_wanted() {
+            return Ok(());
+        }
+        let signal = self.wanted().await;
+        let what = format!("stopped by {signal} after {}", done());
+        Err(Failure::new(Kind::Stopped(signal), what, unharmed, next))
     }
 
     /// Waits until somebody wants the work to stop, perhaps for ever. Cancel-safe; may be asked again.

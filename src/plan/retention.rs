@@ -31,6 +31,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::lineage::Coverage;
+use super::restore::Holdings;
 use crate::format::{BackupId, Begun, Committed};
 use crate::pg::{PgTimestamp, SegmentSize, SystemId, Timeline, TimelineHistory};
 
@@ -145,6 +146,18 @@ pub struct Incarnation {
     pub last_stored: BTreeMap<Timeline, PgTimestamp>,
     /// Its history files.
     pub histories: BTreeMap<Timeline, TimelineHistory>,
+}
+
+impl Incarnation {
+    /// Returns what decisions about ways of recovery look at.
+    pub fn holdings(&self) -> Holdings<'_> {
+        Holdings {
+            backups: &self.backups,
+            coverage: &self.coverage,
+            histories: &self.histories,
+            segment_size: self.segment_size,
+        }
+    }
 }
 
 /// A backup that is there and cannot be judged.

@@ -5,7 +5,7 @@ use futures_util::future::join_all;
 use super::UNHARMED;
 use super::report::Refusal;
 use crate::causes::in_one_line;
-use crate::failure::{Failure, Kind};
+use crate::failure::Failure;
 use crate::ops::failures::of_repo;
 use crate::ops::progress::Progress;
 use crate::ops::stop::StopRequest;
@@ -115,15 +115,8 @@ impl<'a> Deleting<'a> {
     }
 
     async fn check_stop(&mut self) -> Result<(), Failure> {
-        if !self.stop.is_wanted() {
-            return Ok(());
-        }
-        let signal = self.stop.wanted().await;
-        Err(Failure::new(
-            Kind::Stopped(signal),
-            format!("stopped by {signal} after {} objects were deleted", self.objects),
-            UNHARMED,
-            "Run `highwater expire` again when it suits: it goes on where it stopped.",
-        ))
+        let objects = self.objects;
+        let next = "Run `highwater expire` again when it suits: it goes on where it stopped.";
+        self.stop.check(|| format!("{objects} objects were deleted"), UNHARMED, next).await
     }
 }

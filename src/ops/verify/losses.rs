@@ -31,15 +31,6 @@ pub(super) enum Gone<'a> {
     Backup(&'a BackupId),
 }
 
-pub(super) fn holdings<'a>(one: &'a Incarnation, backups: &'a [Committed]) -> Holdings<'a> {
-    Holdings {
-        backups,
-        coverage: &one.coverage,
-        histories: &one.histories,
-        segment_size: one.segment_size,
-    }
-}
-
 impl Verifying<'_> {
     /// Finds holes that harm; what is seen once only may be on its way.
     pub(super) async fn look_for_holes(&mut self) -> Result<Vec<Raw>, Failure> {
@@ -98,9 +89,7 @@ impl Verifying<'_> {
             .map(|fate| fate.id)
             .collect();
         let for_recovery = |backup: &Committed| !alone.contains(&backup.id);
-        let of = |one: &Incarnation| {
-            (one.system_id, harmful_holes(&holdings(one, &one.backups), for_recovery))
-        };
+        let of = |one: &Incarnation| (one.system_id, harmful_holes(&one.holdings(), for_recovery));
         stock.incarnations.iter().map(of).collect()
     }
 
@@ -170,7 +159,7 @@ impl Verifying<'_> {
         let holes = self.holes_found(system_id);
         let mut found: Vec<(TimelineHistory, LostMoments)> = Vec::new();
         // The newest timeline first: what it shares with older ones is told once.
-        for way in ways(&holdings(one, &one.backups)).into_iter().rev() {
+        for way in ways(&one.holdings()).into_iter().rev() {
             let whole = filled(&one.coverage, &way, &holes);
             let mut left = whole.clone();
             let mut backups = one.backups.clone();
@@ -183,8 +172,8 @@ impl Verifying<'_> {
                 }
                 Gone::Backup(id) => backups.retain(|backup| backup.id != **id),
             }
-            let before = Holdings { coverage: &whole, ..holdings(one, &one.backups) };
-            let after = Holdings { coverage: &left, ..holdings(one, &backups) };
+            let before = Holdings { coverage: &whole, ..one.holdings() };
+            let after = Holdings { backups: &backups, coverage: &left, ..one.holdings() };
             let (before, after) = (stretches(&before, &way), stretches(&after, &way));
             for moments in lost(&before, &after) {
                 let told = told(way.timeline(), &before, &moments);

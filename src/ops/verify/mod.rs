@@ -31,7 +31,7 @@ use super::progress::Progress;
 use super::stock::{Gathered, take_stock_despite};
 use super::stop::StopRequest;
 use super::{TOOL, never_claimed, now};
-use crate::failure::{Failure, Kind};
+use crate::failure::Failure;
 use crate::format::{
     Acknowledgement, BackupId, Depth, FINDINGS_NAMED_MAX, FORMAT_VERSION, Identity, Proof,
     StoredFinding, Verification,
@@ -81,7 +81,7 @@ pub struct Request {
 /// Proves what is stored.
 ///
 /// # Errors
-/// [`Kind::Store`] if the store fails, and [`Kind::Stopped`] once `stop` is wanted: what was proven until then is
+/// [`Kind::Store`](crate::failure::Kind::Store) if the store fails, and [`Kind::Stopped`](crate::failure::Kind::Stopped) once `stop` is wanted: what was proven until then is
 /// remembered. What is wrong with stored objects is no error, but told in the report.
 pub async fn run(
     repository: &Repository,
@@ -257,16 +257,10 @@ impl Verifying<'_> {
     }
 
     async fn check_stop(&mut self) -> Result<(), Failure> {
-        if !self.stop.is_wanted() {
-            return Ok(());
-        }
-        let signal = self.stop.wanted().await;
-        Err(Failure::new(
-            Kind::Stopped(signal),
-            format!("stopped by {signal} after {} objects were proven", self.checked),
-            UNHARMED,
-            "Run `highwater verify` again when it suits: what was proven until now is remembered.",
-        ))
+        let checked = self.checked;
+        let next =
+            "Run `highwater verify` again when it suits: what was proven until now is remembered.";
+        self.stop.check(|| format!("{checked} objects were proven"), UNHARMED, next).await
     }
 
     /// Proves an object, unless that was done before and it cannot have changed.
