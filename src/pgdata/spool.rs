@@ -19,13 +19,12 @@
 //! PostgreSQL leaves such names in `pg_wal` alone: they match no WAL file pattern (`IsXLogFileName` in
 //! `src/include/access/xlog_internal.h`), and base backups leave out all that `pg_wal` holds (`src/backend/backup/basebackup.c`).
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FlockOperation, flock};
 use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
@@ -131,7 +130,15 @@ pub struct Spool {
 /// The right to fill a spool, or another one; gone with the process at the latest.
 #[derive(Debug)]
 pub struct SpoolLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for SpoolLock {
+    fn drop(&mut self) {
+        // Closing is not enough at once: a child that another thread is just starting shares the lock until its
+        // exec. When this fails, closing is all that happens.
+        let _ = self.file.unlock();
+    }
 }
 
 impl Spool {
@@ -222,10 +229,10 @@ impl Spool {
         let mut options = OpenOptions::new();
         let file = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
         let file = file.map_err(|error| DiskError::new("open", &path, error))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(SpoolLock { _file: file })),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(errno) => Err(DiskError::new("lock", &path, errno.into())),
+        match file.try_lock() {
+            Ok(()) => Ok(Some(SpoolLock { file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(DiskError::new("lock", &path, error)),
         }
     }
 }
@@ -291,8 +298,10 @@ mod tests {
         let (_place, spool) = spool();
         let held = spool.lock().unwrap().unwrap();
         assert!(spool.lock().unwrap().is_none(), "another open file of the same process");
+        let as_a_child_has_it = held.file.try_clone().unwrap();
         drop(held);
         assert!(spool.lock().unwrap().is_some());
+        drop(as_a_child_has_it);
         let being_written = StagedFile::create(&spool.path("b")).unwrap();
         for name in ["a", "b", "c.highwater-4194321-0.tmp"] {
             spool.write_note(name, b"").unwrap();

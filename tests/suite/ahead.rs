@@ -6,9 +6,9 @@ use crate::harness::{
     on_small_disk, passes_within, rounds, wait_for,
 };
 use std::collections::BTreeSet;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// Fetching ahead ends by itself within this, and some seconds for a busy machine.
 const GONE_WITHIN: Duration = Duration::from_secs(30);
@@ -318,6 +318,9 @@ fn assert_got(place: &Archived, name: &str) {
     assert!(got == std::fs::read(place.cluster.wal(name)).unwrap(), "{name} came back otherwise");
 }
 
+/// Longer than any kernel's clock stands still in a file's times.
+const CLOCK_TICK: Duration = Duration::from_millis(20);
+
 #[track_caller]
 fn wait_fetched(place: &Archived, name: &str) {
     let note = spool(place).join(format!("{name}.fetched"));
@@ -377,7 +380,7 @@ fn a_spool_that_cannot_be_used_makes_a_get_neither_fail_nor_lie() {
         let (place, names) = with_archive(1, 4);
         let highwater = in_pgdata(&place);
         get(&highwater, &names[0]).done();
-        wait_fetched(&place, &names[2]);
+        names[1..3].iter().for_each(|name| wait_fetched(&place, name));
         for pid in fetchers(&place.cluster.pgdata) {
             kill(pid);
         }
@@ -401,8 +404,16 @@ fn a_segment_in_the_spool_that_was_touched_is_fetched_anew() {
     let (place, names) = with_archive(1, 3);
     let highwater = in_pgdata(&place);
     get(&highwater, &names[0]).done();
-    wait_fetched(&place, &names[2]);
-    flip_bit(&spool(&place).join(&names[1]), 9000);
+    // They come in any order, and it is the note that knows the file.
+    names[1..].iter().for_each(|name| wait_fetched(&place, name));
+    let fetched = spool(&place).join(&names[1]);
+    wait_for("a write would show in its times", Duration::from_secs(5), || {
+        let metadata = std::fs::metadata(&fetched).unwrap();
+        let (seconds, nanos) = (metadata.ctime().try_into(), metadata.ctime_nsec().try_into());
+        let changed = UNIX_EPOCH + Duration::new(seconds.unwrap(), nanos.unwrap());
+        changed.elapsed().is_ok_and(|age| age > CLOCK_TICK)
+    });
+    flip_bit(&fetched, 9000);
     get(&highwater, &names[1]).done();
     assert_got(&place, &names[1]);
     without_repository(&place, || get(&highwater, &names[2]).done());
