@@ -19,7 +19,7 @@ use super::requests::{
     InitRequest, ManifestChecksums, ReceiveRequest, Request, RestoreRequest,
 };
 use super::settings::{NOTHING_DONE, Settings};
-use super::{keys, log, man, progress, reports, retention, signals, verify};
+use super::{drill, keys, log, man, progress, reports, retention, signals, verify};
 use crate::failure::{Failure, Kind};
 use crate::ops;
 use crate::pg::PgTimestamp;
@@ -93,6 +93,8 @@ pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(),
         Request::Acknowledge { finding, reason } => {
             verify::acknowledge(finding, reason, surroundings)?;
         }
+        Request::Drill(request) => return drill::drill(*request, surroundings),
+        Request::DrillGuard { root, keep } => drill::guard(&root, keep)?,
         Request::Log(request) => return log::log(*request, surroundings),
         Request::Expire { dry_run } => return retention::expire(dry_run, surroundings),
         Request::Pin(request) => retention::pin(request, surroundings)?,
@@ -363,7 +365,7 @@ fn restore(request: RestoreRequest, surroundings: &Surroundings<'_>) -> Result<(
     }
 }
 
-fn restore_request(
+pub(super) fn restore_request(
     request: RestoreRequest,
     surroundings: &Surroundings<'_>,
 ) -> Result<ops::restore::Request, Failure> {
@@ -457,7 +459,7 @@ fn info_at(
 }
 
 /// Tells a time back in full before anything is done, since a zone was perhaps only meant.
-fn tell_target(restore: &RestoreRequest, output: Output) {
+pub(super) fn tell_target(restore: &RestoreRequest, output: Output) {
     if let Some(in_full) = &restore.target_in_full {
         output.say(&format!("the target is {in_full}, which is {}", restore.target));
     }

@@ -133,6 +133,24 @@ Exit code 4: something is wrong that nobody has acknowledged; each finding says 
 are lost and what to do. 5: the store failed, which is never a finding; what was proven until
 then is remembered, and the next run goes on from there. It may run beside everything else.";
 
+/// Under `drill --help`.
+pub const DRILL: &str = "\
+Examples:
+  highwater drill --scratch /var/tmp/highwater-drill       the newest backup and all WAL since
+  highwater drill --random-moment                          some moment of those that can be reached
+  highwater drill --backup 20261122T031500Z --to-immediate
+  highwater drill --checks /etc/highwater/checks           your own questions, such as orders.sql:
+      -- database: shop
+      SELECT count(*) > 1000 FROM orders WHERE placed > now() - interval '2 days'
+  and orders.expected beside it, with the rows as psql -At prints them:
+      t
+
+The copy runs as a private server: on a socket that nobody else can reach, without archiving,
+without the cluster's own settings, at low priority. It may run beside production, and be
+killed at any moment. Exit code 0: it came back and every check passed. 4: the target was not
+reached, or a check failed. 5, 6, 7: store, PostgreSQL's programs or disk kept it from being
+proved; 2 and 3: it was not begun. What came of it is put on record; highwater info shows it.";
+
 /// Under `log --help`.
 pub const LOG: &str = "\
 Examples:

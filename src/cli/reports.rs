@@ -5,6 +5,7 @@
 
 use serde::Serialize;
 
+use super::drill::last_drill;
 use super::output::columns;
 use super::retention::policy_in_words;
 use super::units::human_size;
@@ -359,7 +360,10 @@ pub(super) fn info(report: &info::Report) -> String {
     for known in &report.acknowledged {
         text.push_str(&format!("acknowledged loss: {}: {}\n", known.what, known.reason));
     }
-    if report.verification.is_some() || !report.acknowledged.is_empty() {
+    if report.drill.is_some() || !report.backups.is_empty() {
+        text.push_str(&last_drill(report.drill.as_ref()));
+        text.push('\n');
+    } else if report.verification.is_some() || !report.acknowledged.is_empty() {
         text.push('\n');
     }
     match &report.retention {

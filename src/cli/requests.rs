@@ -59,6 +59,15 @@ pub enum Request {
         /// Why.
         reason: String,
     },
+    /// `drill`
+    Drill(Box<DrillRequest>),
+    /// `drill-guard`, which `drill` starts.
+    DrillGuard {
+        /// The scratch directory.
+        root: PathBuf,
+        /// Leave its files.
+        keep: bool,
+    },
     /// `log`
     Log(Box<LogRequest>),
     /// `expire`; what is kept is said by settings.
@@ -266,6 +275,33 @@ pub struct VerifyRequest {
     pub older_than: std::time::Duration,
     /// The most bytes read in a second.
     pub rate: Option<u64>,
+}
+
+/// What `drill` is asked. The scratch directory, programs and checks are settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DrillRequest {
+    /// The backup to begin with; `None` for the best for the target.
+    pub backup: Option<String>,
+    /// Where recovery goes.
+    pub goal: DrillGoal,
+    /// How the target time reads in full, to be told before anything is done.
+    pub target_in_full: Option<String>,
+    /// How long recovery and checks may take together.
+    pub timeout: std::time::Duration,
+    /// Leave the files in the scratch directory.
+    pub keep: bool,
+}
+
+/// What a drill goes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DrillGoal {
+    /// A target, as `restore` has it.
+    Target(RecoveryTarget),
+    /// A random moment.
+    RandomMoment {
+        /// The seed; one of its own for `None`.
+        seed: Option<u64>,
+    },
 }
 
 /// What `log` is asked.

@@ -15,6 +15,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::drill_settings::DrillSettings;
 use super::environment::Environment;
 use super::key_settings::KeySettings;
 use super::redact;
@@ -263,6 +264,8 @@ pub struct Settings {
     pub retention: RetentionSettings,
     /// Where the key is that everything is encrypted with.
     pub key: KeySettings,
+    /// What a drill may use.
+    pub drill: DrillSettings,
     /// Store options by name.
     pub repo_options: BTreeMap<String, OptionValue>,
 }
@@ -305,6 +308,7 @@ impl Settings {
                 .or_default(Id::SpoolMax, |text| within_size(Id::SpoolMax, text))?,
             retention: RetentionSettings::validate(&check)?,
             key: KeySettings::validate(&check, raw.key.as_ref())?,
+            drill: DrillSettings::validate(&check)?,
             repo_options: raw
                 .repo_options
                 .into_iter()
@@ -391,6 +395,12 @@ impl Settings {
             | Id::MinBackups
             | Id::RetainUnfinished => self.retention.shown(id),
             Id::KeyFile | Id::KeyCommand => self.key.shown(id),
+            Id::DrillScratch
+            | Id::PostgresBin
+            | Id::DrillChecks
+            | Id::DrillUser
+            | Id::DrillPreload
+            | Id::DrillDiskFreeMin => self.drill.shown(id),
         };
         shown.unwrap_or((None, false, Origin::Default))
     }

@@ -69,6 +69,18 @@ pub enum Id {
     KeyFile,
     /// The command that prints the key.
     KeyCommand,
+    /// Where a drill may work.
+    DrillScratch,
+    /// The directory of the user's own checks.
+    DrillChecks,
+    /// The room that a drill leaves free.
+    DrillDiskFreeMin,
+    /// Whose the server of a drill is, where root drills.
+    DrillUser,
+    /// Libraries that recovery needs.
+    DrillPreload,
+    /// Where PostgreSQL's programs are.
+    PostgresBin,
 }
 
 /// What a setting takes. Bounds are included.
@@ -86,6 +98,10 @@ pub enum Accepts {
     File,
     /// A command for the shell.
     Command,
+    /// A user of this system.
+    User,
+    /// Names of libraries.
+    Libraries,
     /// `zstd[:level]`, `lz4` or `none`.
     Compression,
     /// A whole number.
@@ -133,6 +149,8 @@ impl Accepts {
             Self::Directory => "the absolute path of a directory".into(),
             Self::File => "the absolute path of a file".into(),
             Self::Command => "a command for the shell".into(),
+            Self::User => "a user of this system, or uid:gid".into(),
+            Self::Libraries => "names of libraries, with commas between them".into(),
             Self::Compression => "zstd, zstd:1 to zstd:19, lz4 or none".into(),
             Self::Count { min, max } => format!("a whole number from {min} to {max}"),
             Self::Size { min, max } => format!(
@@ -191,7 +209,7 @@ const MIB: u64 = 1 << 20;
 const HOUR: u64 = 3_600;
 
 /// All settings, in the order in which they are shown.
-pub static TABLE: [Setting; 27] = [
+pub static TABLE: [Setting; 33] = [
     Setting {
         id: Id::Repo,
         key: "repo.url",
@@ -461,6 +479,66 @@ pub static TABLE: [Setting; 27] = [
         default: None,
         example: "vault kv get -field=key secret/highwater",
         meaning: "a command that prints the key, within 30 s; instead of a file",
+    },
+    Setting {
+        id: Id::DrillScratch,
+        key: "drill_scratch",
+        variable: "HIGHWATER_DRILL_SCRATCH",
+        flag: Some("--scratch"),
+        accepts: Accepts::Directory,
+        default: None,
+        example: "/var/tmp/highwater-drill",
+        meaning: "where a drill may work: an empty directory or a new one, with room for the cluster",
+    },
+    Setting {
+        id: Id::DrillChecks,
+        key: "drill_checks",
+        variable: "HIGHWATER_DRILL_CHECKS",
+        flag: Some("--checks"),
+        accepts: Accepts::Directory,
+        default: None,
+        example: "/etc/highwater/checks",
+        meaning: "a drill's own questions: files NAME.sql, and NAME.expected with the rows that are right",
+    },
+    Setting {
+        id: Id::DrillDiskFreeMin,
+        key: "drill_disk_free_min",
+        variable: "HIGHWATER_DRILL_DISK_FREE_MIN",
+        flag: None,
+        accepts: Accepts::Size { min: 0, max: MIB << 24 },
+        default: Some("1GiB"),
+        example: "20GiB",
+        meaning: "a drill ends before less than this is free on the file system of its scratch directory",
+    },
+    Setting {
+        id: Id::DrillUser,
+        key: "drill_user",
+        variable: "HIGHWATER_DRILL_USER",
+        flag: None,
+        accepts: Accepts::User,
+        default: None,
+        example: "postgres",
+        meaning: "whose the server of a drill is, where root drills; by default the scratch directory's owner",
+    },
+    Setting {
+        id: Id::DrillPreload,
+        key: "drill_preload",
+        variable: "HIGHWATER_DRILL_PRELOAD",
+        flag: None,
+        accepts: Accepts::Libraries,
+        default: None,
+        example: "pg_search",
+        meaning: "shared_preload_libraries of a drill's server: what recovery itself needs, and no more",
+    },
+    Setting {
+        id: Id::PostgresBin,
+        key: "postgres_bin",
+        variable: "HIGHWATER_POSTGRES_BIN",
+        flag: Some("--bindir"),
+        accepts: Accepts::Directory,
+        default: None,
+        example: "/usr/lib/postgresql/18/bin",
+        meaning: "where PostgreSQL's programs are; by default they are looked for where packages put them, then in PATH",
     },
 ];
 

@@ -9,7 +9,7 @@ pub mod ahead;
 #[path = "trials/mod.rs"]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::duplicate_mod)]
 mod encrypted_trials;
-mod failures;
+pub(crate) mod failures;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod trials;
@@ -45,10 +45,10 @@ use crate::pgdata::{Rereads, read_control_bytes, read_stable};
 use crate::repo::{KeyTaker, RepoError, Repository, claim_of};
 
 /// What documents name as their writer.
-const TOOL: &str = concat!("highwater ", env!("CARGO_PKG_VERSION"));
+pub(crate) const TOOL: &str = concat!("highwater ", env!("CARGO_PKG_VERSION"));
 
 /// Returns this host's clock.
-fn now() -> PgTimestamp {
+pub(crate) fn now() -> PgTimestamp {
     PgTimestamp::from_unix_micros(jiff::Timestamp::now().as_microsecond())
 }
 

@@ -11,6 +11,7 @@ mod backup_files;
 mod backup_list;
 mod backup_proof;
 mod backup_writer;
+mod drills;
 mod encrypting;
 mod error;
 mod file_reading;

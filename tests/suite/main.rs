@@ -24,6 +24,7 @@ mod backup_files;
 mod backup_restore;
 mod by_hand;
 mod delta;
+mod drill;
 mod encryption;
 mod expire;
 mod fire;

@@ -7,7 +7,10 @@ use super::archive::{
 };
 use super::damage::{Damage, all_damage};
 use crate::failure::{Failure, Kind};
-use crate::format::{Depth, Document, KeyObject, Made, Pin, SecretKey, WalObject, WrappedKey};
+use crate::format::{
+    Depth, Document, Drill, DrillOutcome, FORMAT_VERSION, KeyObject, Made, Pin, SecretKey,
+    WalObject, WrappedKey,
+};
 use crate::ops::verify::{AcknowledgeRequest, Finding, Report, Request, acknowledge, run};
 use crate::ops::{Silent, StopRequest};
 use crate::pg::{Lsn, PgTimestamp, SegmentName, Timeline};
@@ -58,6 +61,9 @@ impl Archive {
             let pin = Pin { reason: None, ..crate::ops::new_pin(id, "host".to_owned()) };
             archive.calm.put_pin(&pin).await.unwrap();
         }
+        for _ in 0..2 {
+            archive.calm.put_drill(&mut drill()).await.unwrap();
+        }
         archive
     }
 
@@ -73,6 +79,30 @@ impl Archive {
 
     fn keys(&self) -> Vec<String> {
         self.memory.keys().into_iter().filter(|key| !Self::is_own(key)).collect()
+    }
+}
+
+/// The record of a drill that proved nothing.
+fn drill() -> Drill {
+    Drill {
+        format: FORMAT_VERSION,
+        id: id(0),
+        started_at: PgTimestamp(0),
+        finished_at: PgTimestamp(0),
+        host: "host".to_owned(),
+        outcome: DrillOutcome::Unfinished,
+        backup: None,
+        target: "the end of the archive".to_owned(),
+        seed: None,
+        reached: None,
+        recovery_millis: None,
+        size_bytes: 0,
+        wal_bytes: 0,
+        phases: Vec::new(),
+        checks: Vec::new(),
+        failure: None,
+        notes: Vec::new(),
+        tool: "test".to_owned(),
     }
 }
 
@@ -195,6 +225,7 @@ fn kinds_of(archive: &Archive) -> Vec<Kinds> {
         kinds(key_of("/committed.json"), false, true),
         kinds(key_of("/begun.json"), true, true),
         kinds(key_of("/pin/"), false, true),
+        kinds(key_of("/drill/"), false, true),
         kinds(identities, true, true),
     ]
 }
