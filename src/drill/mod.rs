@@ -267,16 +267,14 @@ impl Drilling<'_> {
         self.phases.begin("choosing");
         self.progress.note("choosing backup and target");
         let mut asked = self.asked().await?;
-        let plan = Box::pin(async {
-            let planned = restore::make_plan(self.repository, &asked).await?;
-            restore::check_place(&asked, &planned).await?;
-            Ok(planned)
-        });
+        let plan = Box::pin(restore::make_plan(self.repository, &asked));
         let planned = self.watch.over(plan).await?;
         self.drill.backup = Some(planned.backup.id.clone());
         self.drill.size_bytes = planned.backup.size_bytes;
         self.with_tablespaces(&mut asked, &planned);
         hold_to_what_is_archived(&mut asked, &planned)?;
+        self.scratch.make_directories().map_err(not_on_disk)?;
+        restore::check_place(&asked, &planned).await?;
         let major = ServerVersion(planned.report.postgres_version).major().0;
         let named = self.request.bindir.as_deref();
         let binaries = Binaries::find(named, &self.request.search_path, major)?;
@@ -285,7 +283,6 @@ impl Drilling<'_> {
         self.refuse_foreign_tablespaces(&asked, &planned).await?;
         self.phases.begin("restoring");
         let began = Instant::now();
-        self.scratch.make_directories().map_err(not_on_disk)?;
         let wal_start = planned.report.wal_start_lsn;
         let restoring =
             restore::carry_out(self.repository, &asked, planned, Arc::clone(&self.progress));

@@ -189,7 +189,7 @@ mod tests {
         let json = r#"{"format":1,"id":"20261122T031500Z","started_at":"2026-11-22T03:15:00Z",
             "finished_at":"2026-11-22T03:16:00Z","host":"h","outcome":"unfinished","target":"x",
             "size_bytes":0,"wal_bytes":0,"phases":[],"checks":[],"tool":"highwater 0","later":1}"#;
-        let drill = Drill::parse(json.as_bytes()).unwrap();
+        let drill: Drill = serde_json::from_str(json).unwrap();
         assert_eq!((drill.outcome, drill.backup), (DrillOutcome::Unfinished, None));
     }
 }

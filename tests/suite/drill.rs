@@ -154,22 +154,38 @@ fn what_is_stored_comes_back_on_every_major_and_nothing_is_left_behind() {
     }
 }
 
+/// What `docs/guide.md` tells to do: its commands, and the question it shows.
+fn of_the_guide() -> (Vec<String>, String) {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/guide.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let chapter = page.split("\n## ").find(|part| part.contains("highwater drill")).unwrap();
+    let commands = chapter.lines().filter(|line| line.starts_with("highwater drill"));
+    let sql = chapter.split("```sql\n").nth(1).unwrap().split("```").next().unwrap();
+    (commands.map(ToOwned::to_owned).collect(), sql.to_owned())
+}
+
 #[test]
-fn the_guides_example_passes_from_s3_and_from_an_encrypted_cluster() {
-    let on_s3 = Archived::by_server_on_s3(NEWEST, |cluster| cluster);
-    let encrypted = Archived::by_server_encrypted(MAJORS[0], Lab::highwater, |cluster| cluster);
-    for place in [&on_s3, &encrypted] {
-        fill(place);
-        place
-            .cluster
-            .sql("create table orders as select now() placed from generate_series(1, 2000)");
+fn the_guides_commands_pass_from_s3_and_from_an_encrypted_cluster() {
+    let (commands, sql) = of_the_guide();
+    assert_eq!(commands.len(), 2, "{commands:?}");
+    let on_s3 = || Archived::by_server_on_s3(NEWEST, |cluster| cluster);
+    let encrypted = || Archived::by_server_encrypted(MAJORS[0], Lab::highwater, |cluster| cluster);
+    let places: [&dyn Fn() -> Archived; 2] = [&on_s3, &encrypted];
+    for place in places {
+        let place = place();
+        fill(&place);
+        place.cluster.sql("create table orders as select now() placed from generate_series(1, 2000)");
         place.cluster.archive_now();
-        let sql = "-- database: postgres\n\
-                   SELECT count(*) > 1000 FROM orders WHERE placed > now() - interval '2 days'";
-        let checks = check(place, "orders", sql, Some("t\n"));
-        let run = driller(place).run(&["drill", "--checks", checks.to_str().unwrap()]).done();
-        run.says("PASSED").says("ok       sql:orders.sql").says("pg_amcheck");
-        assert_nothing_is_left(place);
+        let checks = check(&place, "orders", &sql, Some("t\n"));
+        for (number, command) in commands.iter().enumerate() {
+            let command = command
+                .replace("/var/tmp/highwater-drill", scratch(&place).to_str().unwrap())
+                .replace("/etc/highwater/checks", checks.to_str().unwrap());
+            let words: Vec<&str> = command.split_whitespace().skip(1).collect();
+            let run = driller(&place).run(&words).done().says("PASSED").says("ok       pg_amcheck");
+            assert_eq!(run.stdout.contains("ok       sql:orders.sql"), number == 0, "{run}");
+            assert_nothing_is_left(&place);
+        }
         assert_eq!(place.highwater.info()["drill"]["outcome"], "passed");
     }
 }

@@ -2,6 +2,7 @@
 
 mod archive;
 mod damage;
+mod drill;
 mod expire;
 mod faults;
 mod large_segments;

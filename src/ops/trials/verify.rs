@@ -6,6 +6,7 @@ use super::archive::{
     Archive, MODES, SIZE_BYTES, SYSTEM, begun, contents, id, make_backup, noise, repository_key,
 };
 use super::damage::{Damage, all_damage};
+use super::drill::drill;
 use crate::failure::{Failure, Kind};
 use crate::format::{
     Depth, Document, Drill, DrillOutcome, FORMAT_VERSION, KeyObject, Made, Pin, SecretKey,
@@ -61,8 +62,8 @@ impl Archive {
             let pin = Pin { reason: None, ..crate::ops::new_pin(id, "host".to_owned()) };
             archive.calm.put_pin(&pin).await.unwrap();
         }
-        for _ in 0..2 {
-            archive.calm.put_drill(&mut drill()).await.unwrap();
+        for host in ["one", "other"] {
+            archive.calm.put_drill(&mut drill(host, PgTimestamp(0))).await.unwrap();
         }
         archive
     }
@@ -79,30 +80,6 @@ impl Archive {
 
     fn keys(&self) -> Vec<String> {
         self.memory.keys().into_iter().filter(|key| !Self::is_own(key)).collect()
-    }
-}
-
-/// The record of a drill that proved nothing.
-fn drill() -> Drill {
-    Drill {
-        format: FORMAT_VERSION,
-        id: id(0),
-        started_at: PgTimestamp(0),
-        finished_at: PgTimestamp(0),
-        host: "host".to_owned(),
-        outcome: DrillOutcome::Unfinished,
-        backup: None,
-        target: "the end of the archive".to_owned(),
-        seed: None,
-        reached: None,
-        recovery_millis: None,
-        size_bytes: 0,
-        wal_bytes: 0,
-        phases: Vec::new(),
-        checks: Vec::new(),
-        failure: None,
-        notes: Vec::new(),
-        tool: "test".to_owned(),
     }
 }
 
