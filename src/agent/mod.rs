@@ -23,6 +23,7 @@ mod receiving;
 mod seat;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ use self::seat::Seat;
 use crate::failure::Failure;
 use crate::format::Codec;
 use crate::ops::ahead::Ahead;
-use crate::ops::archive_push::Resident;
+use crate::ops::archive_push::{Resident, Second};
 use crate::ops::{StopRequest, archive_get, receive};
 use crate::repo::Repository;
 
@@ -53,6 +54,8 @@ pub struct Request {
     pub codec: Codec,
     /// How long one file may take to be stored.
     pub push_deadline: Duration,
+    /// A second repository.
+    pub second: Option<Arc<Second>>,
     /// Receive WAL too.
     pub receiving: Option<Receiving>,
 }
@@ -81,8 +84,12 @@ pub async fn run(
     stop: StopRequest,
 ) -> Result<Report, Failure> {
     let seat = Seat::take(&request.ahead)?;
-    let resident = Resident::new(repository, request.codec, request.push_deadline);
+    let resident =
+        Resident::new(repository, request.second.clone(), request.codec, request.push_deadline);
     let pushing = Pushing::new(resident, &request.wal_directory);
+    let second = request.second.as_deref().map(Second::repository);
+    let repositories: Vec<Repository> =
+        [Some(repository), second].into_iter().flatten().cloned().collect();
     let (ask, questions) = mpsc::channel(front::CONVERSATIONS_MAX);
     let fetched = AtomicU64::new(0);
     tracing::info!("serving {} for {}", request.data_directory.display(), repository.describe());
@@ -102,7 +109,7 @@ pub async fn run(
                 failure = seat.lost() => Err(failure),
                 () = front::serve(&seat.listener, &request.ahead.place, ask) => Ok(()),
                 () = archive_get::stand_by(
-                    repository, &request.ahead, &request.data_directory, &fetched,
+                    &repositories, &request.ahead, &request.data_directory, &fetched,
                 ) => Ok(()),
             }
         },

@@ -9,8 +9,8 @@ use super::agent::agent;
 use super::ahead::{ahead, leave_behind, leave_session};
 use super::config_report::ConfigReport;
 use super::drivers::{
-    host_name, needed_variables, open_repository, open_repository_retrying, program,
-    repository_flags, run_light, run_parallel, server,
+    host_name, needed_variables, open_repository, open_repository_retrying, open_second, program,
+    repository_flags, run_light, run_parallel, second_for_push, server,
 };
 use super::environment::Environment;
 use super::output::Output;
@@ -18,8 +18,9 @@ use super::requests::{
     ArchiveGetRequest, ArchivePushRequest, BackupRequest, BackupSource, CheckRequest, InfoRequest,
     InitRequest, ManifestChecksums, ReceiveRequest, Request, RestoreRequest,
 };
+use super::second_repo::Only;
 use super::settings::{NOTHING_DONE, Settings};
-use super::{keys, log, man, progress, reports, retention, signals, verify};
+use super::{copy, keys, log, man, progress, reports, retention, signals, verify};
 use crate::failure::{Failure, Kind};
 use crate::ops;
 use crate::pg::PgTimestamp;
@@ -44,9 +45,14 @@ pub(super) const DATA_DIRECTORY: &str = ".";
 const WAL_ASKED_FOR: &str = "pg_wal/RECOVERYXLOG";
 
 /// Everything that a command gets besides its request.
+#[derive(Clone, Copy)]
 pub struct Surroundings<'a> {
-    /// Checked settings.
+    /// Checked settings, of the repositories that this command works on.
     pub settings: &'a Settings,
+    /// All settings, for other processes.
+    pub all: &'a Settings,
+    /// Which of two repositories is meant, if it was said.
+    pub only: Option<Only>,
     /// The process environment.
     pub environment: &'a Environment,
     /// How to print.
@@ -72,7 +78,7 @@ impl From<Failure> for Ended {
 /// # Errors
 /// Whatever the use case says.
 pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(), Ended> {
-    let Surroundings { settings, environment, output } = surroundings;
+    let Surroundings { settings, environment, output, .. } = surroundings;
     match request {
         Request::Config => {
             output.report(&ConfigReport::new(settings, environment), ConfigReport::text)?;
@@ -97,6 +103,7 @@ pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(),
         Request::Expire { dry_run } => return retention::expire(dry_run, surroundings),
         Request::Pin(request) => retention::pin(request, surroundings)?,
         Request::Unpin { backup } => retention::unpin(&backup, surroundings)?,
+        Request::Copy(request) => return copy::copy(request, surroundings),
         Request::Key(request) => keys::key(request, surroundings)?,
     }
     Ok(())
@@ -150,11 +157,13 @@ fn archive_push(
         deadline: surroundings.settings.archive_push_deadline.value,
         accept_damaged: request.accept_damaged,
         ahead,
+        second: None,
     };
     let report = match done_before(&mut request) {
         Some(report) => report,
         None => {
             let opened = open_repository(surroundings)?;
+            request.second = second_for_push(surroundings)?;
             run_light(ops::archive_push::run(&opened.repository, &request))?
         }
     };
@@ -176,17 +185,19 @@ fn done_before(request: &mut ops::archive_push::Request) -> Option<ops::archive_
 }
 
 fn archive_get(request: ArchiveGetRequest, surroundings: &Surroundings<'_>) -> Result<(), Ended> {
-    let request = ops::archive_get::Request {
+    let mut request = ops::archive_get::Request {
         name: request.name,
         ahead: ahead(&request.path, surroundings),
         target: request.path,
         data_directory: PathBuf::from(DATA_DIRECTORY),
         deadline: surroundings.settings.archive_get_deadline.value,
+        second: None,
     };
     let got = match ops::archive_get::take_fetched(&request) {
         Some(report) => Ok(report),
         None => {
             let opened = open_repository(surroundings)?;
+            request.second = open_second(surroundings)?.map(|second| second.repository);
             run_light(ops::archive_get::run(&opened.repository, &request))
         }
     };
@@ -231,7 +242,10 @@ fn fetch_ahead(surroundings: &Surroundings<'_>) -> Result<(), Failure> {
     let Some(ahead) = ahead(Path::new(WAL_ASKED_FOR), surroundings) else { return Ok(()) };
     let opened = open_repository(surroundings)?;
     let directory = PathBuf::from(DATA_DIRECTORY);
-    let work = ops::archive_get::fetch_ahead(&opened.repository, ahead, directory);
+    let second = open_second(surroundings)?;
+    let both = [Some(opened), second].into_iter().flatten();
+    let repositories: Vec<_> = both.map(|opened| opened.repository).collect();
+    let work = ops::archive_get::fetch_ahead(&repositories, ahead, directory);
     let fetched = run_parallel(FETCH_AHEAD_THREADS, work)?;
     tracing::info!("fetched {fetched} segments ahead");
     Ok(())
