@@ -70,7 +70,7 @@ fn code(output: &Output) -> i32 {
     output.status.code().unwrap()
 }
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "init",
     "check",
     "archive-push",
@@ -84,6 +84,7 @@ const COMMANDS: [&str; 15] = [
     "expire",
     "pin",
     "unpin",
+    "copy",
     "key",
     "config",
 ];

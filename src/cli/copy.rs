@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use serde::Serialize;
+
 use super::dispatch::{Ended, Surroundings};
 use super::drivers::{both_sides, host_name, run_parallel};
 use super::requests::{CopiedBackups, CopyRequest};
@@ -10,7 +12,7 @@ use super::settings::NOTHING_DONE;
 use super::units::human_size;
 use super::{progress, signals};
 use crate::failure::{Failure, Kind};
-use crate::format::NameError;
+use crate::format::{BackupId, NameError};
 use crate::ops;
 use crate::ops::Which;
 use crate::ops::copy::{BackupLine, Choice, Outcome, Report, WalLine, WayReport};
@@ -53,6 +55,68 @@ pub(super) fn copy(request: CopyRequest, surroundings: &Surroundings<'_>) -> Res
     let report = outcome?;
     surroundings.output.report(&report, text)?;
     report.failed().map_or(Ok(()), |kind| Err(Ended::Said(kind)))
+}
+
+/// What became of a backup's copy. Field names are part of the contract of `--json`.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct SecondCopy {
+    /// Where the backup was taken into: `first` or `second`.
+    taken_into: &'static str,
+    /// Whether it is in the other repository too.
+    is_in_both: bool,
+    /// Why it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
+}
+
+impl SecondCopy {
+    /// Says it in a line.
+    pub(super) fn text(&self) -> String {
+        let other = if self.taken_into == "first" { "second" } else { "first" };
+        match &self.why {
+            None => format!("it was copied into the {other} repository\n"),
+            Some(why) => format!(
+                "it is NOT in the {other} repository: {why}; `highwater copy --newest` brings it there\n"
+            ),
+        }
+    }
+}
+
+/// Copies a backup that was just taken into the other repository. That it cannot be copied now is told, and no
+/// failure: `copy` does it later.
+pub(super) fn to_the_other(
+    id: &BackupId,
+    from: Which,
+    surroundings: &Surroundings<'_>,
+) -> SecondCopy {
+    let request = ops::copy::Request {
+        backups: Choice::Named(id.clone()),
+        wal: false,
+        from: Some(from),
+        dry_run: false,
+        host: host_name(),
+    };
+    let copied = (|| {
+        let Some((first, second)) = both_sides(surroundings)? else { return Ok(None) };
+        let listener = progress::listener("copy", surroundings.output);
+        let outcome = run_parallel(THREADS, async {
+            let work = |stop| ops::copy::run(&first, &second, &request, &*listener, stop);
+            signals::stoppable(surroundings.output, work).await
+        });
+        listener.finish();
+        outcome.map(Some)
+    })();
+    let why = match copied {
+        Ok(report) => report.and_then(|report| {
+            let trouble = report.ways.iter().flat_map(|way| &way.troubles).next();
+            trouble.map(|trouble| format!("{}: {}", trouble.what, trouble.why))
+        }),
+        Err(failure) => Some(failure.to_string()),
+    };
+    if let Some(why) = &why {
+        tracing::warn!("backup {id} is in the {} repository only: {why}", from.word());
+    }
+    SecondCopy { taken_into: from.word(), is_in_both: why.is_none(), why }
 }
 
 fn text(report: &Report) -> String {
@@ -107,8 +171,35 @@ fn backup_in_words(backup: &BackupLine) -> String {
     words
 }
 
+/// Says what each repository lacks.
+pub(super) fn missing_in_words(ways: &[WayReport]) -> String {
+    let mut text = String::new();
+    for way in ways {
+        let missing = |backup: &&BackupLine| backup.outcome == Outcome::WouldBeCopied;
+        let backups = way.backups.iter().filter(missing).count();
+        if backups == 0 && way.wal.objects == 0 && way.troubles.is_empty() {
+            let _ = writeln!(text, "the {} lacks nothing that the {} has", way.to, way.from);
+            continue;
+        }
+        let _ = writeln!(
+            text,
+            "the {} LACKS what the {} has: {backups} backups; WAL: {}",
+            way.to,
+            way.from,
+            wal_in_words(&way.wal, true)
+        );
+        if let Some(since) = way.wal.since {
+            let _ = writeln!(
+                text,
+                "  the oldest of it was stored {since}; `highwater copy --all --wal` brings it"
+            );
+        }
+    }
+    text
+}
+
 /// Says how much WAL was copied, or is missing at the destination.
-pub(super) fn wal_in_words(wal: &WalLine, dry_run: bool) -> String {
+fn wal_in_words(wal: &WalLine, dry_run: bool) -> String {
     if wal.objects == 0 {
         return "nothing is missing".to_owned();
     }

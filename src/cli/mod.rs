@@ -46,6 +46,7 @@ pub mod settings_file;
 pub mod settings_table;
 mod signals;
 pub mod target;
+mod two;
 pub mod units;
 mod usage;
 mod verify;

@@ -101,7 +101,12 @@ fn each_and(
             }
         }
     }
-    let between = if both_are_well { between(surroundings)? } else { None };
+    let between = if both_are_well { between(surroundings) } else { Ok(None) };
+    let between = between.unwrap_or_else(|failure| {
+        output.failure_on_stderr(&failure.so("could not look what each repository lacks"));
+        kinds.push(Kind::Store);
+        None
+    });
     output.page(&joined(output, pages, between))?;
     gravest(kinds).map_or(Ok(()), |kind| Err(Ended::Said(kind)))
 }
@@ -199,7 +204,11 @@ pub(super) fn either<T>(
             let other = other.so("in the second repository");
             surroundings.output.say(&other.to_string());
             // What could not be asked may hold it.
-            Err(if failure.kind != Kind::Store && other.kind == Kind::Store { other } else { failure })
+            Err(if failure.kind != Kind::Store && other.kind == Kind::Store {
+                other
+            } else {
+                failure
+            })
         }
         done => done,
     }

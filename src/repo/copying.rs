@@ -117,13 +117,13 @@ impl Transfer<'_> {
             let (Some(size), Some(other)) = (there.get(number), here.get(number)) else { continue };
             let key = Key::new(self.to.place().pack(id, *number));
             if size != other {
-                return Err(CopyError::To(other_content(&key, size, other)));
+                return Err(CopyError::To(other_content(&key, *size, *other)));
             }
             if !is_same_backup {
                 let stored = self.to.header(&key).await.map_err(CopyError::To)?;
                 let ours = self.from.header(&key).await.map_err(CopyError::From)?;
                 if stored != ours {
-                    return Err(CopyError::To(other_content(&key, size, other)));
+                    return Err(CopyError::To(other_content(&key, *size, *other)));
                 }
             }
             same.insert(*number, *size);
@@ -279,7 +279,7 @@ impl Repository {
     }
 }
 
-fn other_content(key: &Key, stored: &u64, ours: &u64) -> RepoError {
-    let told = |bytes: &u64| format!("a pack of {bytes} bytes");
+fn other_content(key: &Key, stored: u64, ours: u64) -> RepoError {
+    let told = |bytes: u64| format!("a pack of {bytes} bytes");
     RepoError::Conflict { key: key.clone(), stored: told(stored), ours: told(ours) }
 }

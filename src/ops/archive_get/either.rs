@@ -24,7 +24,7 @@ const ONE_OF_TWO_MAX: Duration = Duration::from_secs(20);
 /// Brings a file back; see [`super::run`].
 pub(super) async fn get(repository: &Repository, request: &Request) -> Result<Report, Failure> {
     let Some(second) = &request.second else {
-        return hand_over(get_from(repository, request).await?, request);
+        return hand_over(Box::pin(get_from(repository, request)).await?, request);
     };
     let away = request.ahead.as_ref().and_then(super::Ahead::away);
     let asked_first = if away == Some(Which::First) { Which::Second } else { Which::First };
@@ -43,7 +43,7 @@ async fn get_in_time(
     which: Which,
 ) -> Result<Got, Failure> {
     let limit = ONE_OF_TWO_MAX.min(request.deadline / 3);
-    let got = tokio::time::timeout(limit, get_from(repository, request)).await;
+    let got = tokio::time::timeout(limit, Box::pin(get_from(repository, request))).await;
     let got = got.unwrap_or_else(|_| {
         let name = &request.name;
         let what = format!("`{name}` did not arrive within {} s", limit.as_secs());

@@ -11,6 +11,7 @@
 //! unless the other fails too.
 
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,7 @@ use crate::repo::Repository;
 const OTHER_MAX: Duration = Duration::from_secs(10);
 
 /// How long one that was away is not waited for again by this process; calls of their own go by the spool's note.
-const AWAY_FOR: Duration = Duration::from_secs(60);
+const AWAY_FOR: Duration = Duration::from_mins(1);
 
 /// A second repository that takes all WAL as well.
 #[derive(Debug)]
@@ -35,17 +36,25 @@ pub struct Second {
     one_is_enough: bool,
     /// Which was away, and when.
     away: Mutex<Option<(Which, Instant)>>,
+    /// Whether one lacks something since this was asked last.
+    has_debt: AtomicBool,
 }
 
 impl Second {
     /// Will store into this repository as well; `one_is_enough` lets the server go on while either is away.
     pub fn new(repository: Repository, one_is_enough: bool) -> Self {
-        Self { repository, one_is_enough, away: Mutex::default() }
+        let (away, has_debt) = (Mutex::default(), AtomicBool::new(false));
+        Self { repository, one_is_enough, away, has_debt }
     }
 
     /// Returns the repository.
     pub fn repository(&self) -> &Repository {
         &self.repository
+    }
+
+    /// Returns whether something was stored in one repository only since this was asked last.
+    pub fn take_debt(&self) -> bool {
+        self.has_debt.swap(false, Ordering::SeqCst)
     }
 
     fn away(&self, request: &Request) -> Option<Which> {
@@ -111,7 +120,7 @@ pub(super) async fn push(pushes: Pushes<'_>, what: What) -> Result<Report, Failu
         let near = away.other();
         match one(pushes.into(near), what).await {
             Ok(report) => {
-                say_debt(&report, away, "it was away a moment ago");
+                say_debt(second, &report, away, "it was away a moment ago");
                 return Ok(report);
             }
             Err(failure) if failure.kind != Kind::Store => return Err(failure),
@@ -139,8 +148,8 @@ pub(super) async fn push(pushes: Pushes<'_>, what: What) -> Result<Report, Failu
 
 async fn one(push: Push<'_>, what: What) -> Result<Report, Failure> {
     match what {
-        What::Asked => push_in_time(push).await,
-        What::Ahead(segment) => push_segment(push, segment).await,
+        What::Asked => Box::pin(push_in_time(push)).await,
+        What::Ahead(segment) => Box::pin(push_segment(push, segment)).await,
     }
 }
 
@@ -181,11 +190,12 @@ fn settle(
         return Err(failure.so(format!("in the {} repository", away.word())));
     }
     second.note_away(request, away);
-    say_debt(&report, away, &failure.to_string());
+    say_debt(second, &report, away, &failure.to_string());
     Ok(report)
 }
 
-fn say_debt(report: &Report, away: Which, why: &str) {
+fn say_debt(second: &Second, report: &Report, away: Which, why: &str) {
+    second.has_debt.store(true, Ordering::SeqCst);
     tracing::warn!(
         "`{}` is stored in the {} repository only: the {} one is away ({why}); `highwater copy --wal` brings it there",
         report.name,

@@ -122,7 +122,7 @@ pub async fn run(
             stop: stop.clone(),
             report: WayReport::new(from, to),
         };
-        way.go().await?;
+        Box::pin(way.go()).await?;
         report.ways.push(way.report);
     }
     match &request.backups {

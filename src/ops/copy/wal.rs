@@ -193,7 +193,9 @@ impl Way<'_> {
                     break;
                 }
                 if self.request.dry_run {
-                    missing.iter().for_each(|object| brought.add(object, object.size_bytes, size));
+                    for object in &missing {
+                        brought.add(object, object.size_bytes, size);
+                    }
                     break;
                 }
                 let went = self.bring(system_id, size, &missing, &mut brought, &mut failed).await?;
