@@ -13,6 +13,7 @@
 //! The invariant: PostgreSQL never takes a mistake for an answer. Every end of an
 //! `archive-get` that is not "here it is" or "certainly absent" exits above 125.
 
+mod accepts;
 mod agent;
 mod ahead;
 pub mod args;

@@ -74,7 +74,7 @@ fn segments_missing(info: &serde_json::Value, to: &str) -> u64 {
 }
 
 /// Each is away for a while, and in the end both hold all of it.
-fn a_life(mut two: Two) {
+fn a_life(two: &mut Two) {
     let made = two.back_up();
     assert_eq!(made["second_copy"]["is_in_both"], true, "{made}");
     two.place.segments(2);
@@ -108,20 +108,19 @@ fn a_life(mut two: Two) {
 
 #[test]
 fn each_repository_may_be_away_and_both_hold_everything_in_the_end_14() {
-    a_life(Two::new(14, beside));
+    a_life(&mut Two::new(14, beside));
 }
 
 #[test]
 fn each_repository_may_be_away_and_both_hold_everything_in_the_end_18() {
-    let two = Two::new(18, beside);
-    a_life(two);
+    a_life(&mut Two::new(18, beside));
 }
 
 #[test]
 fn the_second_may_be_encrypted_where_the_first_is_not() {
-    let two = Two::new(18, beside_encrypted);
+    let mut two = Two::new(18, beside_encrypted);
     let second = two.second.repo_directory();
-    a_life(two);
+    a_life(&mut two);
     for file in files_below(&second).iter().filter(|file| file.starts_with("main/wal")) {
         assert_eq!(std::fs::read(second.join(file)).unwrap()[..4], *b"HWE1", "{}", file.display());
     }
@@ -129,10 +128,9 @@ fn the_second_may_be_encrypted_where_the_first_is_not() {
 
 #[test]
 fn the_second_may_be_on_s3() {
-    let lab_config = |lab: &Lab| lab.highwater_on_s3();
     let lab = Lab::open();
     let cluster = lab.cluster(18).conf("archive_mode = on").start();
-    let second = lab_config(&lab).on(&cluster);
+    let second = lab.highwater_on_s3().on(&cluster);
     let config = std::fs::read_dir(lab.path()).unwrap().flatten();
     let config =
         config.map(|entry| entry.path()).find(|path| path.extension().is_some_and(|e| e == "toml"));
@@ -144,7 +142,7 @@ fn the_second_may_be_on_s3() {
     let both = first.with_env("HIGHWATER_CONFIG", file.to_str().unwrap()).with_second(&second);
     both.run(&["init"]).done();
     cluster.archive_into(&both);
-    a_life(Two { place: Archived { cluster, highwater: both, lab }, first, second });
+    a_life(&mut Two { place: Archived { cluster, highwater: both, lab }, first, second });
 }
 
 #[test]
@@ -189,7 +187,7 @@ fn assert_same_objects(two: &Two) {
         all
     };
     let (first, second) = (of(&two.first), of(&two.second));
-    assert!(first.len() > 5);
+    assert!(first.len() > 2, "{first:?}");
     assert_eq!(first, second);
 }
 
@@ -206,8 +204,8 @@ fn a_copy_that_is_killed_goes_on_where_it_stopped() {
     drop(away);
     let mut dice = Random::new("copies that are killed");
     let mut killed = 0;
-    for _ in 0..40 {
-        let moment = Duration::from_millis(5 + dice.below(400));
+    for round in 0..60 {
+        let moment = Duration::from_millis(2 + round * 4 + dice.below(12));
         let run = two.place.highwater.spawn(&["copy", "--all", "--wal"]).kill_after(moment);
         if !run.was_killed() {
             run.done();
@@ -215,7 +213,7 @@ fn a_copy_that_is_killed_goes_on_where_it_stopped() {
         }
         killed += 1;
     }
-    assert!(killed > 0, "no copy was killed");
+    assert!(killed > 3, "hardly a copy was killed");
     two.place.highwater.run(&["copy", "--all", "--wal"]).done();
     assert_same_objects(&two);
     two.second.run(&["verify", "--deep"]).done();
