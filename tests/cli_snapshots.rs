@@ -85,6 +85,7 @@ const COMMANDS: [&str; 16] = [
     "expire",
     "pin",
     "unpin",
+    "copy",
     "key",
     "config",
 ];

@@ -55,6 +55,13 @@ fn place_of(surroundings: &Surroundings<'_>) -> String {
     for (name, option) in settings.repo_options.iter().filter(|(_, option)| !option.secret) {
         add(name, &option.text);
     }
+    // A segment that was stored before there was a second repository is not in that.
+    if let Some(second) = &settings.second.url {
+        add("second_repo", &redact::url(&second.value).0);
+        for (name, option) in settings.second.options.iter().filter(|(_, option)| !option.secret) {
+            add(name, &option.text);
+        }
+    }
     let cloud = surroundings.environment.cloud.iter();
     for (name, value) in
         cloud.filter(|(name, _)| is_cloud_variable(name) && !is_secret_option(name))

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
+use super::copy_args::CopyArgs;
 use super::drill_args::{DrillArgs, DrillGuardArgs};
 use super::environment::Environment;
 use super::help;
@@ -19,6 +20,7 @@ use super::requests::{
     parse_max_rate, parse_tablespace_mapping,
 };
 use super::retention_args::{ExpireArgs, PinArgs, UnpinArgs, keep_until};
+use super::second_repo::Only;
 use super::settings::{FlagValues, NOTHING_DONE};
 use super::settings_table::Id;
 use super::target::{TargetTime, parse_time};
@@ -72,6 +74,18 @@ pub struct GlobalArgs {
     /// A command that prints that key [env: HIGHWATER_KEY_COMMAND]
     #[arg(long, global = true, value_name = "COMMAND")]
     key_command: Option<String>,
+    /// A second repository, which holds everything once more [env: HIGHWATER_SECOND_REPO]
+    #[arg(long, global = true, value_name = "URL")]
+    second_repo: Option<String>,
+    /// The file that holds the second repository's key [env: HIGHWATER_SECOND_KEY_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
+    second_key_file: Option<PathBuf>,
+    /// A command that prints that key [env: HIGHWATER_SECOND_KEY_COMMAND]
+    #[arg(long, global = true, value_name = "COMMAND")]
+    second_key_command: Option<String>,
+    /// Work on one of two repositories alone: first or second
+    #[arg(long, global = true, value_name = "WHICH", hide_possible_values = true)]
+    pub only: Option<Only>,
     /// Report as JSON on stdout, failures too
     #[arg(long, global = true)]
     pub json: bool,
@@ -136,6 +150,9 @@ pub enum Command {
     Pin(PinArgs),
     /// Take all pins off a backup
     Unpin(UnpinArgs),
+    /// Bring what one of two repositories has and the other has not into the other
+    #[command(after_help = help::COPY)]
+    Copy(CopyArgs),
     /// Make and change the keys of an encrypted cluster
     #[command(subcommand, after_help = help::KEY)]
     Key(KeyCommand),
@@ -346,24 +363,32 @@ impl Command {
     }
 }
 
+impl GlobalArgs {
+    fn into_flags(self) -> Result<FlagValues, Failure> {
+        let mut flags = FlagValues { config: self.config, values: Vec::new() };
+        flags.set(Id::Repo, self.repo);
+        flags.set(Id::Cluster, self.cluster);
+        flags.set(Id::Dsn, self.dsn);
+        flags.set(Id::KeyFile, absolute_text(self.key_file)?);
+        flags.set(Id::KeyCommand, self.key_command);
+        flags.set(Id::SecondRepo, self.second_repo);
+        flags.set(Id::SecondKeyFile, absolute_text(self.second_key_file)?);
+        flags.set(Id::SecondKeyCommand, self.second_key_command);
+        if self.quiet && self.verbose > 0 {
+            let what = "--quiet and --verbose contradict each other";
+            return Err(usage(what, "leave one of them out"));
+        }
+        Ok(flags)
+    }
+}
+
 impl CommandLine {
     /// Turns arguments into what flags say about settings and what is asked for.
     ///
     /// # Errors
     /// [`Kind::Usage`] for arguments that are wrong or contradict each other.
     pub fn into_request(self, environment: &Environment) -> Result<(FlagValues, Request), Failure> {
-        let mut flags = FlagValues { config: self.global.config, values: Vec::new() };
-        flags.set(Id::Repo, self.global.repo);
-        flags.set(Id::Cluster, self.global.cluster);
-        flags.set(Id::Dsn, self.global.dsn);
-        flags.set(Id::KeyFile, absolute_text(self.global.key_file)?);
-        flags.set(Id::KeyCommand, self.global.key_command);
-        if self.global.quiet && self.global.verbose > 0 {
-            return Err(usage(
-                "--quiet and --verbose contradict each other",
-                "leave one of them out",
-            ));
-        }
+        let mut flags = self.global.into_flags()?;
         let request = match self.command {
             Command::Init(args) => {
                 flags.set(Id::Pgdata, absolute_text(args.pgdata)?);
@@ -407,6 +432,7 @@ impl CommandLine {
             Command::Expire(args) => args.into_request(&mut flags),
             Command::Pin(args) => args.into_request(environment)?,
             Command::Unpin(args) => args.into_request(),
+            Command::Copy(args) => args.into_request()?,
             Command::Key(command) => Request::Key(command.into_request()?),
             Command::Config => Request::Config,
             Command::Man { directory } => Request::Man(directory),

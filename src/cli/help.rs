@@ -53,6 +53,18 @@ Exit 0 means stored and durable. The same file again is success; another file un
 name is refused (exit 3). Failures exit 1 to 125, so that pg_stat_archiver counts them and
 PostgreSQL keeps the file and tries again.";
 
+/// Under `copy --help`.
+pub const COPY: &str = "\
+Examples:
+  highwater copy --wal                 both ways: what one has stored while the other was away
+  highwater copy --newest              the newest backup, with the WAL that it needs
+  highwater copy --all --wal           everything that the other one's retention keeps
+  highwater copy 20261122T031500Z --from second
+
+What stands at the destination is not sent again and never replaced: it may be interrupted, and run
+beside backups, archiving and expire. Each object is proven before it is stored. What is damaged or in
+conflict is told (exit 4 or 3) and stops nothing else.";
+
 /// Under `archive-get --help`.
 pub const ARCHIVE_GET: &str = "\
 In postgresql.conf (restore writes it for you):

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::second_repo::Only;
 use crate::format::KeyId;
 use crate::plan::log::filter::{Filter, RelationChoice};
 use crate::plan::target::{RecoveryPoint, RecoveryTarget, TimelineChoice};
@@ -82,12 +83,40 @@ pub enum Request {
         /// The backup; not yet checked.
         backup: String,
     },
+    /// `copy`
+    Copy(CopyRequest),
     /// `key`
     Key(KeyRequest),
     /// `config`
     Config,
     /// `man`: write the manual pages into this directory.
     Man(PathBuf),
+}
+
+/// What `copy` is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopyRequest {
+    /// Which backups.
+    pub backups: CopiedBackups,
+    /// All WAL that the destination keeps.
+    pub wal: bool,
+    /// The repository that is read; `None` for both ways.
+    pub from: Option<Only>,
+    /// Tell, and copy nothing.
+    pub dry_run: bool,
+}
+
+/// Which backups `copy` is to bring.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CopiedBackups {
+    /// None.
+    Nothing,
+    /// All.
+    All,
+    /// The newest.
+    Newest,
+    /// This one; not yet checked.
+    Named(String),
 }
 
 /// What `key` is asked. Files hold user keys.

@@ -12,6 +12,8 @@
 //! flag      --wal-timeout 10min
 //! ```
 
+pub use super::accepts::Accepts;
+
 /// One setting, for code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Id {
@@ -81,107 +83,28 @@ pub enum Id {
     DrillPreload,
     /// Where PostgreSQL's programs are.
     PostgresBin,
-}
-
-/// What a setting takes. Bounds are included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Accepts {
-    /// A repository URL.
-    RepoUrl,
-    /// A cluster name.
-    ClusterName,
-    /// A libpq connection string.
-    Conninfo,
-    /// A directory.
-    Directory,
-    /// A file.
-    File,
-    /// A command for the shell.
-    Command,
-    /// A user of this system.
-    User,
-    /// Names of libraries.
-    Libraries,
-    /// `zstd[:level]`, `lz4` or `none`.
-    Compression,
-    /// A whole number.
-    Count {
-        /// The least.
-        min: u64,
-        /// The most.
-        max: u64,
-    },
-    /// A size, in bytes.
-    Size {
-        /// The least.
-        min: u64,
-        /// The most.
-        max: u64,
-    },
-    /// A duration, in seconds.
-    Duration {
-        /// The least.
-        min: u64,
-        /// The most.
-        max: u64,
-    },
-    /// On or off.
-    Switch,
-    /// The name of a replication slot, or `none`.
-    Slot,
-    /// A directory, `pg_wal` or `none`.
-    Spool,
-}
-
-impl Accepts {
-    /// Says in words what is accepted, to follow "takes".
-    pub fn in_words(self) -> String {
-        use super::units::{setting_duration, setting_size};
-        let seconds = |n| setting_duration(std::time::Duration::from_secs(n));
-        match self {
-            Self::RepoUrl => {
-                "a URL: file:///path, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix".into()
-            }
-            Self::ClusterName => {
-                "1 to 63 letters, digits, dots, dashes and underscores, the first a letter or digit".into()
-            }
-            Self::Conninfo => "a libpq connection string or postgresql:// URI".into(),
-            Self::Directory => "the absolute path of a directory".into(),
-            Self::File => "the absolute path of a file".into(),
-            Self::Command => "a command for the shell".into(),
-            Self::User => "a user of this system, or uid:gid".into(),
-            Self::Libraries => "names of libraries, with commas between them".into(),
-            Self::Compression => "zstd, zstd:1 to zstd:19, lz4 or none".into(),
-            Self::Count { min, max } => format!("a whole number from {min} to {max}"),
-            Self::Size { min, max } => format!(
-                "a size from {} to {}: a number of bytes, or a number with kB, MB, GB, KiB, MiB or GiB",
-                setting_size(min),
-                setting_size(max)
-            ),
-            Self::Duration { min, max } => format!(
-                "a time from {} to {}: a number of seconds, or a number with ms, s, min, h or d",
-                seconds(min),
-                seconds(max)
-            ),
-            Self::Switch => "on or off (in the file: true or false)".into(),
-            Self::Slot => {
-                "1 to 63 small letters, digits and underscores, or `none` for no slot".into()
-            }
-            Self::Spool => {
-                "the absolute path of a directory, `pg_wal` for one beside the WAL itself, or `none`".into()
-            }
-        }
-    }
-
-    /// Returns whether a TOML value of this type can be meant (`string`, `integer`, `boolean`, …).
-    pub fn takes_toml(self, toml_type: &str) -> bool {
-        match self {
-            Self::Count { .. } => toml_type == "integer",
-            Self::Switch => toml_type == "boolean",
-            Self::Size { .. } | Self::Duration { .. } => matches!(toml_type, "integer" | "string"),
-            _ => toml_type == "string",
-        }
-    }
+    /// Where the second repository is.
+    SecondRepo,
+    /// The file that holds the second repository's key.
+    SecondKeyFile,
+    /// The command that prints the second repository's key.
+    SecondKeyCommand,
+    /// [`Id::RetainWindow`] of the second repository.
+    SecondRetainWindow,
+    /// [`Id::RetainBackups`] of the second repository.
+    SecondRetainBackups,
+    /// [`Id::RetainDaily`] of the second repository.
+    SecondRetainDaily,
+    /// [`Id::RetainWeekly`] of the second repository.
+    SecondRetainWeekly,
+    /// [`Id::RetainMonthly`] of the second repository.
+    SecondRetainMonthly,
+    /// [`Id::MinBackups`] of the second repository.
+    SecondMinBackups,
+    /// [`Id::RetainUnfinished`] of the second repository.
+    SecondRetainUnfinished,
+    /// In how many repositories WAL must be stored before the server may let it go.
+    WalCopies,
 }
 
 /// The declaration of one setting.
@@ -209,7 +132,7 @@ const MIB: u64 = 1 << 20;
 const HOUR: u64 = 3_600;
 
 /// All settings, in the order in which they are shown.
-pub static TABLE: [Setting; 33] = [
+pub static TABLE: [Setting; 44] = [
     Setting {
         id: Id::Repo,
         key: "repo.url",
@@ -540,6 +463,116 @@ pub static TABLE: [Setting; 33] = [
         example: "/usr/lib/postgresql/18/bin",
         meaning: "where PostgreSQL's programs are; by default they are looked for where packages put them, then in PATH",
     },
+    Setting {
+        id: Id::SecondRepo,
+        key: "second_repo.url",
+        variable: "HIGHWATER_SECOND_REPO",
+        flag: Some("--second-repo"),
+        accepts: Accepts::RepoUrl,
+        default: None,
+        example: "s3://elsewhere/postgres",
+        meaning: "where a second repository is, which holds everything once more",
+    },
+    Setting {
+        id: Id::SecondKeyFile,
+        key: "second_key_file",
+        variable: "HIGHWATER_SECOND_KEY_FILE",
+        flag: Some("--second-key-file"),
+        accepts: Accepts::File,
+        default: None,
+        example: "/etc/highwater/second.key",
+        meaning: "the file that holds the key of the second repository",
+    },
+    Setting {
+        id: Id::SecondKeyCommand,
+        key: "second_key_command",
+        variable: "HIGHWATER_SECOND_KEY_COMMAND",
+        flag: Some("--second-key-command"),
+        accepts: Accepts::Command,
+        default: None,
+        example: "vault kv get -field=key secret/second",
+        meaning: "a command that prints the key of the second repository; instead of a file",
+    },
+    Setting {
+        id: Id::SecondRetainWindow,
+        key: "second_retain_window",
+        variable: "HIGHWATER_SECOND_RETAIN_WINDOW",
+        flag: None,
+        accepts: Accepts::Duration { min: HOUR, max: 3650 * 24 * HOUR },
+        default: None,
+        example: "90d",
+        meaning: "retain_window of the second repository",
+    },
+    Setting {
+        id: Id::SecondRetainBackups,
+        key: "second_retain_backups",
+        variable: "HIGHWATER_SECOND_RETAIN_BACKUPS",
+        flag: None,
+        accepts: Accepts::Count { min: 1, max: 10_000 },
+        default: None,
+        example: "3",
+        meaning: "retain_backups of the second repository",
+    },
+    Setting {
+        id: Id::SecondRetainDaily,
+        key: "second_retain_daily",
+        variable: "HIGHWATER_SECOND_RETAIN_DAILY",
+        flag: None,
+        accepts: Accepts::Count { min: 1, max: 10_000 },
+        default: None,
+        example: "31",
+        meaning: "retain_daily of the second repository",
+    },
+    Setting {
+        id: Id::SecondRetainWeekly,
+        key: "second_retain_weekly",
+        variable: "HIGHWATER_SECOND_RETAIN_WEEKLY",
+        flag: None,
+        accepts: Accepts::Count { min: 1, max: 10_000 },
+        default: None,
+        example: "26",
+        meaning: "retain_weekly of the second repository",
+    },
+    Setting {
+        id: Id::SecondRetainMonthly,
+        key: "second_retain_monthly",
+        variable: "HIGHWATER_SECOND_RETAIN_MONTHLY",
+        flag: None,
+        accepts: Accepts::Count { min: 1, max: 10_000 },
+        default: None,
+        example: "24",
+        meaning: "retain_monthly of the second repository",
+    },
+    Setting {
+        id: Id::SecondMinBackups,
+        key: "second_min_backups",
+        variable: "HIGHWATER_SECOND_MIN_BACKUPS",
+        flag: None,
+        accepts: Accepts::Count { min: 1, max: 1000 },
+        default: Some("1"),
+        example: "2",
+        meaning: "min_backups of the second repository",
+    },
+    Setting {
+        id: Id::SecondRetainUnfinished,
+        key: "second_retain_unfinished",
+        variable: "HIGHWATER_SECOND_RETAIN_UNFINISHED",
+        flag: None,
+        accepts: Accepts::Duration { min: HOUR, max: 3650 * 24 * HOUR },
+        default: Some("7d"),
+        example: "7d",
+        meaning: "retain_unfinished of the second repository",
+    },
+    Setting {
+        id: Id::WalCopies,
+        key: "wal_copies",
+        variable: "HIGHWATER_WAL_COPIES",
+        flag: None,
+        accepts: Accepts::Copies,
+        default: Some("any"),
+        example: "all",
+        meaning: "with two repositories: any lets the server go on while one is away, all does not",
+    },
 ];
 
 /// Returns the declaration of `id`.
@@ -554,11 +587,20 @@ pub const OPTIONS_KEY: &str = "repo.options";
 /// What a store option's variable begins with; the rest is the option's name in capitals.
 pub const OPTION_VARIABLE_PREFIX: &str = "HIGHWATER_REPO_";
 
+/// [`OPTIONS_KEY`] of the second repository.
+pub const SECOND_OPTIONS_KEY: &str = "second_repo.options";
+
+/// [`OPTION_VARIABLE_PREFIX`] of the second repository.
+pub const SECOND_OPTION_VARIABLE_PREFIX: &str = "HIGHWATER_SECOND_REPO_";
+
 /// The variable that names the settings file; it is not a setting itself.
 pub const CONFIG_VARIABLE: &str = "HIGHWATER_CONFIG";
 
 /// The variable that holds the key itself. Neither a flag nor the settings file can.
 pub const KEY_VARIABLE: &str = "HIGHWATER_KEY";
+
+/// [`KEY_VARIABLE`] of the second repository.
+pub const SECOND_KEY_VARIABLE: &str = "HIGHWATER_SECOND_KEY";
 
 /// The settings file that is read, where it exists, when none is named.
 pub const DEFAULT_FILE: &str = "/etc/highwater/highwater.toml";
@@ -593,7 +635,8 @@ mod tests {
     #[test]
     fn a_variable_is_the_flags_name_in_capitals() {
         for entry in &TABLE {
-            let name = entry.flag.map_or_else(|| entry.key.to_owned(), |flag| flag[2..].to_owned());
+            let key = entry.key.strip_suffix(".url").unwrap_or(entry.key);
+            let name = entry.flag.map_or_else(|| key.to_owned(), |flag| flag[2..].to_owned());
             let expected = format!("HIGHWATER_{}", name.to_uppercase().replace(['-', '.'], "_"));
             assert_eq!(entry.variable, expected);
         }

@@ -19,6 +19,7 @@ pub mod archive_get;
 pub mod archive_push;
 pub mod backup;
 pub mod check;
+pub mod copy;
 pub mod expire;
 pub mod info;
 pub mod init;
@@ -43,6 +44,34 @@ use crate::format::{BackupId, FORMAT_VERSION, Identity, Pin};
 use crate::pg::{ControlFile, PgTimestamp, SystemId};
 use crate::pgdata::{Rereads, read_control_bytes, read_stable};
 use crate::repo::{KeyTaker, RepoError, Repository, claim_of};
+
+/// Which of two repositories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Which {
+    /// `repo`
+    First,
+    /// `second_repo`
+    Second,
+}
+
+impl Which {
+    /// Returns the word that flags, reports and logs have for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Second => "second",
+        }
+    }
+
+    /// Returns the other one.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::First => Self::Second,
+            Self::Second => Self::First,
+        }
+    }
+}
 
 /// What documents name as their writer.
 pub(crate) const TOOL: &str = concat!("highwater ", env!("CARGO_PKG_VERSION"));

@@ -425,7 +425,7 @@ pub(super) fn seal_bytes(
     Ok(SealedObject { header, body: Body::from(frame) })
 }
 
-async fn settle_pack(
+pub(super) async fn settle_pack(
     store: &dyn crate::store::Store,
     key: &Key,
     ours: &Body,

@@ -174,7 +174,9 @@ fn the_guides_commands_pass_from_s3_and_from_an_encrypted_cluster() {
     for place in places {
         let place = place();
         fill(&place);
-        place.cluster.sql("create table orders as select now() placed from generate_series(1, 2000)");
+        place
+            .cluster
+            .sql("create table orders as select now() placed from generate_series(1, 2000)");
         place.cluster.archive_now();
         let checks = check(&place, "orders", &sql, Some("t\n"));
         for (number, command) in commands.iter().enumerate() {

@@ -46,5 +46,6 @@ mod refusals;
 mod stops;
 mod timelines;
 mod two_hosts;
+mod two_repos;
 mod verify;
 mod wal_walk;

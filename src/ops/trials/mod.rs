@@ -1,6 +1,7 @@
 //! Trials of the use cases on a store that fails or whose objects are damaged.
 
 mod archive;
+mod copy;
 mod damage;
 mod drill;
 mod expire;
@@ -9,4 +10,5 @@ mod large_segments;
 mod resume;
 mod rivals;
 mod streamed;
+mod two_repos;
 mod verify;
