@@ -174,7 +174,9 @@ fn the_guides_commands_pass_from_s3_and_from_an_encrypted_cluster() {
     for place in places {
         let place = place();
         fill(&place);
-        place.cluster.sql("create table orders as select now() placed from generate_series(1, 2000)");
+        place
+            .cluster
+            .sql("create table orders as select now() placed from generate_series(1, 2000)");
         place.cluster.archive_now();
         let checks = check(&place, "orders", &sql, Some("t\n"));
         for (number, command) in commands.iter().enumerate() {
@@ -368,13 +370,15 @@ fn places_and_programs_that_will_not_do_are_refused_and_left_alone() {
     let none = place.lab.directory("none");
     let run = driller.run(&["drill", "--bindir", none.to_str().unwrap()]).ends_with(6);
     run.says(none.to_str().unwrap()).says("PostgreSQL 18");
-    let narrow = driller.with_env("HIGHWATER_DRILL_DISK_FREE_MIN", "16TiB");
+    let narrow = driller.with_env("HIGHWATER_DRILL_DISK_FREE_MIN", "16000GiB");
     narrow.run(&["drill"]).ends_with(7).says("left");
     assert_nothing_is_left(&place);
     // What kept a drill from proving anything is on record as just that.
     assert_eq!(place.highwater.info()["drill"]["outcome"], "unfinished");
-    let late = driller.run(&["drill", "--timeout", "1s"]).ends_with(4);
-    late.says("were not over within 1 s");
+    let slow = check(&place, "slow", "select pg_sleep(60)", None);
+    let slow = ["drill", "--timeout", "4s", "--checks", slow.to_str().unwrap()];
+    let late = driller.run(&slow).ends_with(4);
+    late.says("were not over within 4 s");
     assert_nothing_is_left(&place);
 }
 

@@ -5,8 +5,8 @@ use futures_util::TryStreamExt;
 use super::archive::{Archive, SIZE_BYTES, SYSTEM, contents};
 use crate::failure::{Failure, Kind};
 use crate::format::{
-    Begun, Committed, Document, Drill, ENCRYPTED_IDENTITY_VERSION, HEADER_PROBE_BYTES, Identity, Pin,
-    encode_header_padded, parse_header,
+    Begun, Committed, Document, Drill, ENCRYPTED_IDENTITY_VERSION, HEADER_PROBE_BYTES, Identity,
+    Pin, encode_header_padded, parse_header,
 };
 use crate::ops::info;
 use crate::pg::SystemId;
