@@ -8,10 +8,7 @@ use super::archive::{
 use super::damage::{Damage, all_damage};
 use super::drill::drill;
 use crate::failure::{Failure, Kind};
-use crate::format::{
-    Depth, Document, Drill, DrillOutcome, FORMAT_VERSION, KeyObject, Made, Pin, SecretKey,
-    WalObject, WrappedKey,
-};
+use crate::format::{Depth, Document, KeyObject, Made, Pin, SecretKey, WalObject, WrappedKey};
 use crate::ops::verify::{AcknowledgeRequest, Finding, Report, Request, acknowledge, run};
 use crate::ops::{Silent, StopRequest};
 use crate::pg::{Lsn, PgTimestamp, SegmentName, Timeline};
