@@ -36,6 +36,7 @@ mod ledger;
 mod log;
 mod memory;
 mod pieces;
+mod power_cut;
 mod receive;
 mod receive_life;
 mod receive_network;

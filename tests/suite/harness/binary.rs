@@ -244,7 +244,7 @@ impl Running {
     }
 
     /// Returns the process's number.
-    pub(super) fn id(&self) -> u32 {
+    pub fn id(&self) -> u32 {
         self.child.id()
     }
 
