@@ -70,7 +70,7 @@ fn code(output: &Output) -> i32 {
     output.status.code().unwrap()
 }
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 17] = [
     "init",
     "check",
     "archive-push",

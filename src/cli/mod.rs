@@ -44,6 +44,7 @@ mod retention;
 mod retention_args;
 mod retention_settings;
 mod second_repo;
+pub mod setting_id;
 mod setting_values;
 pub mod settings;
 pub mod settings_file;
