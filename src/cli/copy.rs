@@ -109,7 +109,8 @@ pub(super) fn to_the_other(
     let why = match copied {
         Ok(report) => report.and_then(|report| {
             let trouble = report.ways.iter().flat_map(|way| &way.troubles).next();
-            trouble.map(|trouble| format!("{}: {}", trouble.what, trouble.why))
+            let told = trouble.map(|trouble| format!("{}: {}", trouble.what, trouble.why));
+            told.or_else(|| report.failed().map(|_| "not all of its WAL is there".to_owned()))
         }),
         Err(failure) => Some(failure.to_string()),
     };

@@ -20,7 +20,7 @@ use crate::pg::SystemId;
 use crate::plan::retention::Plan;
 use crate::repo::Transfer;
 
-/// Packs on their way at a time: each is held whole, 12 MiB as a rule.
+/// Packs on their way at a time: each is held whole, 8 to 12 MiB as a rule.
 const IN_FLIGHT: usize = 3;
 
 /// How often it is looked whether packs that stood are still there.

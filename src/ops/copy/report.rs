@@ -20,9 +20,13 @@ pub struct Report {
 }
 
 impl Report {
-    /// Returns why the exit code must not be 0: the gravest trouble of any way.
+    /// Returns why the exit code must not be 0: the gravest trouble of any way. A backup without all WAL from its start
+    /// to its stop is none that could be used.
     pub fn failed(&self) -> Option<Kind> {
-        let kinds = self.ways.iter().filter_map(|way| way.gravest);
+        let backups = self.ways.iter().flat_map(|way| &way.backups);
+        let lacks_wal = backups.filter(|backup| backup.wal_complete == Some(false));
+        let lacking = lacks_wal.map(|_| Kind::Integrity);
+        let kinds = self.ways.iter().filter_map(|way| way.gravest).chain(lacking);
         kinds.reduce(|one, other| if one == Kind::Integrity { one } else { other })
     }
 }
