@@ -246,9 +246,9 @@ fn damage_is_found_named_and_on_record_and_production_goes_on() {
     let place = filled(NEWEST);
     let load = Load::on(&place.cluster);
     let repo = place.highwater.repo_directory();
-    let packs =
+    let mut packs =
         files_below(&repo).into_iter().filter(|path| path.to_string_lossy().contains("/pack/"));
-    let pack = packs.last().unwrap();
+    let pack = packs.next_back().unwrap();
     let good = std::fs::read(repo.join(&pack)).unwrap();
     flip_bit(&repo.join(&pack), good.len() / 2);
     let run = driller(&place).run(&["drill"]).ends_with(4);

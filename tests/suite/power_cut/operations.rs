@@ -210,7 +210,7 @@ fn somebody_can_read_everything_whatever_the_power_leaves_of_a_change_of_keys() 
     let first = keys.join("first");
     watched(&highwater, &trace, true, &["key", "new", first.to_str().unwrap()]).wait().done();
     let recording = recording.finish(&trace);
-    assert_eq!(recording.disk.not_durable(recording.disk.end()), [PathBuf::new(); 0]);
+    assert_eq!(recording.disk.not_durable(recording.disk.end()), Vec::<PathBuf>::new());
 
     let text = |path: &Path| path.to_str().unwrap().to_owned();
     let [second, third] = ["second", "third"].map(|name| highwater.new_key(name));
@@ -452,7 +452,7 @@ fn a_restored_cluster_can_start_only_when_all_of_it_is_durable() {
         .done();
     let disk = recording.finish(&trace).disk;
     let control = pgdata.join("global/pg_control");
-    assert_eq!(disk.not_durable(disk.end()), [PathBuf::new(); 0]);
+    assert_eq!(disk.not_durable(disk.end()), Vec::<PathBuf>::new());
     let (mut before, mut after) = (0, 0);
     for moment in disk.moments() {
         if !disk.may_exist(&control, moment) {

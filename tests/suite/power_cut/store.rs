@@ -258,6 +258,8 @@ fn without(effects: &[Effect], lacks: impl Fn(&Path) -> bool) -> Vec<Effect> {
     kept
 }
 
+type Lacks = dyn Fn(&Path) -> bool;
+
 #[test]
 fn whatever_the_power_leaves_of_a_repository_holds_what_was_confirmed_and_nothing_torn() {
     let (_place, root) = nowhere();
@@ -266,7 +268,7 @@ fn whatever_the_power_leaves_of_a_repository_holds_what_was_confirmed_and_nothin
     eprintln!("{images} images");
     assert!(images > 500, "{images}");
     // Each kind of fsync is needed: without it, some image breaks a promise.
-    let kinds: [(&str, &dyn Fn(&Path) -> bool); 3] = [
+    let kinds: [(&str, &Lacks); 3] = [
         ("of bytes", &|path| is_in_staging(path) && !path.ends_with(".staging")),
         ("of the directory of an object", &|path| path.ends_with("g1")),
         ("of a directory above", &|path| path.ends_with("wal") || path.ends_with("c")),

@@ -321,7 +321,10 @@ fn at(directory: &str, path: &str) -> PathBuf {
 
 #[test]
 fn lines_of_strace_are_read() {
-    let hex = |text: &str| text.bytes().map(|byte| format!("\\x{byte:02x}")).collect::<String>();
+    let hex = |text: &str| {
+        let bytes: Vec<String> = text.bytes().map(|byte| format!("\\x{byte:02x}")).collect();
+        bytes.concat()
+    };
     let (root, file, other) = (hex("/r"), hex("/r/a"), hex("/r/b"));
     let lines = format!(
         "7 openat(AT_FDCWD<{root}>, \"{file}\", O_WRONLY|O_CREAT|O_EXCL|O_CLOEXEC, 0640) = 3<{file}>\n\
