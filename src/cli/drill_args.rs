@@ -19,7 +19,7 @@ use crate::plan::target::TargetAction;
 #[derive(Args)]
 #[command(group = ArgGroup::new("target").multiple(false))]
 pub struct DrillArgs {
-    /// Where it may work: an empty directory or a new one [env: HIGHWATER_DRILL_SCRATCH]
+    /// Where it may work: an empty directory or a new one [env: HIGHWATER_SCRATCH]
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
     /// The backup to begin with (default: the best for the target)
@@ -31,10 +31,10 @@ pub struct DrillArgs {
     /// The seed of an earlier drill, for the same moment as then if nothing has come or gone since
     #[arg(long, value_name = "N", requires = "random_moment")]
     seed: Option<u64>,
-    /// Your own checks: NAME.sql, and NAME.expected beside it [env: HIGHWATER_DRILL_CHECKS]
+    /// Your own checks: NAME.sql, and NAME.expected beside it [env: HIGHWATER_CHECKS]
     #[arg(long, value_name = "DIR")]
     checks: Option<PathBuf>,
-    /// The directory of PostgreSQL's programs (default: looked for) [env: HIGHWATER_POSTGRES_BIN]
+    /// The directory of PostgreSQL's programs (default: looked for) [env: HIGHWATER_BINDIR]
     #[arg(long, value_name = "DIR")]
     bindir: Option<PathBuf>,
     /// How long recovery and checks may take together

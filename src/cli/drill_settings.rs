@@ -49,7 +49,7 @@ impl DrillSettings {
     pub fn require_scratch(&self) -> Result<&Path, Failure> {
         let scratch = self.scratch.as_ref().map(|scratch| scratch.value.as_path());
         scratch.ok_or_else(|| {
-            let next = "name an empty or new directory with --scratch, HIGHWATER_DRILL_SCRATCH or `drill_scratch` in the settings file; it needs the room of the cluster";
+            let next = "name an empty or new directory with --scratch, HIGHWATER_SCRATCH or `drill_scratch` in the settings file; it needs the room of the cluster";
             Failure::new(Kind::Usage, "no scratch directory is named", NOTHING_DONE, next)
         })
     }

@@ -314,7 +314,7 @@ pub static TABLE: [Setting; 44] = [
     Setting {
         id: Id::DrillScratch,
         key: "drill_scratch",
-        variable: "HIGHWATER_DRILL_SCRATCH",
+        variable: "HIGHWATER_SCRATCH",
         flag: Some("--scratch"),
         accepts: Accepts::Directory,
         default: None,
@@ -324,7 +324,7 @@ pub static TABLE: [Setting; 44] = [
     Setting {
         id: Id::DrillChecks,
         key: "drill_checks",
-        variable: "HIGHWATER_DRILL_CHECKS",
+        variable: "HIGHWATER_CHECKS",
         flag: Some("--checks"),
         accepts: Accepts::Directory,
         default: None,
@@ -364,7 +364,7 @@ pub static TABLE: [Setting; 44] = [
     Setting {
         id: Id::PostgresBin,
         key: "postgres_bin",
-        variable: "HIGHWATER_POSTGRES_BIN",
+        variable: "HIGHWATER_BINDIR",
         flag: Some("--bindir"),
         accepts: Accepts::Directory,
         default: None,

@@ -20,9 +20,9 @@ fn driller(place: &Archived) -> Highwater {
     let bin = Path::new(postgres.get_program()).parent().unwrap().to_path_buf();
     place
         .highwater
-        .with_env("HIGHWATER_POSTGRES_BIN", bin.to_str().unwrap())
+        .with_env("HIGHWATER_BINDIR", bin.to_str().unwrap())
         .with_env("LD_LIBRARY_PATH", bin.parent().unwrap().join("lib").to_str().unwrap())
-        .with_env("HIGHWATER_DRILL_SCRATCH", scratch(place).to_str().unwrap())
+        .with_env("HIGHWATER_SCRATCH", scratch(place).to_str().unwrap())
         .with_env("HIGHWATER_DRILL_DISK_FREE_MIN", "0")
 }
 
@@ -369,7 +369,7 @@ fn places_and_programs_that_will_not_do_are_refused_and_left_alone() {
     place.lab.write("full/mine", b"x");
     driller.run(&["drill", "--scratch", full.to_str().unwrap()]).ends_with(2).says("not empty");
     assert_eq!(files_below(&full), [PathBuf::from("mine")]);
-    driller.without_env("HIGHWATER_DRILL_SCRATCH").run(&["drill"]).ends_with(2).says("--scratch");
+    driller.without_env("HIGHWATER_SCRATCH").run(&["drill"]).ends_with(2).says("--scratch");
     let none = place.lab.directory("none");
     let run = driller.run(&["drill", "--bindir", none.to_str().unwrap()]).ends_with(6);
     run.says(none.to_str().unwrap()).says("PostgreSQL 18");
