@@ -168,7 +168,7 @@ pub const LOG: &str = "\
 Examples:
   highwater log --limit 20                             the newest 20 things that happened
   highwater log --since '2026-11-22 03:00:00' --until '2026-11-22 04:00:00' --oldest-first
-  highwater log --only drops,large-deletes             what may have been a mistake
+  highwater log --kinds drops,large-deletes             what may have been a mistake
   highwater log --relation public.orders --since 0/3000000
   highwater log --before-drop public.orders --pgdata /var/lib/postgresql/restored
   highwater log --json | jq -c 'select(.kind == \"restore-point\")'
