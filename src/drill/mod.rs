@@ -16,6 +16,7 @@
 mod binaries;
 mod checks;
 mod guard;
+mod phases;
 mod replay;
 mod scratch;
 mod server;
@@ -26,7 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::failure::{Failure, Kind};
-use crate::format::{BackupId, Drill, DrillFailure, DrillOutcome, DrillPhase, FORMAT_VERSION};
+use crate::format::{BackupId, Drill, DrillFailure, DrillOutcome, FORMAT_VERSION};
 use crate::ops::failures::{of_disk, of_repo, of_task};
 use crate::ops::restore::{self, Planned};
 use crate::ops::{Progress, StopRequest, TOOL, now};
@@ -39,6 +40,7 @@ use binaries::Binaries;
 use checks::{Checking, UserCheck, read_user_checks};
 use guard::Guard;
 pub use guard::{GUARD_COMMAND, guard};
+use phases::{Phases, millis};
 use scratch::{Scratch, ScratchError};
 use server::Launch;
 use watch::Watch;
@@ -432,42 +434,6 @@ fn hold_to_what_is_archived(
     asked.target.point = RecoveryPoint::Lsn(last);
     asked.target.inclusive = true;
     Ok(())
-}
-
-/// The parts of a drill, timed.
-#[derive(Debug, Default)]
-struct Phases {
-    over: Vec<DrillPhase>,
-    now: Option<(&'static str, Instant)>,
-}
-
-impl Phases {
-    /// Ends the part that is under way, and begins another.
-    fn begin(&mut self, name: &'static str) {
-        if let Some((name, began)) = self.now.replace((name, Instant::now())) {
-            self.over.push(DrillPhase { name: name.to_owned(), millis: millis(began.elapsed()) });
-        }
-    }
-
-    fn now(&self) -> String {
-        self.now.map_or("", |(name, _)| name).to_owned()
-    }
-
-    /// Returns how long the part under way has taken so far.
-    fn elapsed(&self) -> Duration {
-        self.now.map_or(Duration::ZERO, |(_, began)| began.elapsed())
-    }
-
-    fn end(mut self) -> Vec<DrillPhase> {
-        if let Some((name, began)) = self.now {
-            self.over.push(DrillPhase { name: name.to_owned(), millis: millis(began.elapsed()) });
-        }
-        self.over
-    }
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn not_on_disk(error: DiskError) -> Failure {

@@ -57,7 +57,7 @@ const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
 /// How much of a file is read at a time.
 const READ_BYTES: usize = 256 << 10;
 
-const UNHARMED: &str = "Nothing was stored under this name by this call, and the server keeps the file in pg_wal until it is archived.";
+const UNHARMED: &str = "Nothing that is stored was changed, and the server keeps the file in pg_wal until it is archived.";
 
 /// What is asked.
 #[derive(Debug, Clone)]
