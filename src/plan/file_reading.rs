@@ -26,7 +26,7 @@ pub fn reading_plan(memory_bytes: u64, jobs: usize) -> ReadingPlan {
     let share = memory_bytes / STRETCH_BYTES as u64;
     let room = usize::try_from(share).unwrap_or(usize::MAX).max(2);
     let readers = jobs.clamp(1, READERS_MAX).min(room - 1);
-    ReadingPlan { readers, stretches_max: (readers * 4).min(room) }
+    ReadingPlan { readers, stretches_max: (readers * 3).min(room) }
 }
 
 /// Decides whether a page with a wrong checksum is damaged, given the position in its header, and
@@ -56,8 +56,8 @@ mod tests {
         assert_eq!(reading_plan(0, 4), ReadingPlan { readers: 1, stretches_max: 2 });
         assert_eq!(reading_plan(8 << 20, 4), ReadingPlan { readers: 4, stretches_max: 8 });
         assert_eq!(reading_plan(8 << 20, 64), ReadingPlan { readers: 7, stretches_max: 8 });
-        assert_eq!(reading_plan(32 << 20, 2), ReadingPlan { readers: 2, stretches_max: 8 });
-        assert_eq!(reading_plan(8 << 30, 64), ReadingPlan { readers: 16, stretches_max: 64 });
+        assert_eq!(reading_plan(32 << 20, 2), ReadingPlan { readers: 2, stretches_max: 6 });
+        assert_eq!(reading_plan(8 << 30, 64), ReadingPlan { readers: 16, stretches_max: 48 });
     }
 
     proptest! {
