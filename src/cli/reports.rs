@@ -11,7 +11,7 @@ use super::output::columns;
 use super::retention::policy_in_words;
 use super::units::human_size;
 use crate::agent;
-use crate::format::{BackupId, DamagedPages};
+use crate::format::{BackupId, DamagedPages, KeyId};
 use crate::ops::restore::PlanReport;
 use crate::ops::{archive_get, archive_push, backup, check, info, init, receive, restore};
 use crate::pg::{Lsn, PgTimestamp, ServerVersion, Timeline};
@@ -331,12 +331,13 @@ impl RestoreDone {
 
 pub(super) fn info(report: &info::Report) -> String {
     let mut text = format!(
-        "cluster {} in {}\n  system identifier {}, PostgreSQL {}, WAL segments of {}\n\n",
+        "cluster {} in {}\n  system identifier {}, PostgreSQL {}, WAL segments of {}\n{}\n",
         report.cluster,
         report.repository,
         report.system_identifier,
         report.postgres_version,
         human_size(report.wal_segment_bytes),
+        report.encryption.as_ref().map_or_else(String::new, encryption),
     );
     match &report.recovery_window {
         None if !report.damaged_backups.is_empty() => {
@@ -378,6 +379,24 @@ pub(super) fn info(report: &info::Report) -> String {
     text.push_str(&backups(report));
     text.push_str(&wal(report));
     text
+}
+
+fn encryption(keys: &info::EncryptionInfo) -> String {
+    let word = |key: &KeyId| {
+        let ours = if *key == keys.in_hand { " (this one)" } else { "" };
+        format!("{key}{ours}")
+    };
+    let users: Vec<String> = keys.user_keys.iter().map(word).collect();
+    let rotated = match keys.repository_keys {
+        0 | 1 => String::new(),
+        2 => ", and 1 before it".to_owned(),
+        keys => format!(", and {} before it", keys - 1),
+    };
+    format!(
+        "  encrypted under repository key {}{rotated}; opened by {}\n",
+        keys.repository_key,
+        users.join(", ")
+    )
 }
 
 /// What else can be reached: before holes, and on other timelines.
