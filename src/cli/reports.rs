@@ -89,8 +89,11 @@ pub(super) fn receive(report: &receive::Report) -> String {
 
 pub(super) fn agent(report: &agent::Report) -> String {
     let received = report.received.as_ref().map_or(String::new(), receive);
+    let scheduled = report.scheduled.map_or_else(String::new, |runs| {
+        format!("ran {} commands in their time; {} more failed\n", runs.done, runs.failed)
+    });
     format!(
-        "stored {} WAL files, answered {} commands, fetched {} segments ahead\n{received}",
+        "stored {} WAL files, answered {} commands, fetched {} segments ahead\n{scheduled}{received}",
         report.stored_files, report.answered, report.fetched_segments
     )
 }
@@ -235,10 +238,36 @@ pub(super) fn restore_plan(plan: &PlanReport) -> String {
             tablespace.to.display()
         ));
     }
+    made_by_replay(plan, &mut text);
     if let Some(time) = plan.last_commit_time {
         text.push_str(&format!("plan: the last archived commit on this way is of {time}\n"));
     }
     text
+}
+
+/// Warns of tablespaces that no map of ours can put elsewhere.
+fn made_by_replay(plan: &PlanReport, text: &mut String) {
+    let Some(made) = &plan.made_by_replay else {
+        text.push_str(
+            "plan: the WAL was not read for tablespaces younger than the backup, which replay makes at their own path; --dry-run reads it\n",
+        );
+        return;
+    };
+    for restore::MadeByReplay { oid, location, lsn, stands_here } in made {
+        let what =
+            format!("plan: WARNING: replay makes tablespace {oid} at `{location}` (at {lsn})");
+        text.push_str(&if *stands_here {
+            format!(
+                "{what}, where files stand on this host, and writes into them, the files of the cluster's own server too. \
+                 Do not start this copy beside its origin: restore on another host, or stop the origin and move that directory away first; \
+                 or take a new backup and put its tablespaces elsewhere with --tablespace-map; or choose a target before that LSN\n"
+            )
+        } else {
+            format!(
+                "{what}: make that directory first, empty and owned by the server's user, or recovery stops there\n"
+            )
+        });
+    }
 }
 
 /// The document of `restore`. Field names are part of the contract of `--json`.

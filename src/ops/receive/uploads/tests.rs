@@ -139,7 +139,9 @@ async fn what_counts_as_stored_is_stored_whatever_fails_and_all_is_stored_in_the
             let faults = FaultStore::new(Arc::new(memory.clone()));
             let place = Repository::new(Arc::new(faults.clone()), "main".parse().unwrap());
             let (mut assembly, pieces) = received(&place, 700);
-            faults_at(n, mode).into_iter().for_each(|fault| faults.inject(fault));
+            for fault in faults_at(n, mode) {
+                faults.inject(fault);
+            }
             let mut uploads = Uploads::new(&place, SYSTEM, size());
             let mut keys: Vec<(Lsn, Lsn, String)> = Vec::new();
             let key_of = |piece: &SealedPiece| {
