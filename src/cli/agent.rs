@@ -78,7 +78,7 @@ pub(super) fn agent(request: AgentRequest, surroundings: &Surroundings<'_>) -> R
 /// Returns what the agent is to run by itself; what could never succeed is refused here.
 fn scheduled(surroundings: &Surroundings<'_>) -> Result<Option<agent::Scheduled>, Failure> {
     let settings = surroundings.settings;
-    let schedule = settings.schedule.schedule();
+    let schedule = settings.schedule.schedule()?;
     if !schedule.is_set() {
         return Ok(None);
     }

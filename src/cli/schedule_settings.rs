@@ -27,38 +27,39 @@ impl ScheduleSettings {
     pub(super) fn validate(check: &Check<'_>) -> Result<Self, Failure> {
         let every = |id| check.one(id, |text| within_duration(id, text));
         let [backup, expire, verify, drill] = EVERY;
-        let settings = Self {
+        Ok(Self {
             every: [every(backup)?, every(expire)?, every(verify)?, every(drill)?],
             backup_at: check.one(Id::BackupAt, TimeOfDay::parse)?,
             backup_on_standby: check.or_default(Id::BackupOnStandby, parse_switch)?,
-        };
-        let period = settings.every[Task::Backup as usize].as_ref().map(|every| every.value);
-        let is_days = period
-            .is_some_and(|every| every >= DAY && every.as_nanos().is_multiple_of(DAY.as_nanos()));
-        match &settings.backup_at {
-            Some(at) if !is_days => Err(Failure::new(
-                Kind::Usage,
-                format!(
-                    "`backup_at` ({}) is a time of day, and `backup_every` is no number of days",
-                    at.origin
-                ),
-                NOTHING_DONE,
-                "set `backup_every` to `24h` or `7d`, or leave `backup_at` out",
-            )),
-            _ => Ok(settings),
-        }
+        })
     }
 
     /// Returns what is wanted.
-    pub fn schedule(&self) -> Schedule {
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] for a time of day with a period that is no number of days.
+    pub fn schedule(&self) -> Result<Schedule, Failure> {
         let mut rhythms = self.every.each_ref().map(|every| {
             let every = every.as_ref()?.value;
             Some(Rhythm { every, at: None })
         });
-        if let Some(backup) = &mut rhythms[Task::Backup as usize] {
-            backup.at = self.backup_at.as_ref().map(|at| at.value);
+        if let Some(at) = &self.backup_at {
+            let is_days = |every: Duration| {
+                !every.is_zero() && every.as_nanos().is_multiple_of(DAY.as_nanos())
+            };
+            match &mut rhythms[Task::Backup as usize] {
+                Some(backup) if is_days(backup.every) => backup.at = Some(at.value),
+                _ => {
+                    let what = format!(
+                        "`backup_at` ({}) is a time of day, and `backup_every` is no number of days",
+                        at.origin
+                    );
+                    let next = "set `backup_every` to `24h` or `7d`, or leave `backup_at` out";
+                    return Err(Failure::new(Kind::Usage, what, NOTHING_DONE, next));
+                }
+            }
         }
-        Schedule { rhythms, backup_on_standby: self.backup_on_standby.value }
+        Ok(Schedule { rhythms, backup_on_standby: self.backup_on_standby.value })
     }
 
     /// Returns one of them as it may be shown; `None` if it is not set or not one of them.

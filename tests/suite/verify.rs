@@ -151,8 +151,7 @@ fn a_damaged_pack_is_found_and_named_and_acknowledged() {
 fn a_gap_is_found_with_both_its_ends_and_a_recorded_one_can_be_acknowledged() {
     let place = Archived::by_server(MAJORS[0]);
     filled(&place, "stream");
-    // Commits come before the gap, and behind it.
-    let gone = place.segments(2).remove(1);
+    let gone = place.segments(1).remove(0);
     place.segments(2);
     place.cluster.archive_now();
     place.highwater.run(&["verify"]).done();
@@ -225,7 +224,8 @@ fn the_guides_chapter_works_as_it_is_printed() {
     assert_eq!(commands.len(), 2, "{commands:?}");
     let place = Archived::by_server(NEWEST);
     place.highwater.run(&["backup", "--fast"]).done();
-    let gone = place.segments(1).remove(0);
+    // Commits come before the gap, and behind it.
+    let gone = place.segments(2).remove(1);
     place.segments(2);
     place.cluster.archive_now();
     let words = |command: &str| -> Vec<String> {
