@@ -345,6 +345,51 @@ fn files_in_ops() -> Vec<String> {
     rust_files(&["src/ops"]).iter().filter_map(|path| use_case(path)).collect()
 }
 
+#[test]
+fn the_tables_of_reliability_name_every_use_case_and_tests_that_exist() {
+    let page = read(Path::new("docs/reliability.md"));
+    let section = |title: &str| {
+        let (_, rest) = page.split_once(title).unwrap();
+        rest.split("\n## ").next().unwrap().to_owned()
+    };
+    let faults = section("## Faults of the store, command by command");
+    let damage = section("## Damage, kind by kind");
+    let rows = |text: &str| -> Vec<Vec<String>> {
+        let lines = text.lines().filter(|line| line.starts_with('|') && !line.starts_with("|-"));
+        lines
+            .skip(1)
+            .map(|line| line.split('|').map(|cell| cell.trim().to_owned()).collect())
+            .collect()
+    };
+    // Every public file of `ops` that others do not share is a use case, and so is `drill` upstairs.
+    let mut uses: Vec<String> = read(Path::new("src/ops/mod.rs"))
+        .lines()
+        .filter_map(|line| Some(line.strip_prefix("pub mod ")?.strip_suffix(';')?.to_owned()))
+        .filter(|name| !SHARED_IN_OPS.contains(&name.as_str()))
+        .collect();
+    assert!(uses.len() > 10, "{uses:?}");
+    uses.push("drill".to_owned());
+    for name in &uses {
+        let has_row = rows(&faults).iter().any(|row| row[2] == format!("`{name}`"));
+        assert!(has_row, "no row of docs/reliability.md tells how `{name}` stands a failing store");
+    }
+    let all: Vec<String> = rust_files(&["src", "tests"])
+        .iter()
+        .flat_map(|file| test_names(&mask(&read(file))).into_iter().map(|(_, name)| name))
+        .collect();
+    let mut named = 0;
+    for row in rows(&faults).iter().chain(&rows(&damage)) {
+        let tests = row[row.len() - 2].split('`').skip(1).step_by(2);
+        let tests: Vec<&str> = tests.filter(|name| name.matches('_').count() > 2).collect();
+        assert!(!tests.is_empty(), "{row:?} names no test");
+        for name in tests {
+            assert!(all.iter().any(|known| known == name), "there is no test `{name}`");
+            named += 1;
+        }
+    }
+    assert!(named > 25, "{named}");
+}
+
 /// Replaces comments and the insides of strings and characters by spaces, so
 /// that searches see code only. Lines stay where they are.
 fn mask(text: &str) -> String {

@@ -9,6 +9,7 @@
 //! pushing.rs     what is ready is stored before its command comes (ops::archive_push::Resident)
 //! paying.rs      of two repositories, each is brought the WAL that it lacks (ops::copy)
 //! receiving.rs   WAL as it is written, if that is wanted (ops::receive)
+//! scheduled.rs   backups, expire, verify and drills in their time (plan::schedule), as children
 //! ops::archive_get::stand_by    what recovery will ask for next, into the spool, where archive-get finds it
 //! ```
 //!
@@ -22,6 +23,7 @@ mod message;
 mod paying;
 mod pushing;
 mod receiving;
+mod scheduled;
 mod seat;
 
 use std::path::PathBuf;
@@ -36,6 +38,7 @@ pub use self::asking::ask_stored;
 pub use self::paying::Both;
 use self::pushing::Pushing;
 pub use self::receiving::Receiving;
+pub use self::scheduled::{Runs, Scheduled};
 use self::seat::Seat;
 use crate::failure::Failure;
 use crate::format::Codec;
@@ -63,6 +66,8 @@ pub struct Request {
     pub both: Option<Both>,
     /// Receive WAL too.
     pub receiving: Option<Receiving>,
+    /// Run commands in their time.
+    pub scheduled: Option<Scheduled>,
 }
 
 /// What was done until it was asked to stop.
@@ -77,6 +82,9 @@ pub struct Report {
     /// Objects of WAL that were brought from one of two repositories to the other, where there are two.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub copied_objects: Option<u64>,
+    /// Commands that were run in their time, where any were wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheduled: Option<Runs>,
     /// What `receive` did, where it was wanted.
     pub received: Option<receive::Report>,
 }
@@ -101,7 +109,7 @@ pub async fn run(
     let (ask, questions) = mpsc::channel(front::CONVERSATIONS_MAX);
     let fetched = AtomicU64::new(0);
     tracing::info!("serving {} for {}", request.data_directory.display(), repository.describe());
-    let (tally, copied_objects, received, ()) = tokio::try_join!(
+    let (tally, copied_objects, scheduled, received, ()) = tokio::try_join!(
         async { Ok(pushing.run(questions, stop.clone()).await) },
         async {
             match &request.both {
@@ -110,6 +118,15 @@ pub async fn run(
                 }
                 None => Ok(None),
             }
+        },
+        async {
+            Ok(match &request.scheduled {
+                Some(scheduled) => {
+                    let directory = &request.data_directory;
+                    Some(scheduled::keep(scheduled, &repositories, directory, stop.clone()).await)
+                }
+                None => None,
+            })
         },
         async {
             match &request.receiving {
@@ -135,6 +152,7 @@ pub async fn run(
         answered: tally.answered,
         fetched_segments: fetched.load(Ordering::Relaxed),
         copied_objects,
+        scheduled,
         received,
     })
 }

@@ -44,6 +44,8 @@ pub enum Accepts {
         /// The most.
         max: u64,
     },
+    /// A time of day, in UTC.
+    TimeOfDay,
     /// On or off.
     Switch,
     /// The name of a replication slot, or `none`.
@@ -84,6 +86,7 @@ impl Accepts {
                 seconds(min),
                 seconds(max)
             ),
+            Self::TimeOfDay => "a time of day in UTC: \"02:30\"".into(),
             Self::Switch => "on or off (in the file: true or false)".into(),
             Self::Slot => {
                 "1 to 63 small letters, digits and underscores, or `none` for no slot".into()

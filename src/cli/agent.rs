@@ -10,13 +10,15 @@ use futures_util::future::{Either, select};
 use super::ahead::ahead;
 use super::dispatch::{DATA_DIRECTORY, RECEIVE_RETRY_DEADLINE, Surroundings, receive_request};
 use super::drivers::{
-    both_sides, host_name, open_repository, open_repository_retrying, run_parallel, second_for_push,
+    both_sides, host_name, open_repository, open_repository_retrying, program, repository_flags,
+    run_parallel, second_for_push,
 };
 use super::requests::AgentRequest;
-use super::settings::NOTHING_DONE;
+use super::settings::{NOTHING_DONE, Origin};
 use super::{reports, signals};
 use crate::agent;
 use crate::failure::{Failure, Kind};
+use crate::plan::schedule::Task;
 
 /// Threads for stores that are far away; compression and disks have their own.
 const THREADS: usize = 2;
@@ -59,6 +61,7 @@ pub(super) fn agent(request: AgentRequest, surroundings: &Surroundings<'_>) -> R
             host: host_name(),
         }),
         receiving,
+        scheduled: scheduled(surroundings)?,
     };
     let report = run_parallel(THREADS, async {
         let work = |stop| agent::run(&opened.repository, &request, stop);
@@ -70,6 +73,31 @@ pub(super) fn agent(request: AgentRequest, surroundings: &Surroundings<'_>) -> R
         }
     })?;
     surroundings.output.report(&report, reports::agent)
+}
+
+/// Returns what the agent is to run by itself; what could never succeed is refused here.
+fn scheduled(surroundings: &Surroundings<'_>) -> Result<Option<agent::Scheduled>, Failure> {
+    let settings = surroundings.settings;
+    let schedule = settings.schedule.schedule()?;
+    if !schedule.is_set() {
+        return Ok(None);
+    }
+    if schedule.rhythms[Task::Drill as usize].is_some() {
+        settings.drill.require_scratch()?;
+    }
+    if schedule.rhythms[Task::Expire as usize].is_some() && !settings.retention.policy().is_set() {
+        let what = "`expire_every` is set, and nothing says what is kept";
+        let next =
+            "set `retain_window`, `retain_backups` or another of them, or leave `expire_every` out";
+        return Err(Failure::new(Kind::Usage, what, NOTHING_DONE, next));
+    }
+    let mut flags = repository_flags(surroundings);
+    if let Some(dsn) = &settings.dsn
+        && matches!(dsn.origin, Origin::Flag(_))
+    {
+        flags.extend(["--dsn".to_owned(), dsn.value.clone()]);
+    }
+    Ok(Some(agent::Scheduled { schedule, program: program()?, flags }))
 }
 
 /// Returns the data directory that was named: by the setting, or as PostgreSQL's own programs are told.

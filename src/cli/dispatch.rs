@@ -402,6 +402,8 @@ fn restore_from(
     let outcome = run_parallel(jobs, async {
         let mut planned = ops::restore::make_plan(repository, &request).await?;
         ops::restore::check_place(&request, &planned).await?;
+        listener.note("looking for tablespaces that replay would make");
+        ops::restore::tell_tablespaces(repository, &request, &mut planned, dry_run).await?;
         if dry_run {
             if request.delta {
                 let survey = ops::restore::survey(repository, &request, &planned.backup).await?;

@@ -43,6 +43,7 @@ pub mod requests;
 mod retention;
 mod retention_args;
 mod retention_settings;
+mod schedule_settings;
 mod second_repo;
 pub mod setting_id;
 mod setting_values;

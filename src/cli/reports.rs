@@ -11,7 +11,7 @@ use super::output::columns;
 use super::retention::policy_in_words;
 use super::units::human_size;
 use crate::agent;
-use crate::format::{BackupId, DamagedPages};
+use crate::format::{BackupId, DamagedPages, KeyId};
 use crate::ops::restore::PlanReport;
 use crate::ops::{archive_get, archive_push, backup, check, info, init, receive, restore};
 use crate::pg::{Lsn, PgTimestamp, ServerVersion, Timeline};
@@ -89,8 +89,11 @@ pub(super) fn receive(report: &receive::Report) -> String {
 
 pub(super) fn agent(report: &agent::Report) -> String {
     let received = report.received.as_ref().map_or(String::new(), receive);
+    let scheduled = report.scheduled.map_or_else(String::new, |runs| {
+        format!("ran {} commands in their time; {} more failed\n", runs.done, runs.failed)
+    });
     format!(
-        "stored {} WAL files, answered {} commands, fetched {} segments ahead\n{received}",
+        "stored {} WAL files, answered {} commands, fetched {} segments ahead\n{scheduled}{received}",
         report.stored_files, report.answered, report.fetched_segments
     )
 }
@@ -235,10 +238,36 @@ pub(super) fn restore_plan(plan: &PlanReport) -> String {
             tablespace.to.display()
         ));
     }
+    made_by_replay(plan, &mut text);
     if let Some(time) = plan.last_commit_time {
         text.push_str(&format!("plan: the last archived commit on this way is of {time}\n"));
     }
     text
+}
+
+/// Warns of tablespaces that no map of ours can put elsewhere.
+fn made_by_replay(plan: &PlanReport, text: &mut String) {
+    let Some(made) = &plan.made_by_replay else {
+        text.push_str(
+            "plan: the WAL was not read for tablespaces younger than the backup, which replay makes at their own path; --dry-run reads it\n",
+        );
+        return;
+    };
+    for restore::MadeByReplay { oid, location, lsn, stands_here } in made {
+        let what =
+            format!("plan: WARNING: replay makes tablespace {oid} at `{location}` (at {lsn})");
+        text.push_str(&if *stands_here {
+            format!(
+                "{what}, where files stand on this host, and writes into them, the files of the cluster's own server too. \
+                 Do not start this copy beside its origin: restore on another host, or stop the origin and move that directory away first; \
+                 or take a new backup and put its tablespaces elsewhere with --tablespace-map; or choose a target before that LSN\n"
+            )
+        } else {
+            format!(
+                "{what}: make that directory first, empty and owned by the server's user, or recovery stops there\n"
+            )
+        });
+    }
 }
 
 /// The document of `restore`. Field names are part of the contract of `--json`.
@@ -331,12 +360,13 @@ impl RestoreDone {
 
 pub(super) fn info(report: &info::Report) -> String {
     let mut text = format!(
-        "cluster {} in {}\n  system identifier {}, PostgreSQL {}, WAL segments of {}\n\n",
+        "cluster {} in {}\n  system identifier {}, PostgreSQL {}, WAL segments of {}\n{}\n",
         report.cluster,
         report.repository,
         report.system_identifier,
         report.postgres_version,
         human_size(report.wal_segment_bytes),
+        report.encryption.as_ref().map_or_else(String::new, encryption),
     );
     match &report.recovery_window {
         None if !report.damaged_backups.is_empty() => {
@@ -378,6 +408,24 @@ pub(super) fn info(report: &info::Report) -> String {
     text.push_str(&backups(report));
     text.push_str(&wal(report));
     text
+}
+
+fn encryption(keys: &info::EncryptionInfo) -> String {
+    let word = |key: &KeyId| {
+        let ours = if *key == keys.in_hand { " (this one)" } else { "" };
+        format!("{key}{ours}")
+    };
+    let users: Vec<String> = keys.user_keys.iter().map(word).collect();
+    let rotated = match keys.repository_keys {
+        0 | 1 => String::new(),
+        2 => ", and 1 before it".to_owned(),
+        keys => format!(", and {} before it", keys - 1),
+    };
+    format!(
+        "  encrypted under repository key {}{rotated}; opened by {}\n",
+        keys.repository_key,
+        users.join(", ")
+    )
 }
 
 /// What else can be reached: before holes, and on other timelines.

@@ -71,6 +71,18 @@ pub enum Id {
     DrillPreload,
     /// Where PostgreSQL's programs are.
     PostgresBin,
+    /// How often the agent takes a backup.
+    BackupEvery,
+    /// At what time of day it does.
+    BackupAt,
+    /// Whether it does beside a standby too.
+    BackupOnStandby,
+    /// How often the agent runs `expire`.
+    ExpireEvery,
+    /// How often the agent runs `verify`.
+    VerifyEvery,
+    /// How often the agent runs `drill`.
+    DrillEvery,
     /// Where the second repository is.
     SecondRepo,
     /// The file that holds the second repository's key.

@@ -20,6 +20,7 @@ use super::environment::Environment;
 use super::key_settings::{KeyNames, KeySettings};
 use super::redact;
 use super::retention_settings::{RetentionNames, RetentionSettings};
+use super::schedule_settings::ScheduleSettings;
 use super::second_repo::SecondRepo;
 pub use super::setting_values::{SlotChoice, SpoolChoice};
 use super::setting_values::{
@@ -279,6 +280,8 @@ pub struct Settings {
     pub key: KeySettings,
     /// What a drill may use.
     pub drill: DrillSettings,
+    /// What the agent runs by itself.
+    pub schedule: ScheduleSettings,
     /// Store options by name.
     pub repo_options: BTreeMap<String, OptionValue>,
     /// What was said about a second repository.
@@ -333,6 +336,7 @@ impl Settings {
             retention: RetentionSettings::validate(&check, RetentionNames::FIRST)?,
             key: KeySettings::validate(&check, KeyNames::FIRST, raw.key.as_ref())?,
             drill: DrillSettings::validate(&check)?,
+            schedule: ScheduleSettings::validate(&check)?,
             second: SecondRepo::validate(&check, raw.second_key.as_ref(), raw.second_options)?,
             repo_options: option_values(raw.repo_options),
             file: raw.file,
@@ -419,6 +423,12 @@ impl Settings {
             | Id::DrillUser
             | Id::DrillPreload
             | Id::DrillDiskFreeMin => self.drill.shown(id),
+            Id::BackupEvery
+            | Id::BackupAt
+            | Id::BackupOnStandby
+            | Id::ExpireEvery
+            | Id::VerifyEvery
+            | Id::DrillEvery => self.schedule.shown(id),
             // All others are the second repository's.
             _ => self.second.shown(id),
         };

@@ -40,7 +40,7 @@ const MIB: u64 = 1 << 20;
 const HOUR: u64 = 3_600;
 
 /// All settings, in the order in which they are shown.
-pub static TABLE: [Setting; 44] = [
+pub static TABLE: [Setting; 50] = [
     Setting {
         id: Id::Repo,
         key: "repo.url",
@@ -370,6 +370,66 @@ pub static TABLE: [Setting; 44] = [
         default: None,
         example: "/usr/lib/postgresql/18/bin",
         meaning: "where PostgreSQL's programs are; by default they are looked for where packages put them, then in PATH",
+    },
+    Setting {
+        id: Id::BackupEvery,
+        key: "backup_every",
+        variable: "HIGHWATER_BACKUP_EVERY",
+        flag: None,
+        accepts: Accepts::Duration { min: 10, max: 366 * 24 * HOUR },
+        default: None,
+        example: "1d",
+        meaning: "the agent takes a backup when the newest is this old",
+    },
+    Setting {
+        id: Id::BackupAt,
+        key: "backup_at",
+        variable: "HIGHWATER_BACKUP_AT",
+        flag: None,
+        accepts: Accepts::TimeOfDay,
+        default: None,
+        example: "02:30",
+        meaning: "at this time of day (UTC), where backup_every is a number of days",
+    },
+    Setting {
+        id: Id::BackupOnStandby,
+        key: "backup_on_standby",
+        variable: "HIGHWATER_BACKUP_ON_STANDBY",
+        flag: None,
+        accepts: Accepts::Switch,
+        default: Some("off"),
+        example: "on",
+        meaning: "the agent of a standby takes backups too",
+    },
+    Setting {
+        id: Id::ExpireEvery,
+        key: "expire_every",
+        variable: "HIGHWATER_EXPIRE_EVERY",
+        flag: None,
+        accepts: Accepts::Duration { min: 10, max: 366 * 24 * HOUR },
+        default: None,
+        example: "1d",
+        meaning: "the agent runs expire so often",
+    },
+    Setting {
+        id: Id::VerifyEvery,
+        key: "verify_every",
+        variable: "HIGHWATER_VERIFY_EVERY",
+        flag: None,
+        accepts: Accepts::Duration { min: 10, max: 366 * 24 * HOUR },
+        default: None,
+        example: "1d",
+        meaning: "the agent runs verify --deep when the last run is this old",
+    },
+    Setting {
+        id: Id::DrillEvery,
+        key: "drill_every",
+        variable: "HIGHWATER_DRILL_EVERY",
+        flag: None,
+        accepts: Accepts::Duration { min: 10, max: 366 * 24 * HOUR },
+        default: None,
+        example: "7d",
+        meaning: "the agent runs drill when the last one is this old; needs drill_scratch",
     },
     Setting {
         id: Id::SecondRepo,

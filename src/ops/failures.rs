@@ -19,7 +19,9 @@ pub(crate) fn of_repo(error: RepoError, what: impl Into<String>, unharmed: &str)
 /// Returns the exit code's meaning of an error of the repository.
 pub(crate) fn kind_of_repo(error: &RepoError) -> Kind {
     match error {
-        RepoError::Store(StoreError::Absent { .. }) | RepoError::Damaged { .. } => Kind::Integrity,
+        RepoError::Store(StoreError::Absent { .. })
+        | RepoError::Damaged { .. }
+        | RepoError::Key(KeyError::Unreadable { .. }) => Kind::Integrity,
         RepoError::Store(_) | RepoError::NotClaimed { .. } => Kind::Store,
         RepoError::OtherCluster { .. }
         | RepoError::Conflict { .. }
@@ -79,6 +81,9 @@ fn next_of_key(error: &KeyError) -> &'static str {
         }
         KeyError::NotOpened { .. } => {
             "The key was left out of a rotation. Set another, or have it added by who holds one: `highwater key add`."
+        }
+        KeyError::Unreadable { .. } => {
+            "Set another key that opens it; with that one, `highwater key remove` and then `highwater key add` make the object anew. Where no other key is left, put the object back from a copy of the repository: what is stored under that repository key can be read by nobody without it."
         }
     }
 }

@@ -10,7 +10,7 @@ use super::wal_times::{StoredWay, reach};
 use super::{current_identity, now};
 use crate::failure::Failure;
 use crate::format::{
-    BackupId, Committed, DamagedPages, Drill, DrillOutcome, Identity, Verification,
+    BackupId, Committed, DamagedPages, Drill, DrillOutcome, Identity, KeyId, Verification,
 };
 use crate::pg::{Lsn, PgTimestamp, SystemId, Timeline};
 use crate::plan::retention::{BegunState, Incarnation, Policy, PolicyInfo, Reason, Stock, plan};
@@ -35,6 +35,8 @@ pub struct Report {
     pub postgres_version: String,
     /// The WAL segment size, in bytes.
     pub wal_segment_bytes: u64,
+    /// How what is stored is encrypted; absent where it is not.
+    pub encryption: Option<EncryptionInfo>,
     /// What `expire` keeps; absent where no retention is set and nothing is ever deleted.
     pub retention: Option<PolicyInfo>,
     /// Committed backups, oldest first.
@@ -95,6 +97,19 @@ impl DrillInfo {
             failure: drill.failure.map(|failure| failure.what),
         }
     }
+}
+
+/// The keys of an encrypted cluster; `key list` tells more.
+#[derive(Debug, Clone, Serialize)]
+pub struct EncryptionInfo {
+    /// The repository key that objects are stored under now.
+    pub repository_key: KeyId,
+    /// How many repository keys there are: one, and one more for each rotation.
+    pub repository_keys: u64,
+    /// The user keys that open at least one of them.
+    pub user_keys: Vec<KeyId>,
+    /// The one of these that is set here.
+    pub in_hand: KeyId,
 }
 
 /// What a run of `verify` came to.
@@ -282,6 +297,7 @@ async fn gather(
         system_identifier: system_id,
         postgres_version: newest.unwrap_or_else(|| identity.postgres_major.to_string()),
         wal_segment_bytes: size.bytes(),
+        encryption: encryption(repository, identity).await?,
         retention: policy.is_set().then(|| PolicyInfo::of(policy)),
         unfinished_backups: unfinished(&gathered.stock),
         damaged_backups: damaged(&gathered),
@@ -293,6 +309,22 @@ async fn gather(
         acknowledged,
         drill,
     })
+}
+
+async fn encryption(
+    repository: &Repository,
+    identity: &Identity,
+) -> Result<Option<EncryptionInfo>, RepoError> {
+    if identity.encryption.is_none() {
+        return Ok(None);
+    }
+    let ring = repository.key_ring().await?;
+    Ok(Some(EncryptionInfo {
+        repository_key: ring.in_use().id,
+        repository_keys: ring.repository_keys().len() as u64,
+        user_keys: ring.user_keys().into_iter().collect(),
+        in_hand: ring.user_key(),
+    }))
 }
 
 async fn window_info(

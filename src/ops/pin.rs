@@ -11,6 +11,8 @@ use crate::repo::{RepoError, Repository};
 
 const UNHARMED: &str = "Nothing was changed.";
 
+const MAY_STAND: &str = "Nothing was deleted. The pin may stand all the same: pinned again, the backup has two, which harms nothing, and `highwater unpin` takes off both.";
+
 /// What is asked of `pin`.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -47,6 +49,8 @@ pub async fn pin(repository: &Repository, request: &Request) -> Result<Pin, Fail
     }
     let Request { until, reason, host, .. } = request.clone();
     let pin = Pin { until, reason, ..new_pin(id.clone(), host) };
+    // From here on nobody knows what a store that fails has done.
+    let failed = |error| of_repo(error, format!("could not pin backup {id}"), MAY_STAND);
     let key = repository.put_pin(&pin).await.map_err(failed)?;
     // `expire` looks for pins before it deletes a backup, and we look for the backup once the pin stands.
     if repository.has_committed(id).await.map_err(failed)? {

@@ -73,7 +73,7 @@ pub(super) async fn take_stock_despite(
         for timeline in &inventory.histories {
             match histories_of(repository, system_id, [*timeline]).await {
                 Ok(one) => histories.extend(one),
-                Err(error @ (RepoError::Damaged { .. } | RepoError::NotReadable { .. })) => {
+                Err(error) if error.is_damage() => {
                     damaged.push((system_id, *timeline, error));
                 }
                 Err(error) => return Err(error),
@@ -192,9 +192,7 @@ pub(super) async fn begun_state(
     match repository.begun(id).await {
         Ok(Some(begun)) => Ok(BegunState::Readable(begun)),
         Ok(None) => Ok(BegunState::Absent),
-        Err(RepoError::Damaged { .. } | RepoError::NotReadable { .. }) => {
-            Ok(BegunState::Unreadable)
-        }
+        Err(error) if error.is_damage() => Ok(BegunState::Unreadable),
         Err(error) => Err(error),
     }
 }

@@ -17,6 +17,7 @@ pub mod pace;
 pub mod receive;
 pub mod restore;
 pub mod retention;
+pub mod schedule;
 pub mod spool;
 pub mod stored_file;
 pub mod target;

@@ -60,7 +60,7 @@ impl UnreadableBackup {
     /// says nothing about any backup.
     fn of(id: &BackupId, error: RepoError) -> Result<Self, RepoError> {
         let is_newer = matches!(error, RepoError::NotReadable { .. });
-        if is_newer || matches!(error, RepoError::Damaged { .. }) {
+        if error.is_damage() {
             return Ok(Self { id: id.clone(), why: in_one_line(&error), is_newer });
         }
         Err(error)
@@ -96,7 +96,7 @@ impl Repository {
     pub async fn has_committed(&self, id: &BackupId) -> Result<bool, RepoError> {
         match self.committed(id).await {
             Ok(backup) => Ok(backup.is_some()),
-            Err(RepoError::Damaged { .. } | RepoError::NotReadable { .. }) => Ok(true),
+            Err(error) if error.is_damage() => Ok(true),
             Err(error) => Err(error),
         }
     }
@@ -161,7 +161,7 @@ impl Repository {
         let mut reading = futures_util::stream::iter(others)
             .map(|other| async move {
                 match self.leans_on(&other, id).await {
-                    Err(RepoError::Damaged { .. } | RepoError::NotReadable { .. }) => Ok(true),
+                    Err(error) if error.is_damage() => Ok(true),
                     outcome => outcome,
                 }
             })

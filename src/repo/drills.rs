@@ -61,7 +61,7 @@ impl Repository {
             match self.drill(&id).await {
                 Ok(drill) => return Ok(Some(drill)),
                 Err(error) if error.is_absent() => {}
-                Err(error @ (RepoError::Damaged { .. } | RepoError::NotReadable { .. })) => {
+                Err(error) if error.is_damage() => {
                     tracing::warn!("the record of a drill is passed over: {error}");
                 }
                 Err(error) => return Err(error),

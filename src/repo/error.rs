@@ -131,6 +131,22 @@ pub enum KeyError {
         /// What it was needed for.
         repository_key: KeyId,
     },
+    /// The key would open this, but the object that says how is damaged.
+    #[error(
+        "`{document}`, by which key {user_key} opens repository key {repository_key} of cluster `{cluster}`, is damaged or of a newer format{}", these_do(.others)
+    )]
+    Unreadable {
+        /// The cluster.
+        cluster: ClusterName,
+        /// The wrapped key that cannot be read.
+        document: Key,
+        /// Our key.
+        user_key: KeyId,
+        /// What it was needed for.
+        repository_key: KeyId,
+        /// The other keys that open it.
+        others: Vec<KeyId>,
+    },
 }
 
 fn these_do(known: &[KeyId]) -> String {
@@ -159,6 +175,17 @@ impl RepoError {
     /// Returns whether the store itself said that the object does not exist.
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::Store(error) if error.is_absent())
+    }
+
+    /// Returns whether something is known about the very object: it is damaged, of a newer format, or stored under a
+    /// key of which our share is damaged. It is not so of a store that fails.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::Damaged { .. }
+                | Self::NotReadable { .. }
+                | Self::Key(KeyError::Unreadable { .. })
+        )
     }
 
     /// Returns whether the store does not allow this and a retry cannot cure it: what was to be deleted

@@ -203,7 +203,8 @@ impl Keyring {
     /// Returns the repository key with this id.
     ///
     /// # Errors
-    /// [`KeyError::Wrong`] or [`KeyError::NotOpened`] if our user key does not open it.
+    /// [`KeyError::Wrong`] or [`KeyError::NotOpened`] if our user key does not open it; [`KeyError::Unreadable`] if it
+    /// would, but for a damaged object.
     pub(super) async fn key(&self, id: KeyId) -> Result<SecretKey, RepoError> {
         let mut state = self.state.lock().await;
         if let Some(key) = self.ring(&mut state).await?.key(id) {
@@ -239,7 +240,8 @@ impl Keyring {
             }
             // Where that one is damaged, or was never ours, a later one that we open will do: the wrapped key has a proof
             // of its own.
-            Err(RepoError::Key(KeyError::NotOpened { .. })) if self.opens_later(said).await? => {}
+            Err(RepoError::Key(KeyError::NotOpened { .. } | KeyError::Unreadable { .. }))
+                if self.opens_later(said).await? => {}
             Err(error) => return Err(error),
         }
         let mut state = self.state.lock().await;
@@ -306,6 +308,15 @@ impl Keyring {
         };
         let cluster = self.place.cluster().clone();
         let Some(ring) = &state.ring else { return KeyError::Missing { cluster }.into() };
+        let wrapped = ring.names.wrapped.iter().find(|(name, _)| name.id == repository_key);
+        if let Some((name, users)) = wrapped
+            && users.contains(&user_key)
+        {
+            let document = Key::new(self.place.key(KeyObject::Wrapped { key: *name, user_key }));
+            let others = users.iter().copied().filter(|other| *other != user_key).collect();
+            return KeyError::Unreadable { cluster, document, user_key, repository_key, others }
+                .into();
+        }
         if !ring.opened.is_empty() {
             return KeyError::NotOpened { cluster, user_key, repository_key }.into();
         }

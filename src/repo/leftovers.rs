@@ -192,7 +192,7 @@ impl Leftover {
                 match outcome {
                     Ok(Some((packing, frames))) => found.push((number, packing, frames)),
                     Ok(None) => {}
-                    Err(error @ (RepoError::Damaged { .. } | RepoError::NotReadable { .. })) => {
+                    Err(error) if error.is_damage() => {
                         tracing::warn!("a pack of the unfinished backup {id} is not used: {error}");
                     }
                     Err(error) if error.is_absent() => {
@@ -239,13 +239,14 @@ impl Repository {
         let never_committed = matches!(&files, Err(error) if error.is_absent());
         if !never_committed {
             return match files {
-                Ok(_) | Err(RepoError::Damaged { .. } | RepoError::NotReadable { .. }) => Ok(false),
+                Ok(_) => Ok(false),
+                Err(error) if error.is_damage() => Ok(false),
                 Err(error) => Err(error),
             };
         }
         match self.begun(id).await {
             Ok(begun) => Ok(begun.is_some()),
-            Err(RepoError::Damaged { .. } | RepoError::NotReadable { .. }) => Ok(false),
+            Err(error) if error.is_damage() => Ok(false),
             Err(error) => Err(error),
         }
     }

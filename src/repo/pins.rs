@@ -45,9 +45,9 @@ impl Repository {
                         Ok(pin) => Ok(Some((id, StoredPin { key, pin: Ok(pin) }))),
                         // Unpinned since it was listed.
                         Err(error) if error.is_absent() => Ok(None),
-                        Err(
-                            error @ (RepoError::Damaged { .. } | RepoError::NotReadable { .. }),
-                        ) => Ok(Some((id, StoredPin { key, pin: Err(error.to_string()) }))),
+                        Err(error) if error.is_damage() => {
+                            Ok(Some((id, StoredPin { key, pin: Err(error.to_string()) })))
+                        }
                         Err(error) => Err(error),
                     }
                 }

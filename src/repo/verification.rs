@@ -85,7 +85,7 @@ impl Repository {
             match self.document::<Verification>(&key).await {
                 Ok(report) => found.push(report),
                 Err(error) if error.is_absent() => {}
-                Err(error @ (RepoError::Damaged { .. } | RepoError::NotReadable { .. })) => {
+                Err(error) if error.is_damage() => {
                     tracing::warn!("an earlier report of verify is passed over: {error}");
                 }
                 Err(error) => return Err(error),
@@ -116,9 +116,7 @@ impl Repository {
                     }
                     Ok(one) => Ok(Some((key, Ok(one)))),
                     Err(error) if error.is_absent() => Ok(None),
-                    Err(error @ (RepoError::Damaged { .. } | RepoError::NotReadable { .. })) => {
-                        Ok(Some((key, Err(error))))
-                    }
+                    Err(error) if error.is_damage() => Ok(Some((key, Err(error)))),
                     Err(error) => Err(error),
                 }
             })

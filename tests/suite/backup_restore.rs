@@ -469,6 +469,39 @@ fn a_tablespace_inside_the_data_directory_comes_back_in_its_place() {
 }
 
 #[test]
+fn restore_warns_of_a_tablespace_that_replay_makes_where_the_origin_has_it() {
+    let place = Archived::by_server(NEWEST);
+    place.highwater.run(&["backup", "--fast"]).done();
+    place.cluster.sql("select pg_create_restore_point('before_it')");
+    let late = place.lab.directory("late");
+    let location = late.to_str().unwrap().to_owned();
+    place.cluster.sql(&format!("create tablespace late location '{location}'"));
+    place.cluster.sql("create table in_late tablespace late as select generate_series(1, 1000) n");
+    place.cluster.archive_now();
+    let copy = place.lab.path().join("copy");
+    let asked = ["restore", "--pgdata", copy.to_str().unwrap()];
+    let dry = place.highwater.run(&[&asked[..], &["--dry-run", "--json"]].concat()).done().json();
+    let made = dry["made_by_replay"].as_array().unwrap();
+    assert_eq!(made.len(), 1, "{dry}");
+    assert_eq!((&made[0]["location"], &made[0]["stands_here"]), (&location.into(), &true.into()));
+    let oid = place.cluster.sql("select oid from pg_tablespace where spcname = 'late'");
+    assert_eq!(made[0]["oid"].to_string(), oid);
+    // Where it is not yet made, there is nothing to warn of.
+    let dry_before = [&asked[..], &["--dry-run", "--json", "--to-name", "before_it"]].concat();
+    let before = place.highwater.run(&dry_before).done().json();
+    assert_eq!(before["made_by_replay"].as_array().unwrap().len(), 0, "{before}");
+    let real = place.highwater.run(&asked).done();
+    real.says("WARNING: replay makes tablespace").says("another host");
+    // On a host that has no such directory, recovery would stop there: that is said as well.
+    place.cluster.sql("drop table in_late");
+    place.cluster.sql("drop tablespace late");
+    std::fs::remove_dir(&late).unwrap();
+    let other = place.lab.path().join("other");
+    let asked = ["restore", "--pgdata", other.to_str().unwrap(), "--dry-run"];
+    place.highwater.run(&asked).done().says("make that directory first");
+}
+
+#[test]
 fn info_prints_every_field_of_its_contract() {
     let place = Archived::by_server(NEWEST);
     let annotated = ["backup", "--fast", "--annotate", "why=before the upgrade"];

@@ -121,6 +121,10 @@ fn a_life(place: &Archived, is_local: bool) {
     place.highwater.run(&["unpin", id]).done();
     place.highwater.run(&["expire", "--retain-backups", "1"]).done();
     let info = place.highwater.info();
+    assert_eq!(info["encryption"]["repository_keys"], 2, "{info}");
+    assert_eq!(info["encryption"]["user_keys"][0], info["encryption"]["in_hand"], "{info}");
+    assert_eq!(info["encryption"]["user_keys"].as_array().unwrap().len(), 1, "{info}");
+    place.highwater.run(&["info"]).done().says("encrypted under repository key");
     assert_eq!(info["backups"].as_array().unwrap().len(), 1, "{info}");
     assert_eq!(info["wal"][0]["gaps"].as_array().unwrap().len(), 0, "{info}");
     if is_local {

@@ -2,7 +2,7 @@
 
 use crate::harness::{
     Archived, Cluster, MAJORS, NEWEST, Receiver, Run, as_server_user, files_below, parse_lsn,
-    rounds,
+    rounds, switch_lsn,
 };
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -388,6 +388,54 @@ fn names_filters_and_gaps() {
     // It may hold commits of after that moment.
     log(&["--since", &noted]).ends_with(4);
     assert!(files_below(&place.highwater.repo_directory()).len() > 3);
+}
+
+#[test]
+fn a_promotion_and_what_only_a_partial_segment_holds_are_told() {
+    let place = Archived::by_server(NEWEST);
+    place.cluster.archive_now();
+    let standby = place.cluster.standby("standby", &["archive_mode = on"]);
+    place.cluster.sql("select pg_create_restore_point('before_the_fork')");
+    place.cluster.sql("create table last_of_the_old (n int)");
+    let seen = "select count(*) from pg_class where relname = 'last_of_the_old'";
+    standby.wait_until(seen, "1");
+    let open = place.cluster.sql("select pg_walfile_name(pg_current_wal_lsn())");
+    standby.promote();
+    standby.sql("create table first_of_the_new (n int)");
+    let fork = standby.archive_now();
+    let partial = format!("{open}.partial");
+    for name in ["00000002.history", &partial, &fork] {
+        standby.wait_archived(name);
+    }
+    let history = standby.wal("00000002.history");
+    let switch = switch_lsn(&history);
+    let tell = |more: &[&str]| {
+        let run = place.highwater.run(&[&["log", "--json"], more].concat());
+        lines(&run.done())
+    };
+    let is_point = |line: &&serde_json::Value| line["name"] == "before_the_fork";
+    // The way to the new timeline: the old one up to the fork, the promotion, and what came after it.
+    let new = tell(&["--oldest-first"]);
+    assert_eq!(new.iter().filter(is_point).count(), 1, "{new:?}");
+    let place_of = |wanted: &dyn Fn(&serde_json::Value) -> bool| new.iter().position(wanted);
+    let point = place_of(&|line| line["name"] == "before_the_fork").unwrap();
+    let promotion = place_of(&|line| kind(line) == "promotion").unwrap();
+    let after = |line: &serde_json::Value| {
+        kind(line) == "commit" && parse_lsn(line["lsn"].as_str().unwrap()) > parse_lsn(&switch)
+    };
+    let commit = place_of(&after).unwrap();
+    assert!(point < promotion && promotion < commit, "{new:?}");
+    assert_eq!(new.iter().filter(|line| kind(line) == "promotion").count(), 1, "{new:?}");
+    let text = place.highwater.run(&["log"]).done();
+    text.says("before_the_fork").says("timeline 2");
+    // Of the old timeline, nobody but the partial segment holds its end; nothing of the new one is told there.
+    assert!(place.objects_of(&open).iter().all(|path| path.ends_with(&partial)));
+    let old = tell(&["--timeline", "1", "--oldest-first"]);
+    assert_eq!(old.iter().filter(is_point).count(), 1, "{old:?}");
+    assert!(!old.iter().any(|line| kind(line) == "promotion" || after(line)), "{old:?}");
+    let last = old.iter().rfind(|line| kind(line) == "commit").unwrap();
+    let same = new.iter().find(|line| line["lsn"] == last["lsn"]).unwrap();
+    assert_eq!(last["xid"], same["xid"], "the commit before the fork");
 }
 
 /// The commands that `docs/guide.md` shows for `log`.

@@ -44,6 +44,7 @@ mod receive_restore;
 mod receive_resume;
 mod receive_slot;
 mod refusals;
+mod schedule;
 mod stops;
 mod timelines;
 mod two_hosts;

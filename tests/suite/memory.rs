@@ -7,8 +7,9 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use crate::harness::{Archived, Cluster, NEWEST, Run, finish, rounds};
+use crate::harness::{Archived, Cluster, Lab, NEWEST, Run, finish, rounds, wait_for};
 
 /// The lowest ceiling that there is.
 const CEILING_MIB: u64 = 64;
@@ -176,4 +177,33 @@ fn very_many_small_files_are_restored_below_the_ceiling() {
     run_within(&place, &["restore", "--delta", "--pgdata", to]);
     verify(&place, &pgdata);
     assert_eq!(fs::read(&changed).unwrap(), b"00005000");
+}
+
+/// Whole segments of bytes that no codec makes shorter wait, encrypted or not: what is stored beside the one asked for
+/// has to fit as well.
+#[test]
+fn archive_push_keeps_to_its_ceiling_with_a_key_and_without() {
+    for has_key in [false, true] {
+        let lab = Lab::open();
+        let cluster = lab.cluster(NEWEST).conf("archive_mode = on").start();
+        let mut highwater = lab.highwater().on(&cluster).in_directory(&cluster.pgdata);
+        if has_key {
+            highwater = highwater.with_key(&highwater.new_key("key"));
+        }
+        highwater.run(&["init"]).done();
+        cluster.sql(
+            "create table noise as select sha512(random()::text::bytea) a, sha512(random()::text::bytea) b \
+             from generate_series(1, 800000)",
+        );
+        let last = cluster.switch_wal();
+        let place = Archived { cluster, highwater, lab };
+        let ready = place.cluster.pgdata.join(format!("pg_wal/archive_status/{last}.ready"));
+        wait_for("the last segment is ready", Duration::from_secs(90), || ready.exists());
+        let names = place.cluster.finished_segments();
+        assert!(names.len() > 6, "{names:?}");
+        run_within(&place, &["archive-push", &format!("pg_wal/{}", names[0])]);
+        for name in &names[..4] {
+            place.assert_gives_back(name, &fs::read(place.cluster.wal(name)).unwrap());
+        }
+    }
 }

@@ -212,3 +212,51 @@ fn a_store_that_is_away_is_no_finding() {
     std::fs::rename(root.with_extension("away"), &root).unwrap();
     place.highwater.run(&["verify"]).done();
 }
+
+/// The guide's chapter, with its own commands: whole, then with a gap that is told as printed there, then acknowledged.
+#[test]
+fn the_guides_chapter_works_as_it_is_printed() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/guide.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let chapter = page.split("\n## ").find(|part| part.contains("Test it, on a schedule")).unwrap();
+    let is_command = |line: &&str| line.starts_with("highwater verify");
+    let commands: Vec<&str> = chapter.lines().filter(is_command).collect();
+    assert_eq!(commands.len(), 2, "{commands:?}");
+    let place = Archived::by_server(NEWEST);
+    place.highwater.run(&["backup", "--fast"]).done();
+    // Commits come before the gap, and behind it.
+    let gone = place.segments(2).remove(1);
+    place.segments(2);
+    place.cluster.archive_now();
+    let words = |command: &str| -> Vec<String> {
+        command.split_whitespace().skip(1).map(ToOwned::to_owned).collect()
+    };
+    let run = |command: &str| {
+        let words = words(command);
+        place.highwater.run(&words.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    for command in &commands {
+        run(command).done().says("everything is as it should be");
+    }
+    for object in place.objects_of(&gone) {
+        std::fs::remove_file(object).unwrap();
+    }
+    // What is printed there is what is said, but for places, times and the finding's name.
+    let printed = chapter.lines().skip_while(|line| !line.starts_with("FOUND "));
+    let printed: Vec<&str> = printed.take_while(|line| !line.starts_with("```")).collect();
+    let said = run(commands[0]).ends_with(4);
+    let shape = |line: &str| -> String {
+        let is_word = |word: &&str| !word.chars().any(|c| c.is_ascii_digit());
+        line.split_whitespace().filter(is_word).collect::<Vec<_>>().join(" ")
+    };
+    let shapes: Vec<String> = said.stdout.lines().map(shape).collect();
+    for line in printed.iter().filter(|line| !line.is_empty()) {
+        assert!(shapes.contains(&shape(line)), "{line:?} is not what it says: {said}");
+    }
+    let finding = said.stdout.lines().find_map(|line| line.strip_prefix("FOUND ")).unwrap();
+    let finding = finding.split_whitespace().next().unwrap();
+    run(&format!("highwater verify --acknowledge {finding} --reason known")).done();
+    for command in &commands {
+        run(command).done();
+    }
+}

@@ -7,10 +7,12 @@
 
 use std::io;
 
+use serde::Serialize;
+
 use super::{Planned, Request, UNHARMED};
 use crate::failure::{Failure, Kind};
 use crate::ops::failures::of_repo;
-use crate::ops::progress::Progress;
+use crate::ops::progress::{Progress, Silent};
 use crate::ops::wal_times::{WayError, way_to};
 use crate::pg::{
     Extent, Lsn, SegmentExpectation, SegmentName, SegmentWalk, StorageChange, WalCarry, WalEvent,
@@ -24,6 +26,10 @@ use crate::store::Key;
 /// More are not named.
 const NAMED_MAX: usize = 100;
 
+/// A restore reads no more WAL than this beforehand, in bytes: whoever restores after an accident has no time to have a
+/// week's WAL read twice. A dry run reads all of it.
+const READ_BEFORE_BYTES_MAX: u64 = 1 << 30;
+
 /// A tablespace that replay makes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForeignTablespace {
@@ -33,6 +39,59 @@ pub struct ForeignTablespace {
     pub location: String,
     /// Where the record begins that makes it.
     pub lsn: Lsn,
+}
+
+/// A tablespace that replay makes, as a plan tells it.
+#[derive(Debug, Clone, Serialize)]
+pub struct MadeByReplay {
+    /// Its OID.
+    pub oid: u32,
+    /// The path at which it is made.
+    pub location: String,
+    /// Where the record begins that makes it.
+    pub lsn: Lsn,
+    /// Whether something stands there on this host: replay writes into it.
+    pub stands_here: bool,
+}
+
+impl MadeByReplay {
+    fn of(found: ForeignTablespace) -> Self {
+        let ForeignTablespace { oid, location, lsn } = found;
+        let entries = std::fs::read_dir(&location).map(|mut entries| entries.next().is_some());
+        // What cannot be looked into may be anything.
+        let stands_here = entries.unwrap_or_else(|error| error.kind() != io::ErrorKind::NotFound);
+        Self { oid, location, lsn, stands_here }
+    }
+}
+
+/// Puts into the plan which tablespaces replay would make at a path of their own; leaves it out where that is too much
+/// WAL to be read before a restore, and where it cannot be read.
+///
+/// # Errors
+/// Those of the store, which a retry may cure.
+pub async fn tell_tablespaces(
+    repository: &Repository,
+    request: &Request,
+    planned: &mut Planned,
+    is_dry_run: bool,
+) -> Result<(), Failure> {
+    let report = &planned.report;
+    let bytes = report.wal_end_lsn.0.saturating_sub(report.wal_start_lsn.0);
+    if bytes > READ_BEFORE_BYTES_MAX && !is_dry_run {
+        return Ok(());
+    }
+    match foreign_tablespaces(repository, request, planned, &Silent).await {
+        Ok(found) => {
+            let made = found.into_iter().map(MadeByReplay::of).collect();
+            planned.report.made_by_replay = Some(made);
+        }
+        // Recovery may end before it comes there; and if not, it says so.
+        Err(failure) if failure.kind == Kind::Integrity => {
+            tracing::warn!("tablespaces that replay would make were not looked for: {failure}");
+        }
+        Err(failure) => return Err(failure),
+    }
+    Ok(())
 }
 
 /// Reads the WAL that this restore would replay and returns the tablespaces that are made in it at a path of their

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use futures_util::future::try_join;
 use serde::Serialize;
 
+use super::foreign::MadeByReplay;
 use super::{Request, Survey, UNHARMED};
 use crate::failure::{Failure, Kind};
 use crate::format::{BackupId, Committed, Identity};
@@ -38,6 +39,9 @@ pub struct PlanReport {
     pub pgdata: PathBuf,
     /// Tablespaces: OID, old place, new place.
     pub tablespaces: Vec<TablespacePlan>,
+    /// Tablespaces that replay makes at a path of their own, since they are younger than the backup; absent where the
+    /// WAL was not read for them.
+    pub made_by_replay: Option<Vec<MadeByReplay>>,
     /// The target in words.
     pub target: String,
     /// The timeline that recovery follows.
@@ -365,6 +369,7 @@ fn report(
                 to: moved(&tablespace.location),
             })
             .collect(),
+        made_by_replay: None,
         target: if request.standby {
             "a standby that follows the archive".to_owned()
         } else {

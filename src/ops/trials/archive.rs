@@ -35,11 +35,11 @@ pub(super) const ANCESTOR: SystemId = SystemId(7_000_000_000_000_000_001);
 pub(super) const SIZE_BYTES: u32 = 1 << 20;
 
 /// Whether this is `ops::encrypted_trials`, where everything is tried once more over an encrypted cluster.
-const IS_ENCRYPTED: bool = module_path!().as_bytes()["highwater::ops::".len()] == b'e';
+pub(super) const IS_ENCRYPTED: bool = module_path!().as_bytes()["highwater::ops::".len()] == b'e';
 
 /// Where encrypted trials have their key from.
 #[derive(Debug)]
-struct UserKey;
+pub(super) struct UserKey;
 
 impl KeySource for UserKey {
     fn user_key(&self) -> Result<SecretKey, KeySourceError> {
@@ -50,6 +50,12 @@ impl KeySource for UserKey {
 pub(super) fn repository_key() -> (RepositoryKeyName, SecretKey) {
     let key = SecretKey::new([5; 32]);
     (RepositoryKeyName { number: 1, id: key.id() }, key)
+}
+
+/// Where the key that the trials are set up with opens the repository key of this name.
+pub(super) fn wrapped_key(key: RepositoryKeyName) -> String {
+    let user_key = UserKey.user_key().unwrap().id();
+    Place::new("main".parse().unwrap()).key(KeyObject::Wrapped { key, user_key })
 }
 
 /// Stores the repository key that the identities of a trial name.
@@ -63,11 +69,13 @@ fn put_repository_key(memory: &MemoryStore) {
     memory.overwrite(&Place::new(cluster).key(object), wrapped.to_json().unwrap());
 }
 
-/// How the Nth call fails.
-pub(super) const MODES: [fn(u64) -> Fault; 3] = [
+/// How the Nth call fails: before its effect, after it, cut short; and it and all that follow, before and after.
+pub(super) const MODES: [fn(u64) -> Fault; 5] = [
     |n| Fault::anywhere().nth(n),
     |n| Fault::anywhere().nth(n).after_effect(),
     |n| Fault::anywhere().nth(n).symptom(Symptom::CutAfter(100)),
+    |n| Fault::anywhere().nth(n).for_ever(),
+    |n| Fault::anywhere().nth(n).after_effect().for_ever(),
 ];
 
 /// The archive: `repository` goes through faults, `calm` does not.
@@ -111,6 +119,17 @@ impl Archive {
             faults,
             size: SegmentSize::new(segment_bytes).unwrap(),
             directory: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// The repository as a new process finds it, which remembers no keys.
+    pub(super) fn reopened(&self) -> Repository {
+        let store: Arc<dyn Store> = Arc::new(self.memory.clone());
+        let cluster = "main".parse().unwrap();
+        if IS_ENCRYPTED {
+            Repository::encrypted(store, cluster, Arc::new(UserKey))
+        } else {
+            Repository::new(store, cluster)
         }
     }
 
@@ -269,15 +288,21 @@ impl Archive {
         id: Option<&BackupId>,
         point: RecoveryPoint,
     ) -> Result<(restore::PlanReport, Vec<(String, Vec<u8>)>), Failure> {
-        let directory = tempfile::tempdir().unwrap();
-        let pgdata = directory.path().canonicalize().unwrap().join("data");
-        std::fs::create_dir(&pgdata).unwrap();
-        if std::fs::metadata(&pgdata).unwrap().uid() == 0 {
-            // As root, the files become those of the directory's owner, who must not be root.
-            std::os::unix::fs::chown(&pgdata, Some(65534), Some(65534)).unwrap();
-        }
+        let (_directory, pgdata) = new_data_directory();
+        self.restore_into(&pgdata, id, point, false).await
+    }
+
+    /// The same into a directory that is there; with `delta` over what stands in it.
+    pub(super) async fn restore_into(
+        &self,
+        pgdata: &Path,
+        id: Option<&BackupId>,
+        point: RecoveryPoint,
+        delta: bool,
+    ) -> Result<(restore::PlanReport, Vec<(String, Vec<u8>)>), Failure> {
+        let was_startable = pgdata.join("global/pg_control").exists();
         let request = restore::Request {
-            pgdata: pgdata.clone(),
+            pgdata: pgdata.to_owned(),
             backup: id.cloned(),
             target: RecoveryTarget {
                 point,
@@ -286,7 +311,7 @@ impl Archive {
                 action: TargetAction::Pause,
             },
             tablespace_map: Vec::new(),
-            delta: false,
+            delta,
             standby: false,
             take_over: false,
             jobs: 2,
@@ -302,13 +327,27 @@ impl Archive {
             Ok(plan)
         };
         match outcome.await {
-            Ok(plan) => Ok((plan, files_of(&pgdata))),
+            Ok(plan) => Ok((plan, files_of(pgdata))),
             Err(failure) => {
-                assert!(!pgdata.join("global/pg_control").exists(), "half a restore can start");
+                let is_startable = pgdata.join("global/pg_control").exists();
+                // Refused before anything was touched, what stood there stands.
+                assert!(!is_startable || was_startable, "half a restore can start");
                 Err(failure)
             }
         }
     }
+}
+
+/// An empty directory that a restore may fill.
+pub(super) fn new_data_directory() -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let pgdata = directory.path().canonicalize().unwrap().join("data");
+    std::fs::create_dir(&pgdata).unwrap();
+    if std::fs::metadata(&pgdata).unwrap().uid() == 0 {
+        // As root, the files become those of the directory's owner, who must not be root.
+        std::os::unix::fs::chown(&pgdata, Some(65534), Some(65534)).unwrap();
+    }
+    (directory, pgdata)
 }
 
 pub(super) fn control_file(major: u32) -> Vec<u8> {
@@ -340,7 +379,7 @@ pub(super) fn contents(seed: u64) -> Vec<(String, Vec<u8>)> {
     ]
 }
 
-fn files_of(pgdata: &Path) -> Vec<(String, Vec<u8>)> {
+pub(super) fn files_of(pgdata: &Path) -> Vec<(String, Vec<u8>)> {
     let read = |name: &String| std::fs::read(pgdata.join(name)).unwrap();
     contents(0).into_iter().map(|(name, _)| (name.clone(), read(&name))).collect()
 }

@@ -9,6 +9,7 @@ mod faults;
 mod large_segments;
 mod resume;
 mod rivals;
+mod smaller_faults;
 mod streamed;
 mod two_repos;
 mod verify;

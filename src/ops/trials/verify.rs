@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use super::archive::{
-    Archive, MODES, SIZE_BYTES, SYSTEM, begun, contents, id, make_backup, noise, repository_key,
+    Archive, IS_ENCRYPTED, MODES, SIZE_BYTES, SYSTEM, begun, contents, id, make_backup, noise,
+    repository_key, wrapped_key,
 };
 use super::damage::{Damage, all_damage};
 use super::drill::drill;
 use crate::failure::{Failure, Kind};
 use crate::format::{Depth, Document, KeyObject, Made, Pin, SecretKey, WalObject, WrappedKey};
 use crate::ops::verify::{AcknowledgeRequest, Finding, Report, Request, acknowledge, run};
-use crate::ops::{Silent, StopRequest};
+use crate::ops::{Silent, StopRequest, info};
 use crate::pg::{Lsn, PgTimestamp, SegmentName, Timeline};
 use crate::plan::retention::Policy;
 use crate::repo::Repository;
@@ -261,6 +262,120 @@ async fn a_damaged_document_about_keys_is_found_and_costs_no_moment() {
     for one in &report.findings {
         assert_eq!((one.lost_backups.len(), one.lost_moments.len()), (0, 0));
         assert!(one.consequence.contains("user key"), "{one:?}");
+    }
+}
+
+#[tokio::test]
+async fn where_the_object_that_our_own_key_opens_is_damaged_verify_names_it_and_stops() {
+    if !IS_ENCRYPTED {
+        return;
+    }
+    let (archive, _) = Archive::with_backups().await;
+    let key = wrapped_key(repository_key().0);
+    let ancestor = archive.calm.place().identity(super::archive::ANCESTOR);
+    for damage in
+        [Damage::Truncated, Damage::Zeroed, Damage::BitFlipped(40), Damage::SwappedWithASibling]
+    {
+        let good = archive.damage(&key, &ancestor, damage).await;
+        let fresh = archive.reopened();
+        let failure = verify_with(&fresh, &asked(Depth::Whole, true)).await.unwrap_err();
+        archive.memory.overwrite(&key, good);
+        assert_eq!(failure.kind, Kind::Integrity, "{damage:?}: {failure}");
+        let told = failure.causes().join(": ");
+        assert!(told.contains(&key), "{damage:?}: {told}");
+        assert!(failure.next.contains("key add"), "{damage:?}: {}", failure.next);
+    }
+    assert_eq!(told(&archive.verify(Depth::Whole).await.findings), []);
+}
+
+#[tokio::test]
+async fn a_damaged_object_of_a_key_that_was_rotated_costs_what_was_stored_under_it() {
+    if !IS_ENCRYPTED {
+        return;
+    }
+    let (archive, [one, _]) = Archive::with_backups().await;
+    archive.calm.rotate(&[], &crate::ops::key_taker("host".to_owned())).await.unwrap();
+    let late = id(3);
+    let later = archive.reopened();
+    make_backup(&later, &late, 3).await.unwrap();
+    let key = wrapped_key(repository_key().0);
+    let good = archive.damage(&key, "", Damage::Zeroed).await;
+    let fresh = archive.reopened();
+    let report = verify_with(&fresh, &asked(Depth::Whole, true)).await.unwrap();
+    let of_key = report.findings.iter().find(|one| one.object.as_deref() == Some(&*key)).unwrap();
+    assert_eq!(of_key.fault, "damaged");
+    let lost: Vec<_> = report.findings.iter().flat_map(|one| &one.lost_backups).collect();
+    assert!(lost.contains(&&one), "{:?}", report.findings);
+    archive.memory.overwrite(&key, good);
+    let report = verify_with(&archive.reopened(), &asked(Depth::Whole, true)).await.unwrap();
+    assert_eq!(told(&report.findings), []);
+}
+
+/// What `verify` remembers is worth a second look at the most: nothing that is wrong with it is a loss, or hides one.
+#[tokio::test]
+async fn damage_to_reports_and_proofs_costs_a_second_reading_and_nothing_else() {
+    let archive = Archive::with_everything().await;
+    archive.verify(Depth::Whole).await;
+    archive.verify(Depth::Header).await;
+    let remembered = archive.keys_below("/verify/");
+    assert!(remembered.len() >= 3, "{remembered:?}");
+    let good = |key: &String| (key.clone(), archive.memory.bytes(key).unwrap());
+    let good: Vec<_> = remembered.iter().map(good).collect();
+    let lost = archive.keys_below("/pack/").remove(0);
+    for key in &remembered {
+        let sibling = remembered.iter().find(|other| *other != key).unwrap();
+        for damage in all_damage() {
+            archive.damage(key, sibling, damage).await;
+            info::run(&archive.reopened(), &Policy::nothing_set()).await.unwrap();
+            let request = asked(Depth::Whole, false);
+            let report = verify_with(&archive.reopened(), &request).await.unwrap();
+            let about_others = |one: &&Finding| one.object.as_deref() != Some(&**key);
+            let others: Vec<_> = report.findings.iter().filter(about_others).collect();
+            assert!(others.is_empty(), "{key}: {damage:?}: {others:?}");
+            // And a pack that was cut since is found, whatever is remembered.
+            let whole = archive.damage(&lost, "", Damage::Truncated).await;
+            let report = verify_with(&archive.reopened(), &request).await.unwrap();
+            assert!(report.failed().is_some(), "{key}: {damage:?}");
+            archive.memory.overwrite(&lost, whole);
+            // A run replaces what it remembers: all as it was.
+            for new in archive.keys_below("/verify/") {
+                archive.calm.store().delete(&Key::new(new)).await.unwrap();
+            }
+            for (key, bytes) in &good {
+                archive.memory.overwrite(key, bytes.clone());
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_damage_to_marks_and_keys_of_others_is_found_and_costs_no_moment() {
+    if !IS_ENCRYPTED {
+        return;
+    }
+    let (archive, _) = Archive::with_backups().await;
+    let taker = crate::ops::key_taker("host".to_owned());
+    archive.calm.add_user_key(&SecretKey::new([3; 32]), &taker).await.unwrap();
+    archive.calm.rotate(&[SecretKey::new([3; 32])], &taker).await.unwrap();
+    let own = archive.keys_below(
+        &crate::repo::KeySource::user_key(&super::archive::UserKey).unwrap().id().to_string(),
+    );
+    let keys = archive.keys_below("/key/");
+    let others: Vec<&String> = keys.iter().filter(|key| !own.contains(key)).collect();
+    assert!(others.len() >= 3, "two wrapped keys and a mark: {keys:?}");
+    for key in &others {
+        let sibling = others.iter().find(|other| *other != key).unwrap();
+        for damage in all_damage().into_iter().filter(|damage| *damage != Damage::Missing) {
+            let good = archive.damage(key, sibling, damage).await;
+            let report =
+                verify_with(&archive.reopened(), &asked(Depth::Header, true)).await.unwrap();
+            archive.memory.overwrite(key, good);
+            let found = told(&report.findings);
+            assert!(found.iter().any(|(_, object)| *object == Some(key)), "{key}: {damage:?}");
+            for one in &report.findings {
+                assert_eq!((one.lost_backups.len(), one.lost_moments.len()), (0, 0), "{one:?}");
+            }
+        }
     }
 }
 

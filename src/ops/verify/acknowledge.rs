@@ -7,6 +7,8 @@ use crate::ops::failures::of_repo;
 use crate::ops::{TOOL, current_identity, now};
 use crate::repo::{RepoError, Repository};
 
+const MAY_STAND: &str = "Nothing was deleted. The acknowledgement may stand all the same: the same command again tells, and harms nothing.";
+
 /// What is asked.
 #[derive(Debug, Clone)]
 pub struct AcknowledgeRequest {
@@ -50,6 +52,7 @@ pub async fn acknowledge(
         host: request.host.clone(),
         tool: TOOL.to_owned(),
     };
+    let failed = |error| of_repo(error, format!("could not acknowledge `{id}`"), MAY_STAND);
     match repository.put_acknowledgement(&one).await {
         Ok(_) => Ok(one),
         Err(RepoError::Conflict { .. }) => Err(Failure::new(

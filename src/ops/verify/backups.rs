@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::format::{BackupId, BackupObject, Committed, Depth, Proof, parse_backup_object};
 use crate::pg::SystemId;
 use crate::plan::retention::{BegunState, NeededPacks};
-use crate::repo::{ContentProver, RepoError};
+use crate::repo::{ContentProver, KeyError, RepoError};
 use crate::store::{Key, Listed, StoreError};
 
 /// An object of a backup that cannot be believed, or is not there.
@@ -248,7 +248,7 @@ impl Verifying<'_> {
     async fn read_again(&mut self, id: &BackupId) -> Result<Option<Committed>, Failure> {
         match self.repository.committed(id).await {
             Ok(backup) => Ok(backup),
-            Err(RepoError::Damaged { .. } | RepoError::NotReadable { .. }) => Ok(None),
+            Err(error) if error.is_damage() => Ok(None),
             Err(error) => Err(self.failed(error, "read a backup")),
         }
     }
@@ -336,6 +336,7 @@ impl Verifying<'_> {
         let key = match &error {
             RepoError::Damaged { key, .. }
             | RepoError::NotReadable { key, .. }
+            | RepoError::Key(KeyError::Unreadable { document: key, .. })
             | RepoError::Store(StoreError::Absent { key }) => key.clone(),
             _ => return Err(self.failed(error, "read the files of a backup")),
         };

@@ -7,7 +7,7 @@ use crate::failure::Kind;
 use crate::format::{BackupId, WalObject, finding_id};
 use crate::pg::{Lsn, PgTimestamp, SegmentName, SystemId, Timeline};
 use crate::plan::window::Hole;
-use crate::repo::RepoError;
+use crate::repo::{KeyError, RepoError};
 use crate::store::Key;
 
 /// The most objects without an owner that are named.
@@ -140,7 +140,10 @@ impl Fault {
         let why = in_one_line(&error);
         match error {
             error if error.is_absent() => Ok((Self::Missing, why)),
-            RepoError::Damaged { .. } => Ok((Self::Damaged, why)),
+            // With the key that is set nobody reads it, and which object is to blame stands in `why`.
+            RepoError::Damaged { .. } | RepoError::Key(KeyError::Unreadable { .. }) => {
+                Ok((Self::Damaged, why))
+            }
             RepoError::NotReadable { .. } => Ok((Self::Unreadable, why)),
             error => Err(error),
         }

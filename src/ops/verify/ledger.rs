@@ -92,7 +92,7 @@ impl Ledger {
         match repository.proofs(&key).await {
             Ok(proofs) => self.known.extend(proofs),
             Err(error) if error.is_absent() => return Ok(()),
-            Err(error @ (RepoError::Damaged { .. } | RepoError::NotReadable { .. })) => {
+            Err(error) if error.is_damage() => {
                 tracing::warn!("what an earlier run of verify has proven is proven again: {error}");
                 self.unreadable += 1;
             }

@@ -15,7 +15,6 @@ use crate::plan::retention::{Incarnation, Stock, plan};
 use crate::plan::window::{
     Hole, Lost, Stretch, filled, harmful_holes, lost, stretches, ways, without,
 };
-use crate::repo::RepoError;
 
 /// Findings whose moments are told by time as well; the others by LSN only. Each may cost the store a few reads.
 const TIMED_MAX: usize = 50;
@@ -234,7 +233,7 @@ impl Verifying<'_> {
         match reach(stored, from, lsn).await {
             Ok(end) => Ok(end.last_commit_time),
             Err(error) if error.is_absent() => Ok(None),
-            Err(RepoError::Damaged { .. } | RepoError::NotReadable { .. }) => Ok(None),
+            Err(error) if error.is_damage() => Ok(None),
             Err(error) => Err(self.failed(error, "read WAL")),
         }
     }

@@ -167,6 +167,8 @@ async fn readable_identities(
             }
             Ok(identity) => readable.push(identity),
             Err(RepoError::NotClaimed { .. }) => {}
+            // Nothing at all can be read, nor what was proven be stored: no finding, but the end.
+            Err(error @ RepoError::Key(_)) => return Err(error),
             Err(error) => {
                 let (fault, why) = Fault::of(error)?;
                 raw.push(Raw { about: About::Identity(system_id, listed.key), fault, why });

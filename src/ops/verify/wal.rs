@@ -50,7 +50,8 @@ impl Verifying<'_> {
             let whole = self.repository.header(&self.repository.wal_key(system_id, whole)).await;
             match whole {
                 Err(error) if error.is_absent() => {}
-                Err(RepoError::Damaged { .. } | RepoError::NotReadable { .. }) | Ok(_) => continue,
+                Ok(_) => continue,
+                Err(error) if error.is_damage() => continue,
                 Err(error) => return Err(self.failed(error, "list WAL")),
             }
             let directory = Key::new(place.pieces_dir(system_id, segment));

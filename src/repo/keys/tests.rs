@@ -197,9 +197,10 @@ async fn a_damaged_key_stands_in_the_way_of_nothing_but_its_own() {
         assert!(reads(&memory, 1, "main/wal/new").await);
         assert!(stores(&memory, 1, &format!("main/wal/{n}")).await);
         let error = read(&calm(&memory, 1), OLD, None).await.unwrap_err();
-        let RepoError::Key(KeyError::NotOpened { repository_key, .. }) = error else {
+        let RepoError::Key(KeyError::Unreadable { repository_key, document, .. }) = error else {
             panic!("{error}");
         };
+        assert_eq!(document.as_str(), first);
         assert_eq!(repository_key, first_id.repository_key);
         assert_ne!(repository_key, rotated.id);
         memory.overwrite(&first, good.clone());

@@ -8,6 +8,7 @@ use crate::pg::Timeline;
 use crate::pg::wal_build::{RecordSpec, WalBuilder};
 use crate::plan::receive::{MERGE_COUNT, Merges};
 use crate::repo::SegmentAssembly;
+use crate::store::faults::{Fault, FaultStore};
 use crate::store::memory::MemoryStore;
 
 const SYSTEM: SystemId = SystemId(7_710_829_501_534_534_359);
@@ -116,4 +117,68 @@ async fn what_was_refused_is_waited_for_no_longer() {
     let failure = uploads.next().await.err().unwrap();
     assert_eq!(failure.kind, Kind::Conflict);
     assert!(uploads.is_settled(), "else whoever drains would wait for ever");
+}
+
+/// The Nth call fails, or it and the next two: before its effect, or after it.
+fn faults_at(n: u64, mode: u32) -> Vec<Fault> {
+    let fault = |n| Fault::anywhere().nth(n);
+    let after = |n| fault(n).after_effect();
+    match mode {
+        0 => vec![fault(n)],
+        1 => vec![after(n)],
+        2 => (n..n + 3).map(fault).collect(),
+        _ => (n..n + 3).map(after).collect(),
+    }
+}
+
+#[tokio::test]
+async fn what_counts_as_stored_is_stored_whatever_fails_and_all_is_stored_in_the_end() {
+    for mode in 0..4 {
+        for n in 1.. {
+            let memory = MemoryStore::new();
+            let faults = FaultStore::new(Arc::new(memory.clone()));
+            let place = Repository::new(Arc::new(faults.clone()), "main".parse().unwrap());
+            let (mut assembly, pieces) = received(&place, 700);
+            for fault in faults_at(n, mode) {
+                faults.inject(fault);
+            }
+            let mut uploads = Uploads::new(&place, SYSTEM, size());
+            let mut keys: Vec<(Lsn, Lsn, String)> = Vec::new();
+            let key_of = |piece: &SealedPiece| {
+                (piece.start_lsn, piece.end_lsn, piece.key.as_str().to_owned())
+            };
+            for piece in &pieces[..3] {
+                keys.push(key_of(piece));
+                uploads.put_piece(segment(), piece.clone());
+            }
+            uploads.put_unit(segment(), unit_of(&mut assembly));
+            let mut told = 0;
+            while !uploads.is_settled() {
+                match uploads.next().await.unwrap() {
+                    Settled::Sealed(piece) => keys.push(key_of(&piece)),
+                    Settled::Stored(stored) => {
+                        told += 1;
+                        let is_it = |one: &&(Lsn, Lsn, String)| {
+                            (one.0, one.1) == (stored.start_lsn, stored.end_lsn)
+                        };
+                        let (_, _, key) = keys.iter().find(is_it).unwrap();
+                        assert!(memory.bytes(key).is_some(), "call {n}: `{key}` was told");
+                    }
+                    Settled::Tidied => {}
+                }
+            }
+            assert_eq!((told, memory.keys().len()), (4, 4), "call {n}");
+            // What is left over after a failure is left to retention, and the whole segment stays.
+            uploads.tidy(segment());
+            assert!(matches!(uploads.next().await.unwrap(), Settled::Tidied));
+            let struck = faults.calls().len() as u64 >= n;
+            faults.heal();
+            place.drop_redundant_pieces(SYSTEM, segment(), size()).await.unwrap();
+            assert_eq!(memory.keys(), [keys[3].2.clone()], "call {n}");
+            if !struck {
+                assert!(n > 6, "the fault never struck");
+                break;
+            }
+        }
+    }
 }
