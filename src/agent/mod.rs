@@ -8,6 +8,7 @@
 //! message.rs     what goes over the socket
 //! pushing.rs     what is ready is stored before its command comes (ops::archive_push::Resident)
 //! receiving.rs   WAL as it is written, if that is wanted (ops::receive)
+//! stalling.rs    what lay on this host while the store was away (ops::spool)
 //! ops::archive_get::stand_by    what recovery will ask for next, into the spool, where archive-get finds it
 //! ```
 //!
@@ -21,6 +22,7 @@ mod message;
 mod pushing;
 mod receiving;
 mod seat;
+mod stalling;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,6 +35,7 @@ pub use self::asking::ask_stored;
 use self::pushing::Pushing;
 pub use self::receiving::Receiving;
 use self::seat::Seat;
+pub use self::stalling::Stalling;
 use crate::failure::Failure;
 use crate::format::Codec;
 use crate::ops::ahead::Ahead;
@@ -55,6 +58,8 @@ pub struct Request {
     pub push_deadline: Duration,
     /// Receive WAL too.
     pub receiving: Option<Receiving>,
+    /// What is set for a store that is away.
+    pub stalling: Option<Stalling>,
 }
 
 /// What was done until it was asked to stop.
@@ -86,13 +91,17 @@ pub async fn run(
     let (ask, questions) = mpsc::channel(front::CONVERSATIONS_MAX);
     let fetched = AtomicU64::new(0);
     tracing::info!("serving {} for {}", request.data_directory.display(), repository.describe());
-    let (tally, received, ()) = tokio::try_join!(
+    let (tally, received, (), ()) = tokio::try_join!(
         async { Ok(pushing.run(questions, stop.clone()).await) },
         async {
             match &request.receiving {
                 Some(receiving) => receiving::keep(receiving, stop.clone()).await.map(Some),
                 None => Ok(None),
             }
+        },
+        async {
+            stalling::keep(repository, request.stalling.as_ref(), stop.clone()).await;
+            Ok(())
         },
         async {
             let mut stop = stop.clone();

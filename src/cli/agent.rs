@@ -12,7 +12,7 @@ use super::dispatch::{DATA_DIRECTORY, RECEIVE_RETRY_DEADLINE, Surroundings, rece
 use super::drivers::{open_repository, open_repository_retrying, run_parallel};
 use super::requests::AgentRequest;
 use super::settings::NOTHING_DONE;
-use super::{reports, signals};
+use super::{reports, signals, stall};
 use crate::agent;
 use crate::failure::{Failure, Kind};
 
@@ -51,6 +51,7 @@ pub(super) fn agent(request: AgentRequest, surroundings: &Surroundings<'_>) -> R
         codec: settings.compression.value,
         push_deadline: settings.archive_push_deadline.value,
         receiving,
+        stalling: stalling(surroundings)?,
     };
     let report = run_parallel(THREADS, async {
         let work = |stop| agent::run(&opened.repository, &request, stop);
@@ -62,6 +63,14 @@ pub(super) fn agent(request: AgentRequest, surroundings: &Surroundings<'_>) -> R
         }
     })?;
     surroundings.output.report(&report, reports::agent)
+}
+
+/// Returns what is set for a store that is away, in the data directory that was entered.
+fn stalling(surroundings: &Surroundings<'_>) -> Result<Option<agent::Stalling>, Failure> {
+    let Some(stall) = stall::stall(Some(Path::new(WAL_DIRECTORY)), surroundings)? else {
+        return Ok(None);
+    };
+    Ok(Some(agent::Stalling { stall, backup: stall::backup_command(surroundings)? }))
 }
 
 /// Returns the data directory that was named: by the setting, or as PostgreSQL's own programs are told.

@@ -53,6 +53,20 @@ Exit 0 means stored and durable. The same file again is success; another file un
 name is refused (exit 3). Failures exit 1 to 125, so that pg_stat_archiver counts them and
 PostgreSQL keeps the file and tries again.";
 
+/// Under `spool --help`.
+pub const SPOOL: &str = "\
+Examples:
+  highwater spool                      what waits on this host, and since when
+  highwater spool --drain              bring it into the repository now
+
+With `stall_spool` set, archive-push keeps WAL there while the store is away, and acknowledges it:
+it is on this host only until it is drained. An agent drains it, or a process that archive-push
+starts; by hand it is needed only on a host where neither runs.
+
+Exit 3: WAL was put aside because the repository holds something else under its name.
+Exit 4: WAL was put aside because it is damaged, or WAL that was let go is not closed by a backup.
+Exit 5: the store is away still, or another process drains.";
+
 /// Under `archive-get --help`.
 pub const ARCHIVE_GET: &str = "\
 In postgresql.conf (restore writes it for you):

@@ -29,6 +29,7 @@ use super::settings_table::{
     Accepts, CONFIG_VARIABLE, Id, KEY_VARIABLE, OPTION_VARIABLE_PREFIX, TABLE, is_secret_option,
     setting,
 };
+use super::stall_settings::StallSettings;
 use super::units::{setting_duration, setting_size};
 use crate::failure::{Failure, Kind};
 use crate::format::Codec;
@@ -259,6 +260,8 @@ pub struct Settings {
     pub spool: Sourced<SpoolChoice>,
     /// The most WAL that is kept fetched ahead, in bytes.
     pub spool_max_bytes: Sourced<u64>,
+    /// What is done while the store is away.
+    pub stall: StallSettings,
     /// What is kept.
     pub retention: RetentionSettings,
     /// Where the key is that everything is encrypted with.
@@ -303,6 +306,7 @@ impl Settings {
             spool: check.or_default(Id::Spool, parse_spool)?,
             spool_max_bytes: check
                 .or_default(Id::SpoolMax, |text| within_size(Id::SpoolMax, text))?,
+            stall: StallSettings::validate(&check)?,
             retention: RetentionSettings::validate(&check)?,
             key: KeySettings::validate(&check, raw.key.as_ref())?,
             repo_options: raw
@@ -383,6 +387,7 @@ impl Settings {
                 SpoolChoice::None => "none".to_owned(),
             })),
             Id::SpoolMax => Some(text(&self.spool_max_bytes, |bytes| setting_size(*bytes))),
+            Id::StallSpool | Id::StallSpoolMax | Id::WalBacklogMax => self.stall.shown(id),
             Id::RetainWindow
             | Id::RetainBackups
             | Id::RetainDaily

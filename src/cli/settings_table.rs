@@ -51,6 +51,12 @@ pub enum Id {
     Spool,
     /// The most WAL in the spool.
     SpoolMax,
+    /// Where WAL is kept while the store is away.
+    StallSpool,
+    /// The most WAL that is kept there.
+    StallSpoolMax,
+    /// From how much waiting WAL on it is let go.
+    WalBacklogMax,
     /// How far back every moment can be gone back to.
     RetainWindow,
     /// How many of the newest backups stay.
@@ -191,7 +197,7 @@ const MIB: u64 = 1 << 20;
 const HOUR: u64 = 3_600;
 
 /// All settings, in the order in which they are shown.
-pub static TABLE: [Setting; 27] = [
+pub static TABLE: [Setting; 30] = [
     Setting {
         id: Id::Repo,
         key: "repo.url",
@@ -371,6 +377,36 @@ pub static TABLE: [Setting; 27] = [
         default: Some("128MiB"),
         example: "256MiB",
         meaning: "the most WAL that archive-get keeps fetched ahead",
+    },
+    Setting {
+        id: Id::StallSpool,
+        key: "stall_spool",
+        variable: "HIGHWATER_STALL_SPOOL",
+        flag: None,
+        accepts: Accepts::Directory,
+        default: None,
+        example: "/var/spool/highwater-stall",
+        meaning: "where archive-push keeps WAL while the store is away; by default PostgreSQL keeps it",
+    },
+    Setting {
+        id: Id::StallSpoolMax,
+        key: "stall_spool_max",
+        variable: "HIGHWATER_STALL_SPOOL_MAX",
+        flag: None,
+        accepts: Accepts::Size { min: 32 * MIB, max: MIB << 20 },
+        default: Some("10GiB"),
+        example: "50GiB",
+        meaning: "the most that may lie in stall_spool, as stored",
+    },
+    Setting {
+        id: Id::WalBacklogMax,
+        key: "wal_backlog_max",
+        variable: "HIGHWATER_WAL_BACKLOG_MAX",
+        flag: None,
+        accepts: Accepts::Size { min: 32 * MIB, max: MIB << 20 },
+        default: None,
+        example: "50GiB",
+        meaning: "from this much waiting WAL on it is LET GO while the store is away; by default never",
     },
     Setting {
         id: Id::RetainWindow,

@@ -6,7 +6,7 @@ use super::dispatch::{Ended, Surroundings};
 use super::drivers::{host_name, open_repository, run_light, run_parallel};
 use super::requests::VerifyRequest;
 use super::units::{human_duration, human_size};
-use super::{progress, signals};
+use super::{progress, signals, stall};
 use crate::failure::Failure;
 use crate::format::{Acknowledgement, Depth};
 use crate::ops;
@@ -32,7 +32,9 @@ pub(super) fn verify(request: VerifyRequest, surroundings: &Surroundings<'_>) ->
         signals::stoppable(surroundings.output, work).await
     });
     listener.finish();
-    let report = outcome?;
+    let mut report = outcome?;
+    let host = stall::host_state(surroundings);
+    report.notes.extend(host.as_ref().and_then(stall::note));
     surroundings.output.report(&report, text)?;
     report.failed().map_or(Ok(()), |kind| Err(Ended::Said(kind)))
 }

@@ -12,6 +12,7 @@ mod ahead;
 mod damaged;
 mod large;
 mod resident;
+mod stalled;
 
 use std::fs::File;
 use std::io::Read;
@@ -24,6 +25,7 @@ use tokio::sync::{OnceCell, Semaphore};
 
 pub use self::ahead::pushed_before;
 pub use self::resident::{Resident, is_as_stored};
+pub use self::stalled::{Pushed, run_despite};
 use super::ahead::Ahead;
 use super::failures::{of_repo, of_task};
 use super::identity_of;

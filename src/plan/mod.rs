@@ -17,6 +17,7 @@ pub mod receive;
 pub mod restore;
 pub mod retention;
 pub mod spool;
+pub mod stall;
 pub mod stored_file;
 pub mod target;
 pub mod unchanged;

@@ -42,6 +42,7 @@ mod receive_restore;
 mod receive_resume;
 mod receive_slot;
 mod refusals;
+mod stall;
 mod stops;
 mod timelines;
 mod two_hosts;

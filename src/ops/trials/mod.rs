@@ -7,5 +7,6 @@ mod faults;
 mod large_segments;
 mod resume;
 mod rivals;
+mod stall;
 mod streamed;
 mod verify;
