@@ -33,7 +33,10 @@ fn archived(major: u32, settings: &str, repository: impl FnOnce(&Lab) -> Highwat
 }
 
 fn settings_file(lab: &Lab, dsn: &str, settings: &str) -> PathBuf {
-    let text = format!("dsn = \"{dsn}\"\n{settings}\n[repo.options]\nretries = 1\n");
+    // Those of an S3 server, if a test has put them there.
+    let options = std::fs::read_to_string(lab.path().join("s3.options")).unwrap_or_default();
+    let options = options.replace("[repo.options]", "");
+    let text = format!("dsn = \"{dsn}\"\n{settings}\n[repo.options]\nretries = 1\n{options}");
     let text = text.replace("STALL", lab.path().join("stall").to_str().unwrap());
     let file = lab.write("highwater.toml", text.as_bytes());
     std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
@@ -152,10 +155,7 @@ fn a_way_to_s3_that_ends_and_an_encrypted_cluster_make_no_difference() {
         let options = std::fs::read_to_string(lab.path().join(format!("s3-{}.toml", through.port)));
         lab.write("s3.options", options.unwrap().as_bytes());
         way = Some(through);
-        let mut highwater = highwater.without_env("HIGHWATER_CONFIG");
-        for (name, value) in s3_options(lab) {
-            highwater = highwater.with_env(&format!("HIGHWATER_REPO_{name}"), &value);
-        }
+        let highwater = highwater.without_env("HIGHWATER_CONFIG");
         highwater.with_key(&highwater.new_key("key"))
     });
     let way = way.unwrap();
@@ -178,19 +178,26 @@ fn a_way_to_s3_that_ends_and_an_encrypted_cluster_make_no_difference() {
     }
 }
 
-/// The options of the S3 server, as variables name them.
-fn s3_options(lab: &Lab) -> Vec<(String, String)> {
-    let text = std::fs::read_to_string(lab.path().join("s3.options")).unwrap();
-    let pairs = text.lines().filter_map(|line| line.split_once(" = "));
-    pairs.map(|(name, value)| (name.to_uppercase(), value.trim_matches('"').to_owned())).collect()
-}
-
 /// A cluster that does not archive by itself, with a spool.
 fn by_hand() -> Archived {
     let place = with_spool(NEWEST);
     place.cluster.sql("alter system set archive_command = ''");
     place.cluster.reload();
     place
+}
+
+/// Kills the processes that `archive-push` has left to drain, as the end of a container does.
+fn kill_drainers(place: &Archived) {
+    let lab = place.lab.path().to_str().unwrap();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let words = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words).into_owned();
+        let pid = entry.file_name().to_str().and_then(|pid| pid.parse().ok());
+        let pid = pid.and_then(rustix::process::Pid::from_raw);
+        if let Some(pid) = pid.filter(|_| words.contains("drain-spool") && words.contains(lab)) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
 }
 
 #[test]
@@ -213,6 +220,7 @@ fn killed_anywhere_pushers_and_drainers_lose_nothing() {
         }
         back(&place);
         while held(&place) > 0 {
+            kill_drainers(&place);
             let draining = place.highwater.spawn(&["spool", "--drain"]);
             let run = draining.kill_after(Duration::from_millis(random.below(400)));
             assert!(run.was_killed() || matches!(run.code(), 0 | 5), "{run}");
@@ -236,6 +244,7 @@ fn what_differs_from_the_repository_is_put_aside_and_said() {
     place.highwater.push(&history).done();
     place.lab.write("00000002.history", b"1\t0/4000000\tno recovery target specified\n");
     place.highwater.push(&history).ends_with(3);
+    kill_drainers(&place);
     back(&place);
     let other = place.highwater.without_env("HIGHWATER_CONFIG");
     other.push(&history).done();

@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::archive::{Archive, SIZE_BYTES, SYSTEM, control_file, repository_in};
+use super::expire::{back_up, expire, policy};
 use crate::failure::{Failure, Kind};
-use crate::format::{Codec, parse_gap};
+use crate::format::{Codec, Depth, FORMAT_VERSION, WalGap, parse_gap};
 use crate::ops::archive_push::{Pushed, Request, run_despite};
 use crate::ops::spool::{Drained, drain};
 use crate::ops::stall::{Stall, StallSpool};
-use crate::ops::{archive_get, archive_push};
+use crate::ops::{archive_get, archive_push, info};
+use crate::pg::{PgTimestamp, Timeline};
 use crate::pgdata::StallDirectory;
+use crate::plan::retention::Policy;
 use crate::store::faults::{Fault, FaultStore, Symptom};
 use crate::store::file::FileStore;
 
@@ -364,9 +367,9 @@ async fn a_full_spool_takes_nothing_and_the_default_lets_nothing_go() {
     assert!(host.stall.host_state().unwrap().open_gaps.is_empty());
 }
 
-/// A server of 16 MiB segments, as its control file says, that has nothing but `wal_backlog_max`.
+/// A server of 1 MiB segments, as its control file says, that has nothing but `wal_backlog_max`.
 async fn letting_go(backlog_max_bytes: u64) -> Host {
-    let mut host = Host::new(16 << 20).await;
+    let mut host = Host::new(SIZE_BYTES).await;
     host.stall.spool = None;
     host.stall.backlog_max_bytes = Some(backlog_max_bytes);
     host.store_goes_away();
@@ -375,7 +378,7 @@ async fn letting_go(backlog_max_bytes: u64) -> Host {
 
 #[tokio::test]
 async fn wal_is_let_go_down_to_below_the_maximum_and_each_byte_of_it_is_recorded() {
-    let host = letting_go(4 << 24).await;
+    let host = letting_go(4 << 20).await;
     let all: Vec<_> = (2..8).map(|number| host.archive.segment(number)).collect();
     for (name, bytes) in &all {
         std::fs::write(host.wal().join(name), bytes).unwrap();
@@ -399,9 +402,6 @@ async fn wal_is_let_go_down_to_below_the_maximum_and_each_byte_of_it_is_recorded
     // Six wait: 6, 5 and 4 are too many, 3 are not.
     assert_eq!(gone, 3);
     let (history, bytes) = HISTORY;
-    for (name, bytes) in &all[3..] {
-        std::fs::write(host.wal().join(format!("{name}x")), bytes).unwrap();
-    }
     let (name, more) = host.archive.segment(8);
     std::fs::write(host.wal().join(&name), more).unwrap();
     std::fs::write(host.ready(&name), "").unwrap();
@@ -451,4 +451,73 @@ async fn nothing_is_let_go_that_cannot_be_recorded_or_that_the_server_does_not_w
     assert!(Path::new(&host.stall.directory).join(&record).exists());
     let report = archive_push::run(&host.archive.calm, &request).await;
     assert!(report.is_ok(), "it can still be stored while the server has it");
+}
+
+fn gap(archive: &Archive, first: u64, end: u64) -> WalGap {
+    WalGap {
+        format: FORMAT_VERSION,
+        system_identifier: SYSTEM,
+        timeline: Timeline(1),
+        start_lsn: archive.size.start_of(first),
+        end_lsn: archive.size.start_of(end),
+        let_go_at: PgTimestamp(0),
+        why: "the store was away".to_owned(),
+        host: "host".to_owned(),
+        tool: "test".to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn a_gap_is_a_finding_until_a_backup_begins_behind_it_and_goes_with_the_wal_around_it() {
+    let (archive, _) = Archive::with_backups().await;
+    archive.calm.put_gap(&gap(&archive, 5, 7)).await.unwrap();
+    let unset = Policy::nothing_set();
+    let open = archive.verify(Depth::Header).await;
+    let [finding] = &open.findings[..] else { panic!("{:?}", open.findings) };
+    assert!(finding.fault == "gap" && finding.what.contains("let go"), "{finding:?}");
+    assert!(finding.remedy.contains("backup"), "{}", finding.remedy);
+    let moments = &finding.lost_moments[0];
+    assert_eq!((moments.from_lsn, moments.open), (archive.size.start_of(5), true));
+    // WAL goes on behind it: it is the same finding still.
+    for number in 7..9 {
+        let (name, bytes) = archive.segment(number);
+        archive.push(&name, &bytes).await.unwrap();
+    }
+    let again = archive.verify(Depth::Header).await;
+    assert_eq!(again.findings.len(), 1, "{:?}", again.findings);
+    assert_eq!(again.findings[0].id, finding.id);
+    let info = info::run(&archive.calm, &unset).await.unwrap();
+    assert_eq!((info.let_go.len(), &info.let_go[0].closed_by), (1, &None));
+    assert!(info.wal[0].gaps[0].why.as_ref().unwrap().contains("let go"), "{:?}", info.wal);
+    // What is kept from before it needs it.
+    expire(&archive.calm, policy(), false).await.unwrap();
+    assert_eq!(archive.keys_below("/gap/").len(), 1);
+    back_up(&archive.calm, 9, None, 7).await;
+    let closed = archive.verify(Depth::Header).await;
+    assert_eq!(closed.findings.len(), 0, "{:?}", closed.findings);
+    assert!(
+        closed.notes.iter().any(|note| note.contains("begins behind it")),
+        "{:?}",
+        closed.notes
+    );
+    let info = info::run(&archive.calm, &unset).await.unwrap();
+    assert!(info.let_go[0].closed_by.is_some());
+    assert!(info.recovery_window.unwrap().earliest_lsn >= archive.size.start_of(7));
+    expire(&archive.calm, policy(), false).await.unwrap();
+    assert_eq!(archive.keys_below("/gap/"), [""; 0]);
+    assert_eq!(archive.verify(Depth::Header).await.findings.len(), 0);
+}
+
+#[tokio::test]
+async fn a_record_that_is_damaged_is_found_and_wal_that_came_all_the_same_is_no_gap() {
+    let (archive, _) = Archive::with_backups().await;
+    archive.calm.put_gap(&gap(&archive, 3, 4)).await.unwrap();
+    assert_eq!(archive.verify(Depth::Header).await.findings.len(), 0, "segment 3 is stored");
+    archive.calm.put_gap(&gap(&archive, 3, 4)).await.unwrap();
+    archive.memory.overwrite(&archive.keys_below("/gap/")[0], "nonsense");
+    let report = archive.verify(Depth::Header).await;
+    let [finding] = &report.findings[..] else { panic!("{:?}", report.findings) };
+    assert_eq!(finding.fault, "damaged");
+    assert!(finding.object.as_ref().unwrap().contains("/gap/"));
+    assert!(info::run(&archive.calm, &Policy::nothing_set()).await.is_ok());
 }

@@ -34,7 +34,7 @@ async fn verify_with(repository: &Repository, request: &Request) -> Result<Repor
 }
 
 impl Archive {
-    async fn verify(&self, depth: Depth) -> Report {
+    pub(super) async fn verify(&self, depth: Depth) -> Report {
         verify_with(&self.repository, &asked(depth, true)).await.unwrap()
     }
 
