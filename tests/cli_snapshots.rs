@@ -70,7 +70,7 @@ fn code(output: &Output) -> i32 {
     output.status.code().unwrap()
 }
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "init",
     "check",
     "archive-push",
@@ -81,6 +81,7 @@ const COMMANDS: [&str; 15] = [
     "info",
     "verify",
     "log",
+    "spool",
     "expire",
     "pin",
     "unpin",
