@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! 4  cli                              arguments, settings, output, exit codes
-//! 3  agent                            the resident service; runs ops
+//! 3  agent, drill                     the resident service; restores that are tried; both run ops
 //! 3  ops                              one file per use case
 //! 2  plan, repo                       pure decisions; the archive as verbs
 //! 1  format, store, walsender, pgdata bytes and names; stores; servers; disks
@@ -16,6 +16,7 @@
 pub mod agent;
 pub mod causes;
 pub mod cli;
+pub mod drill;
 pub mod failure;
 pub mod format;
 pub mod ops;

@@ -7,6 +7,7 @@
 //! front.rs       connections: a question, an answer              asking.rs: the other side, in archive-push
 //! message.rs     what goes over the socket
 //! pushing.rs     what is ready is stored before its command comes (ops::archive_push::Resident)
+//! paying.rs      of two repositories, each is brought the WAL that it lacks (ops::copy)
 //! receiving.rs   WAL as it is written, if that is wanted (ops::receive)
 //! stalling.rs    what lay on this host while the store was away (ops::spool)
 //! ops::archive_get::stand_by    what recovery will ask for next, into the spool, where archive-get finds it
@@ -19,12 +20,14 @@
 mod asking;
 mod front;
 mod message;
+mod paying;
 mod pushing;
 mod receiving;
 mod seat;
 mod stalling;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -32,6 +35,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 pub use self::asking::ask_stored;
+pub use self::paying::Both;
 use self::pushing::Pushing;
 pub use self::receiving::Receiving;
 use self::seat::Seat;
@@ -39,7 +43,7 @@ pub use self::stalling::Stalling;
 use crate::failure::Failure;
 use crate::format::Codec;
 use crate::ops::ahead::Ahead;
-use crate::ops::archive_push::Resident;
+use crate::ops::archive_push::{Resident, Second};
 use crate::ops::{StopRequest, archive_get, receive};
 use crate::repo::Repository;
 
@@ -56,6 +60,10 @@ pub struct Request {
     pub codec: Codec,
     /// How long one file may take to be stored.
     pub push_deadline: Duration,
+    /// A second repository that takes WAL too.
+    pub second: Option<Arc<Second>>,
+    /// Both repositories, each of which is brought the WAL that it lacks.
+    pub both: Option<Both>,
     /// Receive WAL too.
     pub receiving: Option<Receiving>,
     /// What is set for a store that is away.
@@ -71,6 +79,9 @@ pub struct Report {
     pub answered: u64,
     /// Segments that were fetched ahead of recovery.
     pub fetched_segments: u64,
+    /// Objects of WAL that were brought from one of two repositories to the other, where there are two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copied_objects: Option<u64>,
     /// What `receive` did, where it was wanted.
     pub received: Option<receive::Report>,
 }
@@ -86,13 +97,25 @@ pub async fn run(
     stop: StopRequest,
 ) -> Result<Report, Failure> {
     let seat = Seat::take(&request.ahead)?;
-    let resident = Resident::new(repository, request.codec, request.push_deadline);
+    let resident =
+        Resident::new(repository, request.second.clone(), request.codec, request.push_deadline);
     let pushing = Pushing::new(resident, &request.wal_directory);
+    let second = request.second.as_deref().map(Second::repository);
+    let repositories: Vec<Repository> =
+        [Some(repository), second].into_iter().flatten().cloned().collect();
     let (ask, questions) = mpsc::channel(front::CONVERSATIONS_MAX);
     let fetched = AtomicU64::new(0);
     tracing::info!("serving {} for {}", request.data_directory.display(), repository.describe());
-    let (tally, received, (), ()) = tokio::try_join!(
+    let (tally, copied_objects, received, (), ()) = tokio::try_join!(
         async { Ok(pushing.run(questions, stop.clone()).await) },
+        async {
+            match &request.both {
+                Some(both) => {
+                    Ok(Some(paying::pay(both, request.second.as_ref(), stop.clone()).await))
+                }
+                None => Ok(None),
+            }
+        },
         async {
             match &request.receiving {
                 Some(receiving) => receiving::keep(receiving, stop.clone()).await.map(Some),
@@ -111,7 +134,7 @@ pub async fn run(
                 failure = seat.lost() => Err(failure),
                 () = front::serve(&seat.listener, &request.ahead.place, ask) => Ok(()),
                 () = archive_get::stand_by(
-                    repository, &request.ahead, &request.data_directory, &fetched,
+                    &repositories, &request.ahead, &request.data_directory, &fetched,
                 ) => Ok(()),
             }
         },
@@ -120,6 +143,7 @@ pub async fn run(
         stored_files: tally.stored,
         answered: tally.answered,
         fetched_segments: fetched.load(Ordering::Relaxed),
+        copied_objects,
         received,
     })
 }

@@ -9,7 +9,9 @@ use futures_util::future::{Either, select};
 
 use super::ahead::ahead;
 use super::dispatch::{DATA_DIRECTORY, RECEIVE_RETRY_DEADLINE, Surroundings, receive_request};
-use super::drivers::{open_repository, open_repository_retrying, run_parallel};
+use super::drivers::{
+    both_sides, host_name, open_repository, open_repository_retrying, run_parallel, second_for_push,
+};
 use super::requests::AgentRequest;
 use super::settings::NOTHING_DONE;
 use super::{reports, signals, stall};
@@ -50,6 +52,12 @@ pub(super) fn agent(request: AgentRequest, surroundings: &Surroundings<'_>) -> R
         wal_directory: PathBuf::from(WAL_DIRECTORY),
         codec: settings.compression.value,
         push_deadline: settings.archive_push_deadline.value,
+        second: second_for_push(surroundings)?,
+        both: both_sides(surroundings)?.map(|(first, second)| agent::Both {
+            first,
+            second,
+            host: host_name(),
+        }),
         receiving,
         stalling: stalling(surroundings)?,
     };

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use super::dispatch::Surroundings;
 use super::drivers::{program, repository_flags};
 use super::redact;
+use super::setting_values::WalCopies;
 use super::settings::SpoolChoice;
 use super::settings_table::is_secret_option;
 use crate::ops::ahead::{Ahead, wal_directory_of_server};
@@ -54,6 +55,16 @@ fn place_of(surroundings: &Surroundings<'_>) -> String {
     add("cluster", settings.cluster.as_ref().map_or("", |cluster| &cluster.value));
     for (name, option) in settings.repo_options.iter().filter(|(_, option)| !option.secret) {
         add(name, &option.text);
+    }
+    // A segment that was stored before there was a second repository is not in that.
+    if let Some(second) = &settings.second.url {
+        add("second_repo", &redact::url(&second.value).0);
+        // One copy is not enough any more once both are wanted.
+        let is_all = settings.second.wal_copies.value == WalCopies::All;
+        add("wal_copies", if is_all { "all" } else { "any" });
+        for (name, option) in settings.second.options.iter().filter(|(_, option)| !option.secret) {
+            add(name, &option.text);
+        }
     }
     let cloud = surroundings.environment.cloud.iter();
     for (name, value) in

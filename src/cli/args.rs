@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
+use super::copy_args::CopyArgs;
+use super::drill_args::{DrillArgs, DrillGuardArgs};
 use super::environment::Environment;
 use super::help;
 use super::key_args::KeyCommand;
@@ -18,13 +20,15 @@ use super::requests::{
     parse_max_rate, parse_tablespace_mapping,
 };
 use super::retention_args::{ExpireArgs, PinArgs, UnpinArgs, keep_until};
+use super::second_repo::Only;
 use super::settings::{FlagValues, NOTHING_DONE};
 use super::settings_table::Id;
 use super::spool_args::SpoolArgs;
-use super::target::{TargetTime, parse_lsn, parse_name, parse_time, parse_timeline, parse_xid};
+use super::target::{TargetTime, parse_time};
+use super::target_args::{TARGET_HEADING, TargetArgs};
 use super::verify_args::VerifyArgs;
 use crate::failure::{Failure, Kind};
-use crate::plan::target::{RecoveryPoint, RecoveryTarget, TargetAction, TimelineChoice};
+use crate::plan::target::TargetAction;
 
 /// How long `check` waits for its segment unless told otherwise, in seconds.
 const CHECK_WAIT_SECONDS: u64 = 60;
@@ -71,6 +75,18 @@ pub struct GlobalArgs {
     /// A command that prints that key [env: HIGHWATER_KEY_COMMAND]
     #[arg(long, global = true, value_name = "COMMAND")]
     key_command: Option<String>,
+    /// A second repository, which holds everything once more [env: HIGHWATER_SECOND_REPO]
+    #[arg(long, global = true, value_name = "URL")]
+    second_repo: Option<String>,
+    /// The file that holds the second repository's key [env: HIGHWATER_SECOND_KEY_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
+    second_key_file: Option<PathBuf>,
+    /// A command that prints that key [env: HIGHWATER_SECOND_KEY_COMMAND]
+    #[arg(long, global = true, value_name = "COMMAND")]
+    second_key_command: Option<String>,
+    /// Work on one of two repositories alone: first or second
+    #[arg(long, global = true, value_name = "WHICH", hide_possible_values = true)]
+    pub only: Option<Only>,
     /// Report as JSON on stdout, failures too
     #[arg(long, global = true)]
     pub json: bool,
@@ -118,6 +134,12 @@ pub enum Command {
     /// Prove that what is stored is whole and WAL unbroken
     #[command(after_help = help::VERIFY)]
     Verify(VerifyArgs),
+    /// Prove that it comes back: restore, start, replay and ask a copy, and tell how long it took
+    #[command(after_help = help::DRILL)]
+    Drill(Box<DrillArgs>),
+    /// Clear up behind a drill that is killed; drill starts it
+    #[command(hide = true)]
+    DrillGuard(DrillGuardArgs),
     /// Tell commits, restore points and drops in archived WAL: find the moment to go back to
     #[command(after_help = help::LOG)]
     Log(Box<LogArgs>),
@@ -135,6 +157,9 @@ pub enum Command {
     Pin(PinArgs),
     /// Take all pins off a backup
     Unpin(UnpinArgs),
+    /// Bring what one of two repositories has and the other has not into the other
+    #[command(after_help = help::COPY)]
+    Copy(CopyArgs),
     /// Make and change the keys of an encrypted cluster
     #[command(subcommand, after_help = help::KEY)]
     Key(KeyCommand),
@@ -311,35 +336,11 @@ pub struct RestoreArgs {
     jobs: Option<String>,
     #[command(flatten)]
     target: TargetArgs,
-}
-
-/// Where recovery goes; at most one `--to-…`.
-#[derive(Args)]
-#[command(next_help_heading = "Target (none: as far as the archive goes)")]
-pub struct TargetArgs {
-    /// To a time, such as '2026-11-22 03:00:00', with an offset or zone if wanted
-    #[arg(long, value_name = "TIME", group = "target")]
-    to_time: Option<String>,
-    /// To a position in WAL, such as 16/B374D848
-    #[arg(long, value_name = "LSN", group = "target")]
-    to_lsn: Option<String>,
-    /// To the end of a transaction
-    #[arg(long, value_name = "XID", group = "target")]
-    to_xid: Option<String>,
-    /// To a restore point made by pg_create_restore_point()
-    #[arg(long, value_name = "NAME", group = "target")]
-    to_name: Option<String>,
-    /// To the end of the backup
-    #[arg(long, group = "target")]
-    to_immediate: bool,
-    /// Stop just before the time, position or transaction, not just after
-    #[arg(long)]
-    exclusive: bool,
-    /// The timeline to follow: current (the backup's), latest or a number
-    #[arg(long, value_name = "TIMELINE", default_value = "latest")]
-    timeline: String,
     /// What the server does at the target: pause (the default), promote or shutdown
-    #[arg(long, value_name = "ACTION", requires = "target", hide_possible_values = true)]
+    #[arg(
+        long, value_name = "ACTION", requires = "target", hide_possible_values = true,
+        help_heading = TARGET_HEADING
+    )]
     target_action: Option<ActionArg>,
 }
 
@@ -369,24 +370,32 @@ impl Command {
     }
 }
 
+impl GlobalArgs {
+    fn into_flags(self) -> Result<FlagValues, Failure> {
+        let mut flags = FlagValues { config: self.config, values: Vec::new() };
+        flags.set(Id::Repo, self.repo);
+        flags.set(Id::Cluster, self.cluster);
+        flags.set(Id::Dsn, self.dsn);
+        flags.set(Id::KeyFile, absolute_text(self.key_file)?);
+        flags.set(Id::KeyCommand, self.key_command);
+        flags.set(Id::SecondRepo, self.second_repo);
+        flags.set(Id::SecondKeyFile, absolute_text(self.second_key_file)?);
+        flags.set(Id::SecondKeyCommand, self.second_key_command);
+        if self.quiet && self.verbose > 0 {
+            let what = "--quiet and --verbose contradict each other";
+            return Err(usage(what, "leave one of them out"));
+        }
+        Ok(flags)
+    }
+}
+
 impl CommandLine {
     /// Turns arguments into what flags say about settings and what is asked for.
     ///
     /// # Errors
     /// [`Kind::Usage`] for arguments that are wrong or contradict each other.
     pub fn into_request(self, environment: &Environment) -> Result<(FlagValues, Request), Failure> {
-        let mut flags = FlagValues { config: self.global.config, values: Vec::new() };
-        flags.set(Id::Repo, self.global.repo);
-        flags.set(Id::Cluster, self.global.cluster);
-        flags.set(Id::Dsn, self.global.dsn);
-        flags.set(Id::KeyFile, absolute_text(self.global.key_file)?);
-        flags.set(Id::KeyCommand, self.global.key_command);
-        if self.global.quiet && self.global.verbose > 0 {
-            return Err(usage(
-                "--quiet and --verbose contradict each other",
-                "leave one of them out",
-            ));
-        }
+        let mut flags = self.global.into_flags()?;
         let request = match self.command {
             Command::Init(args) => {
                 flags.set(Id::Pgdata, absolute_text(args.pgdata)?);
@@ -424,6 +433,8 @@ impl CommandLine {
             }
             Command::Info(args) => args.into_request(environment)?,
             Command::Verify(args) => args.into_request(&mut flags)?,
+            Command::Drill(args) => args.into_request(&mut flags, environment)?,
+            Command::DrillGuard(args) => args.into_request(),
             Command::Log(args) => Request::Log(Box::new(args.into_request(environment)?)),
             Command::Spool(args) => {
                 flags.set(Id::Pgdata, absolute_text(args.pgdata)?);
@@ -433,6 +444,7 @@ impl CommandLine {
             Command::Expire(args) => args.into_request(&mut flags),
             Command::Pin(args) => args.into_request(environment)?,
             Command::Unpin(args) => args.into_request(),
+            Command::Copy(args) => args.into_request()?,
             Command::Key(command) => Request::Key(command.into_request()?),
             Command::Config => Request::Config,
             Command::Man { directory } => Request::Man(directory),
@@ -475,7 +487,12 @@ impl RestoreArgs {
         check_tablespace_map(&self.tablespace_map).map_err(|reason| {
             usage(&reason, "give each tablespace once: --tablespace-map OLD=NEW")
         })?;
-        let (target, target_in_full) = self.target.into_target(environment)?;
+        let action = match self.target_action {
+            None | Some(ActionArg::Pause) => TargetAction::Pause,
+            Some(ActionArg::Promote) => TargetAction::Promote,
+            Some(ActionArg::Shutdown) => TargetAction::Shutdown,
+        };
+        let (target, target_in_full) = self.target.into_target(action, environment)?;
         Ok(RestoreRequest {
             pgdata: absolute(&self.pgdata)?,
             backup: self.backup,
@@ -503,53 +520,6 @@ impl InfoArgs {
     }
 }
 
-impl TargetArgs {
-    /// Returns the target and, for a time, how it reads in full.
-    fn into_target(
-        self,
-        environment: &Environment,
-    ) -> Result<(RecoveryTarget, Option<String>), Failure> {
-        let wrong = |flag: &str, reason: String| {
-            usage(
-                &format!("{flag}: {reason}"),
-                "correct the target; `highwater restore --help` shows each form",
-            )
-        };
-        let mut in_full = None;
-        let point = if let Some(text) = self.to_time {
-            let time = parse_time(&text, || environment.time_zone());
-            let TargetTime { point, in_full: full } =
-                time.map_err(|error| wrong("--to-time", error.to_string()))?;
-            in_full = Some(full);
-            point
-        } else if let Some(text) = self.to_lsn {
-            parse_lsn(&text).map_err(|error| wrong("--to-lsn", error.to_string()))?
-        } else if let Some(text) = self.to_xid {
-            parse_xid(&text).map_err(|error| wrong("--to-xid", error.to_string()))?
-        } else if let Some(text) = self.to_name {
-            parse_name(&text).map_err(|error| wrong("--to-name", error.to_string()))?
-        } else if self.to_immediate {
-            RecoveryPoint::Immediate
-        } else {
-            RecoveryPoint::Latest
-        };
-        if self.exclusive && !point.can_be_exclusive() {
-            return Err(usage(
-                "--exclusive goes only with --to-time, --to-lsn or --to-xid",
-                "leave it out, or name one of these targets",
-            ));
-        }
-        let timeline: TimelineChoice = parse_timeline(&self.timeline)
-            .map_err(|error| wrong("--timeline", error.to_string()))?;
-        let action = match self.target_action {
-            None | Some(ActionArg::Pause) => TargetAction::Pause,
-            Some(ActionArg::Promote) => TargetAction::Promote,
-            Some(ActionArg::Shutdown) => TargetAction::Shutdown,
-        };
-        Ok((RecoveryTarget { point, inclusive: !self.exclusive, timeline, action }, in_full))
-    }
-}
-
 pub(super) fn usage(what: &str, next: &str) -> Failure {
     Failure::new(Kind::Usage, what, NOTHING_DONE, next)
 }
@@ -565,7 +535,7 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     })
 }
 
-fn absolute_text(path: Option<PathBuf>) -> Result<Option<String>, Failure> {
+pub(super) fn absolute_text(path: Option<PathBuf>) -> Result<Option<String>, Failure> {
     let Some(path) = path else { return Ok(None) };
     let text = absolute(&path)?.into_os_string().into_string();
     text.map(Some).map_err(|path| {

@@ -8,7 +8,7 @@ use super::environment::Environment;
 use super::output::columns;
 use super::redact::HIDDEN;
 use super::settings::{Origin, Settings};
-use super::settings_table::{OPTIONS_KEY, TABLE};
+use super::settings_table::{OPTIONS_KEY, SECOND_OPTIONS_KEY, TABLE};
 
 /// The report; its fields are part of the contract.
 #[derive(Serialize)]
@@ -17,7 +17,7 @@ pub struct ConfigReport {
     pub config_file: Option<String>,
     /// Every setting, in the order of the table.
     pub settings: Vec<Shown>,
-    /// The store options that were given, by name.
+    /// The store options that were given, by name, those of the second repository behind the first's.
     pub repo_options: Vec<Shown>,
     /// Names (never values) of the `PG*` and cloud variables that are set and count too.
     pub other_variables: Vec<String>,
@@ -52,9 +52,11 @@ impl ConfigReport {
             let (value, hidden, origin) = settings.shown(setting.id);
             Shown::new(setting.key.to_owned(), value, hidden, &origin)
         });
-        let options = settings.repo_options.iter().map(|(name, option)| {
+        let first = settings.repo_options.iter().map(|option| (OPTIONS_KEY, option));
+        let second = settings.second.options.iter().map(|option| (SECOND_OPTIONS_KEY, option));
+        let options = first.chain(second).map(|(table, (name, option))| {
             let text = if option.secret { HIDDEN.to_owned() } else { option.text.clone() };
-            Shown::new(format!("{OPTIONS_KEY}.{name}"), Some(text), option.secret, &option.origin)
+            Shown::new(format!("{table}.{name}"), Some(text), option.secret, &option.origin)
         });
         Self {
             config_file: settings.file.as_ref().map(|file| file.display().to_string()),

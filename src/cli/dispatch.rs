@@ -3,14 +3,15 @@
 //! Owns the one `match` over commands. Never here: parsing, settings, rules.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::agent::agent;
 use super::ahead::{ahead, leave_behind, leave_session};
 use super::config_report::ConfigReport;
 use super::drivers::{
-    host_name, needed_variables, open_repository, open_repository_retrying, program,
-    repository_flags, run_light, run_parallel, server,
+    host_name, needed_variables, open_repository, open_repository_retrying, open_second, program,
+    repository_flags, run_light, run_parallel, second_for_push, server,
 };
 use super::environment::Environment;
 use super::output::Output;
@@ -18,10 +19,13 @@ use super::requests::{
     ArchiveGetRequest, ArchivePushRequest, BackupRequest, BackupSource, CheckRequest, InfoRequest,
     InitRequest, ManifestChecksums, ReceiveRequest, Request, RestoreRequest,
 };
+use super::second_repo::Only;
 use super::settings::{NOTHING_DONE, Settings};
-use super::{keys, log, man, progress, reports, retention, signals, stall, verify};
+use super::two::{Reported, each, each_and_what_is_missing, either};
+use super::{copy, drill, keys, log, man, progress, reports, retention, signals, stall, verify};
 use crate::failure::{Failure, Kind};
 use crate::ops;
+use crate::ops::Which;
 use crate::ops::stall::Stall;
 use crate::pg::PgTimestamp;
 use crate::plan::memory::{TooLittle, backup_memory, restore_range_bytes};
@@ -48,9 +52,14 @@ pub(super) const DATA_DIRECTORY: &str = ".";
 const WAL_ASKED_FOR: &str = "pg_wal/RECOVERYXLOG";
 
 /// Everything that a command gets besides its request.
+#[derive(Clone, Copy)]
 pub struct Surroundings<'a> {
-    /// Checked settings.
+    /// Checked settings, of the repositories that this command works on.
     pub settings: &'a Settings,
+    /// All settings, for other processes.
+    pub all: &'a Settings,
+    /// Which of two repositories is meant, if it was said.
+    pub only: Option<Only>,
     /// The process environment.
     pub environment: &'a Environment,
     /// How to print.
@@ -76,14 +85,16 @@ impl From<Failure> for Ended {
 /// # Errors
 /// Whatever the use case says.
 pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(), Ended> {
-    let Surroundings { settings, environment, output } = surroundings;
+    let Surroundings { settings, environment, output, .. } = surroundings;
     match request {
         Request::Config => {
             output.report(&ConfigReport::new(settings, environment), ConfigReport::text)?;
         }
         Request::Man(directory) => man::write(&directory)?,
-        Request::Init(request) => init(&request, surroundings)?,
-        Request::Check(request) => return check(&request, surroundings),
+        Request::Init(request) => return each(surroundings, |one| init(&request, one)),
+        Request::Check(request) => {
+            return each_and_what_is_missing(surroundings, |one| check(&request, one));
+        }
         Request::ArchivePush(request) => archive_push(request, surroundings)?,
         Request::ArchiveGet(request) => return archive_get(request, surroundings),
         Request::FetchAhead => fetch_ahead(surroundings)?,
@@ -92,23 +103,35 @@ pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(),
         Request::Receive(request) => receive(request, surroundings)?,
         Request::Agent(request) => agent(request, surroundings)?,
         Request::Backup(request) => return backup(request, surroundings),
-        Request::Restore(request) => restore(*request, surroundings)?,
-        Request::Info(request) => info(&request, surroundings)?,
-        Request::InfoAt { point, in_full } => info_at(point, &in_full, surroundings)?,
-        Request::Verify(request) => return verify::verify(request, surroundings),
-        Request::Acknowledge { finding, reason } => {
-            verify::acknowledge(finding, reason, surroundings)?;
+        Request::Restore(request) => restore(&request, surroundings)?,
+        Request::Info(request) if request.backup.is_some() => {
+            return each(surroundings, |one| info(&request, one));
         }
+        Request::Info(request) => {
+            return each_and_what_is_missing(surroundings, |one| info(&request, one));
+        }
+        Request::InfoAt { point, in_full } => info_at(&point, &in_full, surroundings)?,
+        Request::Verify(request) => {
+            return each_and_what_is_missing(surroundings, |one| verify::verify(&request, one));
+        }
+        Request::Acknowledge { finding, reason } => {
+            return each(surroundings, |one| verify::acknowledge(&finding, &reason, one));
+        }
+        Request::Drill(request) => return drill::drill(*request, surroundings),
+        Request::DrillGuard { root, keep } => drill::guard(&root, keep)?,
         Request::Log(request) => return log::log(*request, surroundings),
         Request::Expire { dry_run } => return retention::expire(dry_run, surroundings),
-        Request::Pin(request) => retention::pin(request, surroundings)?,
-        Request::Unpin { backup } => retention::unpin(&backup, surroundings)?,
+        Request::Pin(request) => return retention::pin(&request, surroundings),
+        Request::Unpin { backup } => {
+            return each(surroundings, |one| retention::unpin(&backup, one));
+        }
+        Request::Copy(request) => return copy::copy(request, surroundings),
         Request::Key(request) => keys::key(request, surroundings)?,
     }
     Ok(())
 }
 
-fn init(request: &InitRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
+fn init(request: &InitRequest, surroundings: &Surroundings<'_>) -> Result<Reported, Failure> {
     let opened = open_repository(surroundings)?;
     let pgdata = surroundings.settings.pgdata.as_ref().map(|pgdata| pgdata.value.clone());
     let request = ops::init::Request {
@@ -121,10 +144,10 @@ fn init(request: &InitRequest, surroundings: &Surroundings<'_>) -> Result<(), Fa
         opened.prepare().await?;
         ops::init::run(&opened.repository, &request).await
     })?;
-    surroundings.output.report(&report, reports::init)
+    Reported::new(&report, reports::init, None)
 }
 
-fn check(request: &CheckRequest, surroundings: &Surroundings<'_>) -> Result<(), Ended> {
+fn check(request: &CheckRequest, surroundings: &Surroundings<'_>) -> Result<Reported, Failure> {
     let opened = open_repository(surroundings)?;
     let server = server(surroundings)?;
     let receiver = ops::check::Expected {
@@ -141,8 +164,7 @@ fn check(request: &CheckRequest, surroundings: &Surroundings<'_>) -> Result<(), 
         stall: stall::stall_of_host(surroundings)?,
     };
     let report = run_light(async { Ok(ops::check::run(&opened.repository, &request).await) })?;
-    surroundings.output.report(&report, reports::check)?;
-    report.failed().map_or(Ok(()), |kind| Err(Ended::Said(kind)))
+    Reported::new(&report, reports::check, report.failed())
 }
 
 fn archive_push(
@@ -158,12 +180,14 @@ fn archive_push(
         deadline: surroundings.settings.archive_push_deadline.value,
         accept_damaged: request.accept_damaged,
         ahead,
+        second: None,
     };
     let done = match (done_before(&mut request, stall.as_ref()), &stall) {
         (Some(report), _) => Ok(report),
         (None, Some(stall)) => stall::push(&request, stall, surroundings),
         (None, None) => {
             let opened = open_repository(surroundings)?;
+            request.second = second_for_push(surroundings)?;
             run_light(ops::archive_push::run(&opened.repository, &request))
         }
     };
@@ -195,18 +219,20 @@ fn done_before(
 }
 
 fn archive_get(request: ArchiveGetRequest, surroundings: &Surroundings<'_>) -> Result<(), Ended> {
-    let request = ops::archive_get::Request {
+    let mut request = ops::archive_get::Request {
         name: request.name,
         ahead: ahead(&request.path, surroundings),
         target: request.path,
         data_directory: PathBuf::from(DATA_DIRECTORY),
         deadline: surroundings.settings.archive_get_deadline.value,
+        second: None,
     };
     let got = match ops::archive_get::take_fetched(&request) {
         Some(report) => Ok(report),
         None => {
             let stall = stall::stall_of_server(&request.target, surroundings)?;
             let opened = open_repository(surroundings)?;
+            request.second = open_second(surroundings)?.map(|second| second.repository);
             let stall = stall.as_ref();
             run_light(ops::archive_get::run_beside(&opened.repository, &request, stall))
         }
@@ -252,7 +278,10 @@ fn fetch_ahead(surroundings: &Surroundings<'_>) -> Result<(), Failure> {
     let Some(ahead) = ahead(Path::new(WAL_ASKED_FOR), surroundings) else { return Ok(()) };
     let opened = open_repository(surroundings)?;
     let directory = PathBuf::from(DATA_DIRECTORY);
-    let work = ops::archive_get::fetch_ahead(&opened.repository, ahead, directory);
+    let second = open_second(surroundings)?;
+    let both = [Some(opened), second].into_iter().flatten();
+    let repositories: Vec<_> = both.map(|opened| opened.repository).collect();
+    let work = ops::archive_get::fetch_ahead(&repositories, ahead, directory);
     let fetched = run_parallel(FETCH_AHEAD_THREADS, work)?;
     tracing::info!("fetched {fetched} segments ahead");
     Ok(())
@@ -298,7 +327,40 @@ pub(super) fn receive_request(
     })
 }
 
+/// Takes a backup, and brings it to the second repository if there is one: the server is read once.
 fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(), Ended> {
+    let settings = surroundings.settings;
+    let (report, copied) = match settings.of_second() {
+        None => (backup_into(request, surroundings)?, None),
+        Some(second) => {
+            let first = settings.of_first();
+            let into = |settings| {
+                let one = Surroundings { settings, ..*surroundings };
+                backup_into(request.clone(), &one)
+            };
+            let (report, from) = match into(&first) {
+                Err(failure) if failure.kind == Kind::Store => {
+                    let failure = failure.so("in the first repository");
+                    tracing::warn!("{failure}; the backup is taken into the second");
+                    (into(&second)?, Which::Second)
+                }
+                outcome => (outcome?, Which::First),
+            };
+            let copied = copy::to_the_other(&report.backup.id, from, surroundings);
+            (report, Some(copied))
+        }
+    };
+    let done = reports::BackupDone::of(&report, copied);
+    surroundings.output.report(&done, reports::BackupDone::text)?;
+    // The backup stands, and whoever looks at exit codes must hear of it all the same.
+    let is_sound = report.backup.damaged_pages.is_empty();
+    if is_sound { Ok(()) } else { Err(Ended::Said(Kind::Integrity)) }
+}
+
+fn backup_into(
+    request: BackupRequest,
+    surroundings: &Surroundings<'_>,
+) -> Result<ops::backup::Report, Failure> {
     let opened = open_repository(surroundings)?;
     let settings = surroundings.settings;
     let (jobs, codec) = (settings.jobs.value, settings.compression.value);
@@ -337,15 +399,20 @@ fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(),
         signals::stoppable(surroundings.output, work).await
     });
     listener.finish();
-    let report = outcome?;
-    surroundings.output.report(&reports::BackupDone::of(&report), reports::BackupDone::text)?;
-    // The backup stands, and whoever looks at exit codes must hear of it all the same.
-    let is_sound = report.backup.damaged_pages.is_empty();
-    if is_sound { Ok(()) } else { Err(Ended::Said(Kind::Integrity)) }
+    outcome
 }
 
-fn restore(request: RestoreRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
-    tell_target(&request, surroundings.output);
+fn restore(request: &RestoreRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
+    tell_target(request, surroundings.output);
+    either(surroundings, |one, began| restore_from(request.clone(), one, began))
+}
+
+/// Restores from one repository; `began` is set once anything is created.
+fn restore_from(
+    request: RestoreRequest,
+    surroundings: &Surroundings<'_>,
+    began: &AtomicBool,
+) -> Result<(), Failure> {
     let opened = open_repository(surroundings)?;
     let repository = &opened.repository;
     let jobs = surroundings.settings.jobs.value;
@@ -369,6 +436,7 @@ fn restore(request: RestoreRequest, surroundings: &Surroundings<'_>) -> Result<(
             output.say(line);
         }
         let plan = planned.report.clone();
+        began.store(true, Ordering::SeqCst);
         let report =
             ops::restore::carry_out(repository, &request, planned, listener.clone()).await?;
         Ok(Some((plan, report)))
@@ -384,7 +452,7 @@ fn restore(request: RestoreRequest, surroundings: &Surroundings<'_>) -> Result<(
     }
 }
 
-fn restore_request(
+pub(super) fn restore_request(
     request: RestoreRequest,
     surroundings: &Surroundings<'_>,
 ) -> Result<ops::restore::Request, Failure> {
@@ -427,7 +495,7 @@ fn too_little(little: &TooLittle, settings: &Settings) -> Failure {
     Failure::new(Kind::Usage, what, NOTHING_DONE, next)
 }
 
-fn info(request: &InfoRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
+fn info(request: &InfoRequest, surroundings: &Surroundings<'_>) -> Result<Reported, Failure> {
     let opened = open_repository(surroundings)?;
     let policy = surroundings.settings.retention.policy();
     let mut report = run_light(ops::info::run(&opened.repository, &policy))?;
@@ -444,16 +512,24 @@ fn info(request: &InfoRequest, surroundings: &Surroundings<'_>) -> Result<(), Fa
             ));
         }
     }
-    surroundings.output.report(&report, reports::info)
+    Reported::new(&report, reports::info, None)
 }
 
 /// Tells what a restore to a time would use.
 fn info_at(
-    point: RecoveryPoint,
+    point: &RecoveryPoint,
     in_full: &str,
     surroundings: &Surroundings<'_>,
 ) -> Result<(), Failure> {
     surroundings.output.say(&format!("the time is {in_full}"));
+    let outlook = either(surroundings, |one, _| outlook(point.clone(), one))?;
+    surroundings.output.report(&outlook, verify::outlook)
+}
+
+fn outlook(
+    point: RecoveryPoint,
+    surroundings: &Surroundings<'_>,
+) -> Result<ops::restore::Outlook, Failure> {
     let opened = open_repository(surroundings)?;
     let target = RecoveryTarget {
         point,
@@ -474,12 +550,11 @@ fn info_at(
         take_over: false,
     };
     let request = restore_request(request, surroundings)?;
-    let outlook = run_light(ops::restore::outlook(&opened.repository, &request))?;
-    surroundings.output.report(&outlook, verify::outlook)
+    run_light(ops::restore::outlook(&opened.repository, &request))
 }
 
 /// Tells a time back in full before anything is done, since a zone was perhaps only meant.
-fn tell_target(restore: &RestoreRequest, output: Output) {
+pub(super) fn tell_target(restore: &RestoreRequest, output: Output) {
     if let Some(in_full) = &restore.target_in_full {
         output.say(&format!("the target is {in_full}, which is {}", restore.target));
     }

@@ -3,13 +3,17 @@
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::dispatch::Surroundings;
 use super::key_source::source_of;
+use super::setting_values::WalCopies;
 use super::settings::{NOTHING_DONE, Origin};
-use super::settings_table::KEY_VARIABLE;
 use crate::failure::{Failure, Kind};
+use crate::ops::Which;
+use crate::ops::archive_push::Second;
+use crate::ops::copy::Side;
 use crate::repo::Repository;
 use crate::store::clients::is_cloud_variable;
 use crate::store::open::{LEFTOVER_AGE_MIN, open, prepare, sweep_leftovers};
@@ -114,6 +118,44 @@ pub(super) fn open_repository_retrying(
     Ok(Opened { repository, url, options })
 }
 
+/// Opens the second repository, where there is one; nothing is read or written yet.
+pub(super) fn open_second(surroundings: &Surroundings<'_>) -> Result<Option<Opened>, Failure> {
+    open_second_retrying(surroundings, Duration::MAX)
+}
+
+/// As [`open_second`], for a caller that repeats by itself what failed for `retry_deadline_max`.
+pub(super) fn open_second_retrying(
+    surroundings: &Surroundings<'_>,
+    retry_deadline_max: Duration,
+) -> Result<Option<Opened>, Failure> {
+    let Some(settings) = surroundings.settings.of_second() else { return Ok(None) };
+    let of_second = Surroundings { settings: &settings, ..*surroundings };
+    open_repository_retrying(&of_second, retry_deadline_max).map(Some)
+}
+
+/// Opens the second repository as `archive-push` takes it.
+pub(super) fn second_for_push(
+    surroundings: &Surroundings<'_>,
+) -> Result<Option<Arc<Second>>, Failure> {
+    let one_is_enough = surroundings.settings.second.wal_copies.value == WalCopies::Any;
+    let second = open_second(surroundings)?;
+    Ok(second.map(|opened| Arc::new(Second::new(opened.repository, one_is_enough))))
+}
+
+/// Opens both repositories as `copy` takes them; `None` if there is only one.
+pub(super) fn both_sides(surroundings: &Surroundings<'_>) -> Result<Option<(Side, Side)>, Failure> {
+    let Some(second) = open_second(surroundings)? else { return Ok(None) };
+    let settings = surroundings.settings;
+    let first = Side {
+        which: Which::First,
+        repository: open_repository(surroundings)?.repository,
+        policy: settings.retention.policy(),
+    };
+    let policy = settings.second.retention.policy();
+    let second = Side { which: Which::Second, repository: second.repository, policy };
+    Ok(Some((first, second)))
+}
+
 /// Reads where PostgreSQL is: `--dsn`, `PG*` variables, service file, defaults.
 pub(super) fn server(surroundings: &Surroundings<'_>) -> Result<ConnInfo, Failure> {
     let environment = surroundings.environment;
@@ -195,13 +237,17 @@ pub(super) fn program() -> Result<PathBuf, Failure> {
 
 /// Returns the flags with which `restore_command` finds the repository again, without any secret.
 pub(super) fn repository_flags(surroundings: &Surroundings<'_>) -> Vec<String> {
-    let settings = surroundings.settings;
+    let settings = surroundings.all;
     let mut flags = Vec::new();
     if let Some(file) = &settings.file {
         let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
         flags.extend(["--config".to_owned(), file.display().to_string()]);
     }
-    let said = [("--repo", &settings.repo), ("--cluster", &settings.cluster)];
+    let said = [
+        ("--repo", &settings.repo),
+        ("--cluster", &settings.cluster),
+        ("--second-repo", &settings.second.url),
+    ];
     for (flag, value) in said {
         if let Some(value) = value
             && !matches!(value.origin, Origin::File { .. })
@@ -210,21 +256,26 @@ pub(super) fn repository_flags(surroundings: &Surroundings<'_>) -> Vec<String> {
         }
     }
     flags.extend(settings.key.flags());
+    flags.extend(settings.second.key.flags());
+    if let Some(only) = surroundings.only {
+        flags.extend(["--only".to_owned(), only.word().to_owned()]);
+    }
     flags
 }
 
 /// Returns the names of variables of this environment that the server's environment needs
 /// as well, for `restore_command` to work there.
 pub(super) fn needed_variables(surroundings: &Surroundings<'_>) -> Vec<String> {
-    let options = surroundings.settings.repo_options.values();
+    let settings = surroundings.all;
+    let options = settings.repo_options.values().chain(settings.second.options.values());
     let own = options.filter_map(|value| match &value.origin {
         Origin::Environment(name) => Some(name.clone()),
         _ => None,
     });
-    let is_file =
-        surroundings.settings.repo.as_ref().is_some_and(|repo| repo.value.starts_with("file:"));
+    let urls = [&settings.repo, &settings.second.url];
+    let is_file = urls.into_iter().flatten().all(|url| url.value.starts_with("file:"));
     let cloud = surroundings.environment.cloud.keys();
     let cloud = cloud.filter(|name| !is_file && is_cloud_variable(name)).cloned();
-    let key = surroundings.settings.key.is_in_variable().then(|| KEY_VARIABLE.to_owned());
-    own.chain(cloud).chain(key).collect()
+    let keys = [settings.key.needed_variable(), settings.second.key.needed_variable()];
+    own.chain(cloud).chain(keys.into_iter().flatten().map(str::to_owned)).collect()
 }

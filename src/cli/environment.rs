@@ -40,6 +40,8 @@ pub struct Environment {
     pub home: Option<PathBuf>,
     /// `USER`; see [`Self::user_name`].
     pub user: Option<String>,
+    /// `PATH`, in which programs are looked for.
+    pub search_path: String,
     /// Whether stdout is a terminal.
     pub stdout_is_terminal: bool,
     /// Whether stderr is a terminal.
@@ -76,6 +78,7 @@ impl Environment {
                 match name.as_str() {
                     "HOME" => environment.home = Some(PathBuf::from(value)),
                     "USER" => environment.user = value.into_string().ok(),
+                    "PATH" => environment.search_path = value.into_string().unwrap_or_default(),
                     _ => {}
                 }
                 continue;

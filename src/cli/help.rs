@@ -66,6 +66,17 @@ starts; by hand it is needed only on a host where neither runs.
 Exit 3: WAL was put aside because the repository holds something else under its name.
 Exit 4: WAL was put aside because it is damaged, or WAL that was let go is not closed by a backup.
 Exit 5: the store is away still, or another process drains.";
+/// Under `copy --help`.
+pub const COPY: &str = "\
+Examples:
+  highwater copy --wal                 both ways: what one has stored while the other was away
+  highwater copy --newest              the newest backup, with the WAL that it needs
+  highwater copy --all --wal           everything that the other one's retention keeps
+  highwater copy 20261122T031500Z --from second
+
+What stands at the destination is not sent again and never replaced: it may be interrupted, and run
+beside backups, archiving and expire. Each object is proven before it is stored. What is damaged or in
+conflict is told (exit 4 or 3) and stops nothing else.";
 
 /// Under `archive-get --help`.
 pub const ARCHIVE_GET: &str = "\
@@ -147,12 +158,30 @@ Exit code 4: something is wrong that nobody has acknowledged; each finding says 
 are lost and what to do. 5: the store failed, which is never a finding; what was proven until
 then is remembered, and the next run goes on from there. It may run beside everything else.";
 
+/// Under `drill --help`.
+pub const DRILL: &str = "\
+Examples:
+  highwater drill --scratch /var/tmp/highwater-drill       the newest backup and all WAL since
+  highwater drill --random-moment                          some moment of those that can be reached
+  highwater drill --backup 20261122T031500Z --to-immediate
+  highwater drill --checks /etc/highwater/checks           your own questions, such as orders.sql:
+      -- database: shop
+      SELECT count(*) > 1000 FROM orders WHERE placed > now() - interval '2 days'
+  and orders.expected beside it, with the rows as psql -At prints them:
+      t
+
+The copy runs as a private server: on a socket that nobody else can reach, without archiving,
+without the cluster's own settings, at low priority. It may run beside production, and be
+killed at any moment. Exit code 0: it came back and every check passed. 4: the target was not
+reached, or a check failed. 5, 6, 7: store, PostgreSQL's programs or disk kept it from being
+proved; 2 and 3: it was not begun. What came of it is put on record; highwater info shows it.";
+
 /// Under `log --help`.
 pub const LOG: &str = "\
 Examples:
   highwater log --limit 20                             the newest 20 things that happened
   highwater log --since '2026-11-22 03:00:00' --until '2026-11-22 04:00:00' --oldest-first
-  highwater log --only drops,large-deletes             what may have been a mistake
+  highwater log --kinds drops,large-deletes             what may have been a mistake
   highwater log --relation public.orders --since 0/3000000
   highwater log --before-drop public.orders --pgdata /var/lib/postgresql/restored
   highwater log --json | jq -c 'select(.kind == \"restore-point\")'

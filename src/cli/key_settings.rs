@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::setting_values::absolute;
 use super::settings::{Check, NOTHING_DONE, Origin, Raw, Sourced};
-use super::settings_table::{Id, KEY_VARIABLE};
+use super::settings_table::{Id, KEY_VARIABLE, SECOND_KEY_VARIABLE, setting};
 use crate::failure::{Failure, Kind};
 use crate::format::SecretKey;
 
@@ -22,20 +22,43 @@ pub enum KeyChoice {
     Variable(SecretKey),
 }
 
-/// What was said about the key.
-#[derive(Clone, Default)]
+/// The names under which one repository's key is spoken of.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct KeyNames {
+    pub(super) file: Id,
+    pub(super) command: Id,
+    pub(super) variable: &'static str,
+}
+
+impl KeyNames {
+    pub(super) const FIRST: Self =
+        Self { file: Id::KeyFile, command: Id::KeyCommand, variable: KEY_VARIABLE };
+    pub(super) const SECOND: Self = Self {
+        file: Id::SecondKeyFile,
+        command: Id::SecondKeyCommand,
+        variable: SECOND_KEY_VARIABLE,
+    };
+}
+
+/// What was said about the key of one repository.
+#[derive(Clone)]
 pub struct KeySettings {
+    names: KeyNames,
     file: Option<Sourced<PathBuf>>,
     command: Option<Sourced<String>>,
     choice: Option<Sourced<KeyChoice>>,
 }
 
 impl KeySettings {
-    pub(super) fn validate(check: &Check<'_>, variable: Option<&Raw>) -> Result<Self, Failure> {
-        let file = check.one(Id::KeyFile, absolute)?;
+    pub(super) fn validate(
+        check: &Check<'_>,
+        names: KeyNames,
+        variable: Option<&Raw>,
+    ) -> Result<Self, Failure> {
+        let file = check.one(names.file, absolute)?;
         let command =
-            check.one(Id::KeyCommand, |text| (!text.is_empty()).then(|| text.to_owned()))?;
-        let variable = variable.map(in_variable).transpose()?;
+            check.one(names.command, |text| (!text.is_empty()).then(|| text.to_owned()))?;
+        let variable = variable.map(|raw| in_variable(names.variable, raw)).transpose()?;
         let mut choices: Vec<Sourced<KeyChoice>> = Vec::new();
         choices.extend(file.clone().map(|file| file.map(KeyChoice::File)));
         choices.extend(command.clone().map(|command| command.map(KeyChoice::Command)));
@@ -55,7 +78,7 @@ impl KeySettings {
                 "leave one of them out",
             ));
         }
-        Ok(Self { file, command, choice: last })
+        Ok(Self { names, file, command, choice: last })
     }
 
     /// Returns where the key is; `None` where nothing is encrypted.
@@ -66,7 +89,7 @@ impl KeySettings {
     /// Returns a setting as it may be shown.
     pub(super) fn shown(&self, id: Id) -> Option<(Option<String>, bool, Origin)> {
         match id {
-            Id::KeyFile => self
+            _ if id == self.names.file => self
                 .file
                 .as_ref()
                 .map(|file| (Some(file.value.display().to_string()), false, file.origin.clone())),
@@ -84,16 +107,18 @@ impl KeySettings {
         if matches!(choice.origin, Origin::File { .. }) {
             return Vec::new();
         }
+        let flag = |id| setting(id).flag.unwrap_or_default().to_owned();
         match &choice.value {
-            KeyChoice::File(path) => vec!["--key-file".to_owned(), path.display().to_string()],
-            KeyChoice::Command(command) => vec!["--key-command".to_owned(), command.clone()],
+            KeyChoice::File(path) => vec![flag(self.names.file), path.display().to_string()],
+            KeyChoice::Command(command) => vec![flag(self.names.command), command.clone()],
             KeyChoice::Variable(_) => Vec::new(),
         }
     }
 
-    /// Returns whether another process needs the variable that holds the key.
-    pub fn is_in_variable(&self) -> bool {
-        self.choice.as_ref().is_some_and(|choice| matches!(choice.value, KeyChoice::Variable(_)))
+    /// Returns the variable that holds the key and that another process needs, if one does.
+    pub fn needed_variable(&self) -> Option<&'static str> {
+        let choice = self.choice.as_ref()?;
+        matches!(choice.value, KeyChoice::Variable(_)).then_some(self.names.variable)
     }
 }
 
@@ -106,11 +131,11 @@ fn rank(origin: &Origin) -> u8 {
     }
 }
 
-fn in_variable(raw: &Raw) -> Result<Sourced<SecretKey>, Failure> {
+fn in_variable(variable: &str, raw: &Raw) -> Result<Sourced<SecretKey>, Failure> {
     let key = SecretKey::parse(&raw.text).ok_or_else(|| {
         Failure::new(
             Kind::Usage,
-            format!("`{KEY_VARIABLE}` holds no key; it takes 64 hex digits"),
+            format!("`{variable}` holds no key; it takes 64 hex digits"),
             NOTHING_DONE,
             "set it to what a key file holds (`highwater key new FILE` makes one), or unset it",
         )

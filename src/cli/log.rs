@@ -1,5 +1,7 @@
 //! Running `log`, and what a person reads of it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
@@ -7,6 +9,7 @@ use super::dispatch::{Ended, Surroundings};
 use super::drivers::{open_repository, program, repository_flags, run_parallel, server};
 use super::output::one_line;
 use super::requests::{DroppedTable, LogRequest, NamesSource};
+use super::two::either;
 use crate::failure::{Failure, Kind};
 use crate::ops;
 use crate::ops::log::{
@@ -31,6 +34,16 @@ pub(super) fn log(request: LogRequest, surroundings: &Surroundings<'_>) -> Resul
     if let Some(table) = request.before_drop.clone() {
         return Ok(before_drop(request, table, surroundings)?);
     }
+    let end = either(surroundings, |one, began| log_from(request.clone(), one, began))?;
+    if end.gaps > 0 { Err(Ended::Said(Kind::Integrity)) } else { Ok(()) }
+}
+
+/// Tells from one repository; `began` is set once a line is printed.
+fn log_from(
+    request: LogRequest,
+    surroundings: &Surroundings<'_>,
+    began: &AtomicBool,
+) -> Result<EndLine, Failure> {
     let opened = open_repository(surroundings)?;
     let output = surroundings.output;
     let zone = surroundings.environment.time_zone().unwrap_or(TimeZone::UTC);
@@ -51,6 +64,7 @@ pub(super) fn log(request: LogRequest, surroundings: &Surroundings<'_>) -> Resul
     let mut tell = |line: &Line| {
         let text = if output.json { json(line)? } else { text(line, &zone) };
         // What only the last line says goes to people on stderr.
+        began.store(true, Ordering::SeqCst);
         let goes_on = if text.is_empty() { true } else { output.line(&text)? };
         Ok(if goes_on { Told::GoOn } else { Told::Enough })
     };
@@ -58,7 +72,7 @@ pub(super) fn log(request: LogRequest, surroundings: &Surroundings<'_>) -> Resul
     if let Some(remark) = remark(&end, &request.names) {
         output.say(&remark);
     }
-    if end.gaps > 0 { Err(Ended::Said(Kind::Integrity)) } else { Ok(()) }
+    Ok(end)
 }
 
 fn json(line: &Line) -> Result<String, Failure> {
@@ -217,7 +231,6 @@ fn before_drop(
     table: DroppedTable,
     surroundings: &Surroundings<'_>,
 ) -> Result<(), Failure> {
-    let opened = open_repository(surroundings)?;
     let zone = surroundings.environment.time_zone().unwrap_or(TimeZone::UTC);
     let asked = ops::log::BeforeDrop {
         timeline: request.timeline,
@@ -225,7 +238,10 @@ fn before_drop(
         name: table.name,
         database: request.database,
     };
-    let found = run_parallel(THREADS, ops::log::before_drop(&opened.repository, &asked))?;
+    let found = either(surroundings, |one, _| {
+        let opened = open_repository(one)?;
+        run_parallel(THREADS, ops::log::before_drop(&opened.repository, &asked))
+    })?;
     let pgdata = table
         .pgdata
         .map_or_else(|| SOME_DIRECTORY.to_owned(), |pgdata| pgdata.display().to_string());

@@ -39,9 +39,9 @@ pub struct LogArgs {
     /// Only these kinds, with commas between: commits, aborts, restore-points, promotions, drops
     /// and large-deletes
     #[arg(long, value_name = "KINDS", value_delimiter = ',', hide_possible_values = true)]
-    only: Vec<KindArg>,
+    kinds: Vec<KindArg>,
     /// Tell aborts as well
-    #[arg(long, conflicts_with = "only")]
+    #[arg(long, conflicts_with = "kinds")]
     aborts: bool,
     /// How many deleted rows make a large delete
     #[arg(
@@ -64,7 +64,7 @@ pub struct LogArgs {
     /// Find the last drop of this table, and print the restore command that goes to just before it
     #[arg(
         long, value_name = "TABLE",
-        conflicts_with_all = ["since", "until", "xid", "relation", "only", "aborts", "oldest_first", "limit"]
+        conflicts_with_all = ["since", "until", "xid", "relation", "kinds", "aborts", "oldest_first", "limit"]
     )]
     before_drop: Option<String>,
     /// The directory for the command that --before-drop prints
@@ -72,7 +72,7 @@ pub struct LogArgs {
     pgdata: Option<PathBuf>,
 }
 
-/// `--only`.
+/// `--kinds`.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum KindArg {
     Commits,
@@ -120,7 +120,7 @@ impl LogArgs {
                 Some(DroppedTable { schema, name, pgdata })
             }
         };
-        let kinds = kinds(&self.only, self.aborts);
+        let kinds = kinds(&self.kinds, self.aborts);
         Ok(LogRequest {
             timeline,
             filter: Filter { since, until, xid, kinds, large_delete_rows: self.large_delete },

@@ -46,6 +46,8 @@ mod tests {
             "highwater-backup.1",
             "highwater-check.1",
             "highwater-config.1",
+            "highwater-copy.1",
+            "highwater-drill.1",
             "highwater-expire.1",
             "highwater-info.1",
             "highwater-init.1",

@@ -13,11 +13,17 @@
 //! The invariant: PostgreSQL never takes a mistake for an answer. Every end of an
 //! `archive-get` that is not "here it is" or "certainly absent" exits above 125.
 
+mod accepts;
 mod agent;
 mod ahead;
 pub mod args;
 pub mod config_report;
+mod copy;
+mod copy_args;
 pub mod dispatch;
+mod drill;
+mod drill_args;
+mod drill_settings;
 mod drivers;
 pub mod environment;
 pub mod help;
@@ -37,6 +43,8 @@ pub mod requests;
 mod retention;
 mod retention_args;
 mod retention_settings;
+mod second_repo;
+pub mod setting_id;
 mod setting_values;
 pub mod settings;
 pub mod settings_file;
@@ -46,6 +54,8 @@ mod spool_args;
 mod stall;
 mod stall_settings;
 pub mod target;
+mod target_args;
+mod two;
 pub mod units;
 mod usage;
 mod verify;
@@ -136,13 +146,16 @@ fn run_command(
     environment: &Environment,
     output: Output,
 ) -> Result<(), Ended> {
+    let only = command_line.global.only;
     let (flags, request) = command_line.into_request(environment)?;
     let raw = RawSettings::gather(&flags, environment)?;
     for warning in &raw.warnings {
         tracing::warn!("{warning}");
     }
-    let settings = Settings::validate(raw)?;
-    dispatch(request, &Surroundings { settings: &settings, environment, output })
+    let all = Settings::validate(raw)?;
+    let settings = all.only(only)?;
+    let surroundings = Surroundings { settings: &settings, all: &all, only, environment, output };
+    dispatch(request, &surroundings)
 }
 
 /// Prints help, the version, or what is wrong with the arguments.

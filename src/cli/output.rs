@@ -50,21 +50,36 @@ impl Output {
         value: &T,
         text: impl FnOnce(&T) -> String,
     ) -> Result<(), Failure> {
-        let page = if self.json {
-            let json = serde_json::to_string_pretty(value);
-            json.map_err(|error| {
-                Failure::new(
-                    Kind::Bug,
-                    "could not make JSON of the report",
-                    "the command itself has done its work",
-                    "please report this",
-                )
-                .because(error)
-            })?
-        } else {
-            text(value)
-        };
-        write_page(&mut std::io::stdout().lock(), &page)
+        let page = if self.json { Self::json_of(value)? } else { text(value) };
+        self.page(&page)
+    }
+
+    /// Makes the JSON of a report.
+    ///
+    /// # Errors
+    /// [`Kind::Bug`] for what cannot be JSON.
+    pub fn json_of<T: Serialize>(value: &T) -> Result<String, Failure> {
+        serde_json::to_string_pretty(value).map_err(|error| {
+            Failure::new(
+                Kind::Bug,
+                "could not make JSON of the report",
+                "the command itself has done its work",
+                "please report this",
+            )
+            .because(error)
+        })
+    }
+
+    /// Prints a page on stdout that was made already; an empty one is not printed.
+    ///
+    /// # Errors
+    /// As [`Self::report`].
+    #[allow(clippy::unused_self)] // it is this run's stdout
+    pub fn page(&self, page: &str) -> Result<(), Failure> {
+        if page.is_empty() {
+            return Ok(());
+        }
+        write_page(&mut std::io::stdout().lock(), page)
     }
 
     /// Prints one line of a report that comes line by line. Returns `false` once nobody reads it any more.
@@ -102,6 +117,11 @@ impl Output {
                 return;
             }
         }
+        self.failure_on_stderr(failure);
+    }
+
+    /// Prints a failure beside a report that stands on stdout.
+    pub fn failure_on_stderr(&self, failure: &Failure) {
         for (mark, text) in failure_parts(failure) {
             say_lines(&mark, &self.broken(&mark, &text));
         }

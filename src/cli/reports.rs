@@ -5,6 +5,8 @@
 
 use serde::Serialize;
 
+use super::copy::SecondCopy;
+use super::drill::last_drill;
 use super::output::columns;
 use super::retention::policy_in_words;
 use super::units::human_size;
@@ -116,10 +118,12 @@ pub(super) struct BackupDone {
     taken_from: String,
     #[serde(skip_serializing_if = "DamagedPages::is_empty")]
     damaged_pages: DamagedPages,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    second_copy: Option<SecondCopy>,
 }
 
 impl BackupDone {
-    pub(super) fn of(report: &backup::Report) -> Self {
+    pub(super) fn of(report: &backup::Report, second_copy: Option<SecondCopy>) -> Self {
         let made = &report.backup;
         Self {
             id: made.id.clone(),
@@ -139,6 +143,7 @@ impl BackupDone {
             source: made.source.clone(),
             taken_from: made.taken_from.clone(),
             damaged_pages: made.damaged_pages.clone(),
+            second_copy,
         }
     }
 
@@ -158,9 +163,10 @@ impl BackupDone {
             format!("{bytes} had been stored by {}, which was never finished\n", ids.join(", "))
         };
         let damaged = damaged_pages(&self.damaged_pages);
+        let copied = self.second_copy.as_ref().map_or_else(String::new, SecondCopy::text);
         format!(
             "backup {} is complete: {} in {} files, {} stored{parent}\n{resumed}\
-             its WAL, {} to {} on timeline {}, is in the repository\n{damaged}",
+             its WAL, {} to {} on timeline {}, is in the repository\n{copied}{damaged}",
             self.id,
             human_size(self.size_bytes),
             self.files,
@@ -359,7 +365,10 @@ pub(super) fn info(report: &info::Report) -> String {
     for known in &report.acknowledged {
         text.push_str(&format!("acknowledged loss: {}: {}\n", known.what, known.reason));
     }
-    if report.verification.is_some() || !report.acknowledged.is_empty() {
+    if report.drill.is_some() || !report.backups.is_empty() {
+        text.push_str(&last_drill(report.drill.as_ref()));
+        text.push('\n');
+    } else if report.verification.is_some() || !report.acknowledged.is_empty() {
         text.push('\n');
     }
     match &report.retention {

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::second_repo::Only;
 use crate::format::KeyId;
 use crate::plan::log::filter::{Filter, RelationChoice};
 use crate::plan::target::{RecoveryPoint, RecoveryTarget, TimelineChoice};
@@ -66,6 +67,15 @@ pub enum Request {
         /// Why.
         reason: String,
     },
+    /// `drill`
+    Drill(Box<DrillRequest>),
+    /// `drill-guard`, which `drill` starts.
+    DrillGuard {
+        /// The scratch directory.
+        root: PathBuf,
+        /// Leave its files.
+        keep: bool,
+    },
     /// `log`
     Log(Box<LogRequest>),
     /// `expire`; what is kept is said by settings.
@@ -80,12 +90,40 @@ pub enum Request {
         /// The backup; not yet checked.
         backup: String,
     },
+    /// `copy`
+    Copy(CopyRequest),
     /// `key`
     Key(KeyRequest),
     /// `config`
     Config,
     /// `man`: write the manual pages into this directory.
     Man(PathBuf),
+}
+
+/// What `copy` is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopyRequest {
+    /// Which backups.
+    pub backups: CopiedBackups,
+    /// All WAL that the destination keeps.
+    pub wal: bool,
+    /// The repository that is read; `None` for both ways.
+    pub from: Option<Only>,
+    /// Tell, and copy nothing.
+    pub dry_run: bool,
+}
+
+/// Which backups `copy` is to bring.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CopiedBackups {
+    /// None.
+    Nothing,
+    /// All.
+    All,
+    /// The newest.
+    Newest,
+    /// This one; not yet checked.
+    Named(String),
 }
 
 /// What `key` is asked. Files hold user keys.
@@ -273,6 +311,33 @@ pub struct VerifyRequest {
     pub older_than: std::time::Duration,
     /// The most bytes read in a second.
     pub rate: Option<u64>,
+}
+
+/// What `drill` is asked. The scratch directory, programs and checks are settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DrillRequest {
+    /// The backup to begin with; `None` for the best for the target.
+    pub backup: Option<String>,
+    /// Where recovery goes.
+    pub goal: DrillGoal,
+    /// How the target time reads in full, to be told before anything is done.
+    pub target_in_full: Option<String>,
+    /// How long recovery and checks may take together.
+    pub timeout: std::time::Duration,
+    /// Leave the files in the scratch directory.
+    pub keep: bool,
+}
+
+/// What a drill goes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DrillGoal {
+    /// A target, as `restore` has it.
+    Target(RecoveryTarget),
+    /// A random moment.
+    RandomMoment {
+        /// The seed; one of its own for `None`.
+        seed: Option<u64>,
+    },
 }
 
 /// What `log` is asked.

@@ -2,11 +2,15 @@
 
 use std::fmt::Write;
 
+use serde::Serialize;
+
 use super::dispatch::{Ended, Surroundings};
 use super::drivers::{host_name, open_repository, run_light};
 use super::output::columns;
 use super::requests::PinRequest;
+use super::retention_settings::RetentionSettings;
 use super::settings::NOTHING_DONE;
+use super::two::{Reported, each};
 use super::units::{human_duration, human_size};
 use super::{progress, signals};
 use crate::failure::{Failure, Kind};
@@ -14,9 +18,31 @@ use crate::format::{BackupId, NameError, Pin};
 use crate::ops;
 use crate::ops::expire::{Report, WalLine};
 use crate::pg::PgTimestamp;
-use crate::plan::retention::PolicyInfo;
+use crate::plan::retention::{Policy, PolicyInfo};
 
 pub(super) fn expire(dry_run: bool, surroundings: &Surroundings<'_>) -> Result<(), Ended> {
+    let settings = surroundings.settings;
+    let policies = [&settings.retention, &settings.second.retention].map(RetentionSettings::policy);
+    // Where neither has one, each says what it takes.
+    let is_any_set = settings.second.url.is_some() && policies.iter().any(Policy::is_set);
+    each(surroundings, |one| {
+        if is_any_set && !one.settings.retention.policy().is_set() {
+            let text = |_: &NoRetention| {
+                "no retention is set for it, so that nothing is ever deleted\n".to_owned()
+            };
+            return Reported::new(&NoRetention { retention: "not set" }, text, None);
+        }
+        expire_one(dry_run, one)
+    })
+}
+
+/// What is told of a repository whose retention is not set.
+#[derive(Serialize)]
+struct NoRetention {
+    retention: &'static str,
+}
+
+fn expire_one(dry_run: bool, surroundings: &Surroundings<'_>) -> Result<Reported, Failure> {
     let opened = open_repository(surroundings)?;
     let policy = surroundings.settings.retention.policy();
     let request = ops::expire::Request { policy, dry_run, now: None };
@@ -27,15 +53,22 @@ pub(super) fn expire(dry_run: bool, surroundings: &Surroundings<'_>) -> Result<(
     });
     listener.finish();
     let report = outcome?;
-    surroundings.output.report(&report, text)?;
-    report.failed().map_or(Ok(()), |kind| Err(Ended::Said(kind)))
+    Reported::new(&report, text, report.failed())
 }
 
-pub(super) fn pin(request: PinRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
+pub(super) fn pin(request: &PinRequest, surroundings: &Surroundings<'_>) -> Result<(), Ended> {
     let backup = backup_id(&request.backup)?;
     if let Some(until) = &request.until {
         surroundings.output.say(&format!("backup {backup} is to be kept until {}", until.in_full));
     }
+    each(surroundings, |one| pin_one(backup.clone(), request.clone(), one))
+}
+
+fn pin_one(
+    backup: BackupId,
+    request: PinRequest,
+    surroundings: &Surroundings<'_>,
+) -> Result<Reported, Failure> {
     let opened = open_repository(surroundings)?;
     let request = ops::pin::Request {
         backup,
@@ -44,21 +77,23 @@ pub(super) fn pin(request: PinRequest, surroundings: &Surroundings<'_>) -> Resul
         host: host_name(),
     };
     let pin = run_light(ops::pin::pin(&opened.repository, &request))?;
-    surroundings.output.report(&pin, |pin: &Pin| {
+    let text = |pin: &Pin| {
         let until =
             pin.until.map_or_else(|| "it is unpinned".to_owned(), |until| until.to_string());
         format!("backup {} is kept until {until}\n", pin.backup)
-    })
+    };
+    Reported::new(&pin, text, None)
 }
 
-pub(super) fn unpin(backup: &str, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
+pub(super) fn unpin(backup: &str, surroundings: &Surroundings<'_>) -> Result<Reported, Failure> {
     let id = backup_id(backup)?;
     let opened = open_repository(surroundings)?;
     let done = run_light(ops::pin::unpin(&opened.repository, &id))?;
-    surroundings.output.report(&done, |done| {
+    let text = |done: &ops::pin::Unpinned| {
         let pins = if done.removed == 1 { "its pin" } else { "all its pins" };
         format!("{pins} taken off backup {}: the retention policy decides alone\n", done.backup)
-    })
+    };
+    Reported::new(&done, text, None)
 }
 
 fn backup_id(text: &str) -> Result<BackupId, Failure> {

@@ -11,9 +11,43 @@ use crate::plan::retention::Policy;
 
 use super::settings::Origin;
 
-/// What is kept; see [`Policy`].
+/// The names of one repository's settings.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RetentionNames {
+    window: Id,
+    backups: Id,
+    daily: Id,
+    weekly: Id,
+    monthly: Id,
+    min_backups: Id,
+    unfinished: Id,
+}
+
+impl RetentionNames {
+    pub(super) const FIRST: Self = Self {
+        window: Id::RetainWindow,
+        backups: Id::RetainBackups,
+        daily: Id::RetainDaily,
+        weekly: Id::RetainWeekly,
+        monthly: Id::RetainMonthly,
+        min_backups: Id::MinBackups,
+        unfinished: Id::RetainUnfinished,
+    };
+    pub(super) const SECOND: Self = Self {
+        window: Id::SecondRetainWindow,
+        backups: Id::SecondRetainBackups,
+        daily: Id::SecondRetainDaily,
+        weekly: Id::SecondRetainWeekly,
+        monthly: Id::SecondRetainMonthly,
+        min_backups: Id::SecondMinBackups,
+        unfinished: Id::SecondRetainUnfinished,
+    };
+}
+
+/// What is kept in one repository; see [`Policy`].
 #[derive(Clone)]
 pub struct RetentionSettings {
+    names: RetentionNames,
     window: Option<Sourced<Duration>>,
     backups: Option<Sourced<usize>>,
     daily: Option<Sourced<usize>>,
@@ -24,17 +58,18 @@ pub struct RetentionSettings {
 }
 
 impl RetentionSettings {
-    pub(super) fn validate(check: &Check<'_>) -> Result<Self, Failure> {
+    pub(super) fn validate(check: &Check<'_>, names: RetentionNames) -> Result<Self, Failure> {
         let count = |id| check.one(id, |text| within_count(id, text));
         Ok(Self {
-            window: check.one(Id::RetainWindow, |text| within_duration(Id::RetainWindow, text))?,
-            backups: count(Id::RetainBackups)?,
-            daily: count(Id::RetainDaily)?,
-            weekly: count(Id::RetainWeekly)?,
-            monthly: count(Id::RetainMonthly)?,
+            names,
+            window: check.one(names.window, |text| within_duration(names.window, text))?,
+            backups: count(names.backups)?,
+            daily: count(names.daily)?,
+            weekly: count(names.weekly)?,
+            monthly: count(names.monthly)?,
             min_backups: check
-                .or_default(Id::MinBackups, |text| within_count(Id::MinBackups, text))?,
-            unfinished: check.duration(Id::RetainUnfinished)?,
+                .or_default(names.min_backups, |text| within_count(names.min_backups, text))?,
+            unfinished: check.duration(names.unfinished)?,
         })
     }
 
@@ -54,17 +89,18 @@ impl RetentionSettings {
 
     /// Returns one of them as text, and its origin; `None` if it is not set or not one of them.
     pub(super) fn shown(&self, id: Id) -> Option<(Option<String>, bool, Origin)> {
+        let names = self.names;
         let count = match id {
-            Id::RetainBackups => self.backups.as_ref(),
-            Id::RetainDaily => self.daily.as_ref(),
-            Id::RetainWeekly => self.weekly.as_ref(),
-            Id::RetainMonthly => self.monthly.as_ref(),
-            Id::MinBackups => Some(&self.min_backups),
+            _ if id == names.backups => self.backups.as_ref(),
+            _ if id == names.daily => self.daily.as_ref(),
+            _ if id == names.weekly => self.weekly.as_ref(),
+            _ if id == names.monthly => self.monthly.as_ref(),
+            _ if id == names.min_backups => Some(&self.min_backups),
             _ => None,
         };
         let time = match id {
-            Id::RetainWindow => self.window.as_ref(),
-            Id::RetainUnfinished => Some(&self.unfinished),
+            _ if id == names.window => self.window.as_ref(),
+            _ if id == names.unfinished => Some(&self.unfinished),
             _ => None,
         };
         let count = count.map(|c| (Some(c.value.to_string()), false, c.origin.clone()));

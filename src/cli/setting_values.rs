@@ -25,6 +25,23 @@ pub enum SpoolChoice {
     None,
 }
 
+/// In how many repositories WAL must be stored before the server may let it go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WalCopies {
+    /// In one of them, while the other cannot be reached.
+    Any,
+    /// In each.
+    All,
+}
+
+pub(super) fn parse_copies(text: &str) -> Option<WalCopies> {
+    match text {
+        "any" => Some(WalCopies::Any),
+        "all" => Some(WalCopies::All),
+        _ => None,
+    }
+}
+
 /// `[A-Za-z0-9][A-Za-z0-9._-]{0,62}`: safe in every store's keys, in URLs and in shells.
 pub(super) fn is_cluster_name(text: &str) -> bool {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);

@@ -15,10 +15,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::drill_settings::DrillSettings;
 use super::environment::Environment;
-use super::key_settings::KeySettings;
+use super::key_settings::{KeyNames, KeySettings};
 use super::redact;
-use super::retention_settings::RetentionSettings;
+use super::retention_settings::{RetentionNames, RetentionSettings};
+use super::second_repo::SecondRepo;
 pub use super::setting_values::{SlotChoice, SpoolChoice};
 use super::setting_values::{
     absolute, is_cluster_name, parse_slot, parse_spool, parse_switch, within_count,
@@ -26,8 +28,8 @@ use super::setting_values::{
 };
 use super::settings_file::SettingsFile;
 use super::settings_table::{
-    Accepts, CONFIG_VARIABLE, Id, KEY_VARIABLE, OPTION_VARIABLE_PREFIX, TABLE, is_secret_option,
-    setting,
+    Accepts, CONFIG_VARIABLE, Id, KEY_VARIABLE, OPTION_VARIABLE_PREFIX, SECOND_KEY_VARIABLE,
+    SECOND_OPTION_VARIABLE_PREFIX, TABLE, is_secret_option, setting,
 };
 use super::stall_settings::StallSettings;
 use super::units::{setting_duration, setting_size};
@@ -139,6 +141,10 @@ pub struct RawSettings {
     pub repo_options: BTreeMap<String, Raw>,
     /// The key itself.
     pub key: Option<Raw>,
+    /// Store options of the second repository by name, in lower case.
+    pub second_options: BTreeMap<String, Raw>,
+    /// The key of the second repository itself.
+    pub second_key: Option<Raw>,
     /// Sentences for stderr: unknown variables, a file that others can read.
     pub warnings: Vec<String>,
 }
@@ -156,6 +162,8 @@ impl RawSettings {
             values: file.values,
             repo_options: file.repo_options,
             key: None,
+            second_options: file.second_options,
+            second_key: None,
             warnings: Vec::new(),
         };
         if file.readable_by_others && raw.holds_secret() {
@@ -180,10 +188,14 @@ impl RawSettings {
                 self.values.insert(setting.id, raw);
             } else if name == KEY_VARIABLE {
                 self.key = Some(raw);
+            } else if name == SECOND_KEY_VARIABLE {
+                self.second_key = Some(raw);
+            } else if let Some(option) = name.strip_prefix(SECOND_OPTION_VARIABLE_PREFIX) {
+                self.second_options.insert(option.to_ascii_lowercase(), raw);
             } else if let Some(option) = name.strip_prefix(OPTION_VARIABLE_PREFIX) {
                 self.repo_options.insert(option.to_ascii_lowercase(), raw);
             } else if name != CONFIG_VARIABLE {
-                let others = [CONFIG_VARIABLE, KEY_VARIABLE];
+                let others = [CONFIG_VARIABLE, KEY_VARIABLE, SECOND_KEY_VARIABLE];
                 let known = TABLE.iter().map(|setting| setting.variable).chain(others);
                 let near = nearest(name, known).map(|near| format!("; did you mean {near}?"));
                 self.warnings.push(format!(
@@ -204,7 +216,9 @@ impl RawSettings {
         };
         secret(Id::Dsn, redact::conninfo)
             || secret(Id::Repo, redact::url)
+            || secret(Id::SecondRepo, redact::url)
             || self.repo_options.keys().any(|name| is_secret_option(name))
+            || self.second_options.keys().any(|name| is_secret_option(name))
     }
 }
 
@@ -266,8 +280,21 @@ pub struct Settings {
     pub retention: RetentionSettings,
     /// Where the key is that everything is encrypted with.
     pub key: KeySettings,
+    /// What a drill may use.
+    pub drill: DrillSettings,
     /// Store options by name.
     pub repo_options: BTreeMap<String, OptionValue>,
+    /// What was said about a second repository.
+    pub second: SecondRepo,
+}
+
+/// Takes store options as they were given.
+pub(super) fn option_values(options: BTreeMap<String, Raw>) -> BTreeMap<String, OptionValue> {
+    let value = |(name, raw): (String, Raw)| {
+        let secret = is_secret_option(&name);
+        (name, OptionValue { text: raw.text, secret, origin: raw.origin })
+    };
+    options.into_iter().map(value).collect()
 }
 
 impl Settings {
@@ -307,16 +334,11 @@ impl Settings {
             spool_max_bytes: check
                 .or_default(Id::SpoolMax, |text| within_size(Id::SpoolMax, text))?,
             stall: StallSettings::validate(&check)?,
-            retention: RetentionSettings::validate(&check)?,
-            key: KeySettings::validate(&check, raw.key.as_ref())?,
-            repo_options: raw
-                .repo_options
-                .into_iter()
-                .map(|(name, raw)| {
-                    let secret = is_secret_option(&name);
-                    (name, OptionValue { text: raw.text, secret, origin: raw.origin })
-                })
-                .collect(),
+            retention: RetentionSettings::validate(&check, RetentionNames::FIRST)?,
+            key: KeySettings::validate(&check, KeyNames::FIRST, raw.key.as_ref())?,
+            drill: DrillSettings::validate(&check)?,
+            second: SecondRepo::validate(&check, raw.second_key.as_ref(), raw.second_options)?,
+            repo_options: option_values(raw.repo_options),
             file: raw.file,
         })
     }
@@ -396,6 +418,14 @@ impl Settings {
             | Id::MinBackups
             | Id::RetainUnfinished => self.retention.shown(id),
             Id::KeyFile | Id::KeyCommand => self.key.shown(id),
+            Id::DrillScratch
+            | Id::PostgresBin
+            | Id::DrillChecks
+            | Id::DrillUser
+            | Id::DrillPreload
+            | Id::DrillDiskFreeMin => self.drill.shown(id),
+            // All others are the second repository's.
+            _ => self.second.shown(id),
         };
         shown.unwrap_or((None, false, Origin::Default))
     }
@@ -449,7 +479,7 @@ impl Check<'_> {
 fn wrong_value(id: Id, raw: &Raw) -> Failure {
     let setting = setting(id);
     let shown = match id {
-        Id::Repo => redact::url(&raw.text).0,
+        Id::Repo | Id::SecondRepo => redact::url(&raw.text).0,
         Id::Dsn => redact::conninfo(&raw.text).0,
         _ => raw.text.clone(),
     };

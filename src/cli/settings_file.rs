@@ -23,7 +23,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::settings::{NOTHING_DONE, Origin, Raw};
-use super::settings_table::{DEFAULT_FILE, Id, OPTIONS_KEY, TABLE};
+use super::settings_table::{DEFAULT_FILE, Id, OPTIONS_KEY, SECOND_OPTIONS_KEY, TABLE};
 use crate::failure::{Failure, Kind};
 use crate::spelling::nearest;
 
@@ -39,6 +39,8 @@ pub struct SettingsFile {
     pub values: BTreeMap<Id, Raw>,
     /// The store options in it.
     pub repo_options: BTreeMap<String, Raw>,
+    /// Those of the second repository.
+    pub second_options: BTreeMap<String, Raw>,
     /// Whether users other than its owner (or other than root's chosen group) can read it.
     pub readable_by_others: bool,
 }
@@ -109,8 +111,8 @@ impl Reader<'_> {
         for (name, value) in entries {
             let key = format!("{prefix}{}", name.get_ref());
             let line = line_of(self.text, name.span().start);
-            if prefix == "repo.options." {
-                self.option(name.get_ref(), line, value)?;
+            if let Some(table) = prefix.strip_suffix('.').filter(|table| is_options(table)) {
+                self.option(table, name.get_ref(), line, value)?;
             } else if let (true, DeValue::Table(inner)) = (is_section(&key), value.get_ref()) {
                 self.table(&format!("{key}."), inner)?;
             } else if let Some(setting) = TABLE.iter().find(|setting| setting.key == key) {
@@ -125,6 +127,7 @@ impl Reader<'_> {
     /// Takes one store option: any name, any plain value.
     fn option(
         &mut self,
+        table: &str,
         name: &str,
         line: usize,
         value: &Spanned<DeValue<'_>>,
@@ -134,7 +137,7 @@ impl Reader<'_> {
             return Err(Failure::new(
                 Kind::Usage,
                 format!(
-                    "`{OPTIONS_KEY}.{name}` in {} is of type {}, which no store option takes",
+                    "`{table}.{name}` in {} is of type {}, which no store option takes",
                     raw.origin,
                     raw.toml_type.unwrap_or("unknown")
                 ),
@@ -142,7 +145,12 @@ impl Reader<'_> {
                 format!("give a text, a whole number or true/false: {name} = \"…\""),
             ));
         }
-        self.file.repo_options.insert(name.to_owned(), raw);
+        let options = if table == SECOND_OPTIONS_KEY {
+            &mut self.file.second_options
+        } else {
+            &mut self.file.repo_options
+        };
+        options.insert(name.to_owned(), raw);
         Ok(())
     }
 
@@ -162,7 +170,8 @@ impl Reader<'_> {
     }
 
     fn unknown(&self, key: &str, line: usize) -> Failure {
-        let known = TABLE.iter().map(|setting| setting.key).chain([OPTIONS_KEY]);
+        let known =
+            TABLE.iter().map(|setting| setting.key).chain([OPTIONS_KEY, SECOND_OPTIONS_KEY]);
         // `url` at the top or `repo.cluster` differ from their key only by the table.
         let last = |key: &'_ str| key.rsplit('.').next().unwrap_or_default().to_owned();
         let misplaced = known.clone().find(|known| last(known) == last(key));
@@ -181,13 +190,17 @@ impl Reader<'_> {
 
 /// The tables that a settings file may have. `repo = "…"` is refused as a wrong key, with a hint.
 fn is_section(key: &str) -> bool {
-    key == "repo" || key == OPTIONS_KEY
+    matches!(key, "repo" | "second_repo") || is_options(key)
+}
+
+fn is_options(key: &str) -> bool {
+    key == OPTIONS_KEY || key == SECOND_OPTIONS_KEY
 }
 
 /// Says where in the file a key stands, for keys within a table.
 fn how_to_write(key: &str) -> String {
     match key.rsplit_once('.') {
-        Some(_) if key == OPTIONS_KEY => format!("(a table: `[{key}]`)"),
+        Some(_) if is_options(key) => format!("(a table: `[{key}]`)"),
         Some((table, name)) => format!("(write `{name} = …` under `[{table}]`)"),
         None => format!("(write `{key} = …` above the first table)"),
     }

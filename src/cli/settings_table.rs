@@ -12,165 +12,8 @@
 //! flag      --wal-timeout 10min
 //! ```
 
-/// One setting, for code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Id {
-    /// Where the repository is.
-    Repo,
-    /// The cluster's name in the repository.
-    Cluster,
-    /// How to reach PostgreSQL.
-    Dsn,
-    /// The data directory.
-    Pgdata,
-    /// How stored objects are compressed.
-    Compression,
-    /// How many workers work in parallel.
-    Jobs,
-    /// The ceiling of memory.
-    MemoryMax,
-    /// How long one `archive-push` may take.
-    ArchivePushDeadline,
-    /// How long one `archive-get` may take.
-    ArchiveGetDeadline,
-    /// What `archive-get` says on a standby when it could not find out.
-    StandbyFallback,
-    /// How long `backup` waits for its WAL.
-    WalTimeout,
-    /// How much received WAL may be lost, as time.
-    Rpo,
-    /// Whether commits wait for `receive`.
-    Synchronous,
-    /// The replication slot of `receive`.
-    Slot,
-    /// How many pieces `receive` has on their way.
-    Uploads,
-    /// Whether the agent receives.
-    Receive,
-    /// Where work ahead of PostgreSQL is noted.
-    Spool,
-    /// The most WAL in the spool.
-    SpoolMax,
-    /// Where WAL is kept while the store is away.
-    StallSpool,
-    /// The most WAL that is kept there.
-    StallSpoolMax,
-    /// From how much waiting WAL on it is let go.
-    WalBacklogMax,
-    /// How far back every moment can be gone back to.
-    RetainWindow,
-    /// How many of the newest backups stay.
-    RetainBackups,
-    /// Of how many days a backup stays.
-    RetainDaily,
-    /// Of how many weeks a backup stays.
-    RetainWeekly,
-    /// Of how many months a backup stays.
-    RetainMonthly,
-    /// The fewest backups that are left.
-    MinBackups,
-    /// How long an unfinished backup may be silent.
-    RetainUnfinished,
-    /// The file that holds the key.
-    KeyFile,
-    /// The command that prints the key.
-    KeyCommand,
-}
-
-/// What a setting takes. Bounds are included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Accepts {
-    /// A repository URL.
-    RepoUrl,
-    /// A cluster name.
-    ClusterName,
-    /// A libpq connection string.
-    Conninfo,
-    /// A directory.
-    Directory,
-    /// A file.
-    File,
-    /// A command for the shell.
-    Command,
-    /// `zstd[:level]`, `lz4` or `none`.
-    Compression,
-    /// A whole number.
-    Count {
-        /// The least.
-        min: u64,
-        /// The most.
-        max: u64,
-    },
-    /// A size, in bytes.
-    Size {
-        /// The least.
-        min: u64,
-        /// The most.
-        max: u64,
-    },
-    /// A duration, in seconds.
-    Duration {
-        /// The least.
-        min: u64,
-        /// The most.
-        max: u64,
-    },
-    /// On or off.
-    Switch,
-    /// The name of a replication slot, or `none`.
-    Slot,
-    /// A directory, `pg_wal` or `none`.
-    Spool,
-}
-
-impl Accepts {
-    /// Says in words what is accepted, to follow "takes".
-    pub fn in_words(self) -> String {
-        use super::units::{setting_duration, setting_size};
-        let seconds = |n| setting_duration(std::time::Duration::from_secs(n));
-        match self {
-            Self::RepoUrl => {
-                "a URL: file:///path, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix".into()
-            }
-            Self::ClusterName => {
-                "1 to 63 letters, digits, dots, dashes and underscores, the first a letter or digit".into()
-            }
-            Self::Conninfo => "a libpq connection string or postgresql:// URI".into(),
-            Self::Directory => "the absolute path of a directory".into(),
-            Self::File => "the absolute path of a file".into(),
-            Self::Command => "a command for the shell".into(),
-            Self::Compression => "zstd, zstd:1 to zstd:19, lz4 or none".into(),
-            Self::Count { min, max } => format!("a whole number from {min} to {max}"),
-            Self::Size { min, max } => format!(
-                "a size from {} to {}: a number of bytes, or a number with kB, MB, GB, KiB, MiB or GiB",
-                setting_size(min),
-                setting_size(max)
-            ),
-            Self::Duration { min, max } => format!(
-                "a time from {} to {}: a number of seconds, or a number with ms, s, min, h or d",
-                seconds(min),
-                seconds(max)
-            ),
-            Self::Switch => "on or off (in the file: true or false)".into(),
-            Self::Slot => {
-                "1 to 63 small letters, digits and underscores, or `none` for no slot".into()
-            }
-            Self::Spool => {
-                "the absolute path of a directory, `pg_wal` for one beside the WAL itself, or `none`".into()
-            }
-        }
-    }
-
-    /// Returns whether a TOML value of this type can be meant (`string`, `integer`, `boolean`, …).
-    pub fn takes_toml(self, toml_type: &str) -> bool {
-        match self {
-            Self::Count { .. } => toml_type == "integer",
-            Self::Switch => toml_type == "boolean",
-            Self::Size { .. } | Self::Duration { .. } => matches!(toml_type, "integer" | "string"),
-            _ => toml_type == "string",
-        }
-    }
-}
+pub use super::accepts::Accepts;
+pub use super::setting_id::Id;
 
 /// The declaration of one setting.
 #[derive(Debug)]
@@ -197,7 +40,7 @@ const MIB: u64 = 1 << 20;
 const HOUR: u64 = 3_600;
 
 /// All settings, in the order in which they are shown.
-pub static TABLE: [Setting; 30] = [
+pub static TABLE: [Setting; 47] = [
     Setting {
         id: Id::Repo,
         key: "repo.url",
@@ -498,6 +341,176 @@ pub static TABLE: [Setting; 30] = [
         example: "vault kv get -field=key secret/highwater",
         meaning: "a command that prints the key, within 30 s; instead of a file",
     },
+    Setting {
+        id: Id::DrillScratch,
+        key: "drill_scratch",
+        variable: "HIGHWATER_SCRATCH",
+        flag: Some("--scratch"),
+        accepts: Accepts::Directory,
+        default: None,
+        example: "/var/tmp/highwater-drill",
+        meaning: "where a drill may work: an empty directory or a new one, with room for the cluster",
+    },
+    Setting {
+        id: Id::DrillChecks,
+        key: "drill_checks",
+        variable: "HIGHWATER_CHECKS",
+        flag: Some("--checks"),
+        accepts: Accepts::Directory,
+        default: None,
+        example: "/etc/highwater/checks",
+        meaning: "a drill's own questions: files NAME.sql, and NAME.expected with the rows that are right",
+    },
+    Setting {
+        id: Id::DrillDiskFreeMin,
+        key: "drill_disk_free_min",
+        variable: "HIGHWATER_DRILL_DISK_FREE_MIN",
+        flag: None,
+        accepts: Accepts::Size { min: 0, max: MIB << 24 },
+        default: Some("1GiB"),
+        example: "20GiB",
+        meaning: "a drill ends before less than this is free on the file system of its scratch directory",
+    },
+    Setting {
+        id: Id::DrillUser,
+        key: "drill_user",
+        variable: "HIGHWATER_DRILL_USER",
+        flag: None,
+        accepts: Accepts::User,
+        default: None,
+        example: "postgres",
+        meaning: "whose the server of a drill is, where root drills; by default the scratch directory's owner",
+    },
+    Setting {
+        id: Id::DrillPreload,
+        key: "drill_preload",
+        variable: "HIGHWATER_DRILL_PRELOAD",
+        flag: None,
+        accepts: Accepts::Libraries,
+        default: None,
+        example: "pg_search",
+        meaning: "shared_preload_libraries of a drill's server: what recovery itself needs, and no more",
+    },
+    Setting {
+        id: Id::PostgresBin,
+        key: "postgres_bin",
+        variable: "HIGHWATER_BINDIR",
+        flag: Some("--bindir"),
+        accepts: Accepts::Directory,
+        default: None,
+        example: "/usr/lib/postgresql/18/bin",
+        meaning: "where PostgreSQL's programs are; by default they are looked for where packages put them, then in PATH",
+    },
+    Setting {
+        id: Id::SecondRepo,
+        key: "second_repo.url",
+        variable: "HIGHWATER_SECOND_REPO",
+        flag: Some("--second-repo"),
+        accepts: Accepts::RepoUrl,
+        default: None,
+        example: "s3://elsewhere/postgres",
+        meaning: "where a second repository is, which holds everything once more",
+    },
+    Setting {
+        id: Id::SecondKeyFile,
+        key: "second_key_file",
+        variable: "HIGHWATER_SECOND_KEY_FILE",
+        flag: Some("--second-key-file"),
+        accepts: Accepts::File,
+        default: None,
+        example: "/etc/highwater/second.key",
+        meaning: "the file that holds the key of the second repository",
+    },
+    Setting {
+        id: Id::SecondKeyCommand,
+        key: "second_key_command",
+        variable: "HIGHWATER_SECOND_KEY_COMMAND",
+        flag: Some("--second-key-command"),
+        accepts: Accepts::Command,
+        default: None,
+        example: "vault kv get -field=key secret/second",
+        meaning: "a command that prints the key of the second repository; instead of a file",
+    },
+    Setting {
+        id: Id::SecondRetainWindow,
+        key: "second_retain_window",
+        variable: "HIGHWATER_SECOND_RETAIN_WINDOW",
+        flag: None,
+        accepts: Accepts::Duration { min: HOUR, max: 3650 * 24 * HOUR },
+        default: None,
+        example: "90d",
+        meaning: "retain_window of the second repository",
+    },
+    Setting {
+        id: Id::SecondRetainBackups,
+        key: "second_retain_backups",
+        variable: "HIGHWATER_SECOND_RETAIN_BACKUPS",
+        flag: None,
+        accepts: Accepts::Count { min: 1, max: 10_000 },
+        default: None,
+        example: "3",
+        meaning: "retain_backups of the second repository",
+    },
+    Setting {
+        id: Id::SecondRetainDaily,
+        key: "second_retain_daily",
+        variable: "HIGHWATER_SECOND_RETAIN_DAILY",
+        flag: None,
+        accepts: Accepts::Count { min: 1, max: 10_000 },
+        default: None,
+        example: "31",
+        meaning: "retain_daily of the second repository",
+    },
+    Setting {
+        id: Id::SecondRetainWeekly,
+        key: "second_retain_weekly",
+        variable: "HIGHWATER_SECOND_RETAIN_WEEKLY",
+        flag: None,
+        accepts: Accepts::Count { min: 1, max: 10_000 },
+        default: None,
+        example: "26",
+        meaning: "retain_weekly of the second repository",
+    },
+    Setting {
+        id: Id::SecondRetainMonthly,
+        key: "second_retain_monthly",
+        variable: "HIGHWATER_SECOND_RETAIN_MONTHLY",
+        flag: None,
+        accepts: Accepts::Count { min: 1, max: 10_000 },
+        default: None,
+        example: "24",
+        meaning: "retain_monthly of the second repository",
+    },
+    Setting {
+        id: Id::SecondMinBackups,
+        key: "second_min_backups",
+        variable: "HIGHWATER_SECOND_MIN_BACKUPS",
+        flag: None,
+        accepts: Accepts::Count { min: 1, max: 1000 },
+        default: Some("1"),
+        example: "2",
+        meaning: "min_backups of the second repository",
+    },
+    Setting {
+        id: Id::SecondRetainUnfinished,
+        key: "second_retain_unfinished",
+        variable: "HIGHWATER_SECOND_RETAIN_UNFINISHED",
+        flag: None,
+        accepts: Accepts::Duration { min: HOUR, max: 3650 * 24 * HOUR },
+        default: Some("7d"),
+        example: "7d",
+        meaning: "retain_unfinished of the second repository",
+    },
+    Setting {
+        id: Id::WalCopies,
+        key: "wal_copies",
+        variable: "HIGHWATER_WAL_COPIES",
+        flag: None,
+        accepts: Accepts::Copies,
+        default: Some("any"),
+        example: "all",
+        meaning: "with two repositories: any lets the server go on while one is away, all does not",
+    },
 ];
 
 /// Returns the declaration of `id`.
@@ -512,11 +525,20 @@ pub const OPTIONS_KEY: &str = "repo.options";
 /// What a store option's variable begins with; the rest is the option's name in capitals.
 pub const OPTION_VARIABLE_PREFIX: &str = "HIGHWATER_REPO_";
 
+/// [`OPTIONS_KEY`] of the second repository.
+pub const SECOND_OPTIONS_KEY: &str = "second_repo.options";
+
+/// [`OPTION_VARIABLE_PREFIX`] of the second repository.
+pub const SECOND_OPTION_VARIABLE_PREFIX: &str = "HIGHWATER_SECOND_REPO_";
+
 /// The variable that names the settings file; it is not a setting itself.
 pub const CONFIG_VARIABLE: &str = "HIGHWATER_CONFIG";
 
 /// The variable that holds the key itself. Neither a flag nor the settings file can.
 pub const KEY_VARIABLE: &str = "HIGHWATER_KEY";
+
+/// [`KEY_VARIABLE`] of the second repository.
+pub const SECOND_KEY_VARIABLE: &str = "HIGHWATER_SECOND_KEY";
 
 /// The settings file that is read, where it exists, when none is named.
 pub const DEFAULT_FILE: &str = "/etc/highwater/highwater.toml";
@@ -551,7 +573,8 @@ mod tests {
     #[test]
     fn a_variable_is_the_flags_name_in_capitals() {
         for entry in &TABLE {
-            let name = entry.flag.map_or_else(|| entry.key.to_owned(), |flag| flag[2..].to_owned());
+            let key = entry.key.strip_suffix(".url").unwrap_or(entry.key);
+            let name = entry.flag.map_or_else(|| key.to_owned(), |flag| flag[2..].to_owned());
             let expected = format!("HIGHWATER_{}", name.to_uppercase().replace(['-', '.'], "_"));
             assert_eq!(entry.variable, expected);
         }

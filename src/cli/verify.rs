@@ -2,9 +2,10 @@
 
 use std::fmt::Write;
 
-use super::dispatch::{Ended, Surroundings};
+use super::dispatch::Surroundings;
 use super::drivers::{host_name, open_repository, run_light, run_parallel};
 use super::requests::VerifyRequest;
+use super::two::Reported;
 use super::units::{human_duration, human_size};
 use super::{progress, signals, stall};
 use crate::failure::Failure;
@@ -13,7 +14,10 @@ use crate::ops;
 use crate::ops::restore::Outlook;
 use crate::ops::verify::{Finding, LOOK_AGAIN_AFTER, Report};
 
-pub(super) fn verify(request: VerifyRequest, surroundings: &Surroundings<'_>) -> Result<(), Ended> {
+pub(super) fn verify(
+    request: &VerifyRequest,
+    surroundings: &Surroundings<'_>,
+) -> Result<Reported, Failure> {
     let opened = open_repository(surroundings)?;
     let settings = surroundings.settings;
     let request = ops::verify::Request {
@@ -35,21 +39,20 @@ pub(super) fn verify(request: VerifyRequest, surroundings: &Surroundings<'_>) ->
     let mut report = outcome?;
     let host = stall::host_state(surroundings);
     report.notes.extend(host.as_ref().and_then(stall::note));
-    surroundings.output.report(&report, text)?;
-    report.failed().map_or(Ok(()), |kind| Err(Ended::Said(kind)))
+    Reported::new(&report, text, report.failed())
 }
 
 pub(super) fn acknowledge(
-    finding: String,
-    reason: String,
+    finding: &str,
+    reason: &str,
     surroundings: &Surroundings<'_>,
-) -> Result<(), Failure> {
+) -> Result<Reported, Failure> {
     let opened = open_repository(surroundings)?;
+    let (finding, reason) = (finding.to_owned(), reason.to_owned());
     let request = ops::verify::AcknowledgeRequest { finding, reason, host: host_name() };
     let done = run_light(ops::verify::acknowledge(&opened.repository, &request))?;
-    surroundings.output.report(&done, |done: &Acknowledgement| {
-        format!("acknowledged {}: {}\n", done.finding, done.what)
-    })
+    let text = |done: &Acknowledgement| format!("acknowledged {}: {}\n", done.finding, done.what);
+    Reported::new(&done, text, None)
 }
 
 fn text(report: &Report) -> String {

@@ -7,6 +7,7 @@
 mod chunks;
 mod codec;
 mod documents;
+mod drill;
 mod encrypted;
 mod file_list;
 mod gap;
@@ -31,6 +32,10 @@ pub use documents::{
     ENCRYPTED_IDENTITY_VERSION, FORMAT_VERSION, FileIndex, Identity, PackUse, Reference,
     ServerLimits, TablespaceAt,
 };
+pub use drill::{
+    CheckOutcome, DRILL_TEXT_BYTES_MAX, Drill, DrillCheck, DrillFailure, DrillOutcome, DrillPhase,
+    DrillReached, drill_text,
+};
 pub use encrypted::{
     BLOCK_BYTES, BLOCK_PLAIN_BYTES, BlockCipher, ENCRYPTED_HEAD_BYTES, EncryptedHead,
     EncryptionError, KeyId, KeyIdError, SecretKey, WRAPPED_KEY_BYTES, block_offset, blocks_of,
@@ -44,7 +49,7 @@ pub use gap::{WalGap, parse_gap};
 pub use keys::{Encryption, KeyMark, KeyObject, Made, RepositoryKeyName, WrappedKey};
 pub use names::{
     BackupId, BackupObject, ClusterName, NameError, Place, WalObject, parse_acknowledged,
-    parse_backup_object, parse_pin, parse_proof, parse_wal_object,
+    parse_backup_object, parse_drill, parse_pin, parse_proof, parse_wal_object,
 };
 pub use pack_index::{
     INDEXED_BYTES_MIN, IndexedFrame, PackIndexError, Piece, decode_pack_index, encode_pack_index,

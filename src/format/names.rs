@@ -12,6 +12,7 @@
 //! <cluster>/pin/<id>/<second>.json                                       a second as in backup ids
 //! <cluster>/verify/<second>/proof/<n, 8 digits>                          what one run of `verify` has proven
 //! <cluster>/verify/<second>/report.json                                  and what it came to
+//! <cluster>/drill/<second>.json                                          what a drill has proved
 //! <cluster>/acknowledged/<finding, 12 digits>.json                       a loss that somebody knows of
 //! <cluster>/gap/<system id>/<TLI>-<start>-<end>.json                   WAL that was let go: see `gap`
 //! <cluster>/key/…                                                        see `keys`
@@ -273,6 +274,11 @@ pub fn parse_proof(tail: &str) -> Option<(BackupId, Option<u32>)> {
     is_number.then(|| digits.parse().ok().map(|number| (run, Some(number)))).flatten()
 }
 
+/// Parses the tail of a key below `drill/`: the drill.
+pub fn parse_drill(tail: &str) -> Option<BackupId> {
+    tail.strip_suffix(".json")?.parse().ok()
+}
+
 /// Parses the tail of a key below `acknowledged/`: the id of the finding.
 pub fn parse_acknowledged(tail: &str) -> Option<&str> {
     tail.strip_suffix(".json").filter(|id| is_finding_id(id))
@@ -427,6 +433,16 @@ impl Place {
     /// Returns the key of the record of a gap; see [`super::WalGap::tail`].
     pub fn gap(&self, system_id: SystemId, tail: &str) -> String {
         format!("{}/gap/{system_id}/{tail}", self.cluster)
+    }
+
+    /// Returns the directory of the records of drills.
+    pub fn drills_dir(&self) -> String {
+        format!("{}/drill", self.cluster)
+    }
+
+    /// Returns the key of the record of one drill.
+    pub fn drill(&self, id: &BackupId) -> String {
+        format!("{}/drill/{id}.json", self.cluster)
     }
 
     /// Returns the key whose existence makes the backup exist.

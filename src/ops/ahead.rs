@@ -4,9 +4,10 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::ops::Which;
 use crate::pg::SegmentName;
 use crate::pgdata::{Moment, Spool};
-use crate::plan::spool::{Circumstances, Doubt, Note};
+use crate::plan::spool::{Circumstances, Doubt, Note, OutageNote};
 
 /// What the names of notes end with: of a segment that was pushed, and of one that was fetched.
 pub(super) const STORED: &str = ".stored";
@@ -17,6 +18,9 @@ pub(super) const COMING: &str = ".coming";
 
 /// The name of the file that holds which segment was asked for last.
 pub(super) const WANTED: &str = "wanted";
+
+/// What the name of the note begins with that one of two repositories could not be reached.
+const AWAY: &str = "away.";
 
 /// Returns whether a file of the spool, by its name, is of fetching ahead.
 pub(super) fn is_of_fetching(name: &str) -> bool {
@@ -48,6 +52,29 @@ impl Ahead {
             .ok()
     }
 
+    /// Returns which of two repositories could not be reached a moment ago, if that was noted of one alone.
+    pub(super) fn away(&self) -> Option<Which> {
+        let (spool, now) = (self.find()?, Moment::now()?);
+        let is_away = |which: Which| {
+            let note = spool.note(&outage_name(which));
+            note.is_some_and(|bytes| OutageNote::holds(&bytes, &self.place, &now))
+        };
+        match [Which::First, Which::Second].map(is_away) {
+            [true, false] => Some(Which::First),
+            [false, true] => Some(Which::Second),
+            _ => None,
+        }
+    }
+
+    /// Notes that one of two repositories could not be reached.
+    pub(super) fn note_away(&self, which: Which) {
+        let (Some(spool), Some(now)) = (self.open(), Moment::now()) else { return };
+        let note = OutageNote::new(&self.place, now);
+        if let Err(error) = spool.write_note(&outage_name(which), &note.to_bytes()) {
+            tracing::debug!("the outage is not noted: {error}");
+        }
+    }
+
     /// Reads the note of this name about `segment`; `None` if there is none that may be believed.
     pub(super) fn note(&self, spool: &Spool, name: &str, segment: SegmentName) -> Option<Note> {
         let bytes = spool.note(name)?;
@@ -55,6 +82,10 @@ impl Ahead {
         let note = Note::read(&bytes, Circumstances { place: &self.place, segment, now: &now });
         note.inspect_err(|doubt| passed_over(name, *doubt)).ok()
     }
+}
+
+fn outage_name(which: Which) -> String {
+    format!("{AWAY}{}", which.word())
 }
 
 /// Says why a note was not believed: of interest only to who wonders why things are slow.

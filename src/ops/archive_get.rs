@@ -6,6 +6,7 @@
 
 mod ahead;
 mod beside;
+mod either;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -38,6 +39,8 @@ pub struct Request {
     pub deadline: Duration,
     /// Whether segments may be taken from those that were fetched ahead.
     pub ahead: Option<Ahead>,
+    /// A second repository, to be asked where the first does not have it, or cannot be asked.
+    pub second: Option<Repository>,
 }
 
 /// What was done.
@@ -61,7 +64,7 @@ struct Lineage {
 /// # Errors
 /// [`Kind::Absent`] only for certain absence.
 pub async fn run(repository: &Repository, request: &Request) -> Result<Report, Failure> {
-    let got = tokio::time::timeout(request.deadline, get(repository, request)).await;
+    let got = tokio::time::timeout(request.deadline, either::get(repository, request)).await;
     got.unwrap_or_else(|_| {
         Err(Failure::new(
             Kind::Store,
@@ -72,7 +75,15 @@ pub async fn run(repository: &Repository, request: &Request) -> Result<Report, F
     })
 }
 
-async fn get(repository: &Repository, request: &Request) -> Result<Report, Failure> {
+/// A file that was brought and checked, and stands beside its place still.
+struct Got {
+    name: WalFileName,
+    staged: StagedFile,
+    /// For a segment, what stood for it.
+    source: Option<SegmentSource>,
+}
+
+async fn get_from(repository: &Repository, request: &Request) -> Result<Got, Failure> {
     let name = WalFileName::parse(&request.name).map_err(|error| {
         Failure::new(
             Kind::Usage,
@@ -94,20 +105,17 @@ async fn get(repository: &Repository, request: &Request) -> Result<Report, Failu
             Lineage { system_id: identity.system_identifier, segment_size }
         }
     };
-    let source = match name {
+    let (staged, source) = match name {
         WalFileName::Segment(segment) => {
-            Some(get_segment(repository, request, lineage, segment).await?)
+            let (staged, source) = get_segment(repository, request, lineage, segment).await?;
+            (staged, Some(source))
         }
-        WalFileName::Partial(_) => {
-            get_as_it_is(repository, request, lineage, name).await?;
-            None
-        }
+        WalFileName::Partial(_) => (get_as_it_is(repository, request, lineage, name).await?, None),
         WalFileName::Backup(..) | WalFileName::History(_) => {
-            get_small(repository, request, lineage, name).await?;
-            None
+            (get_small(repository, request, lineage, name).await?, None)
         }
     };
-    Ok(Report { name, source })
+    Ok(Got { name, staged, source })
 }
 
 async fn get_segment(
@@ -115,7 +123,7 @@ async fn get_segment(
     request: &Request,
     lineage: Lineage,
     segment: SegmentName,
-) -> Result<SegmentSource, Failure> {
+) -> Result<(StagedFile, SegmentSource), Failure> {
     let size = lineage.segment_size;
     let mut staged = stage(&request.target)?;
     let mut head = Vec::with_capacity(crate::pg::LONG_PAGE_HEADER_BYTES);
@@ -137,8 +145,7 @@ async fn get_segment(
             "Keep the object for inspection. If another copy of the segment exists, put it into pg_wal by hand; else restore to a point before it.",
         )
     })?;
-    publish(staged, &request.target)?;
-    Ok(source)
+    Ok((staged, source))
 }
 
 fn check_first_page(head: &[u8], lineage: Lineage, segment: SegmentName) -> Result<(), String> {
@@ -164,12 +171,12 @@ async fn get_as_it_is(
     request: &Request,
     lineage: Lineage,
     name: WalFileName,
-) -> Result<(), Failure> {
+) -> Result<StagedFile, Failure> {
     let key = repository.wal_key(lineage.system_id, WalObject::File(name));
     let mut staged = stage(&request.target)?;
     let sink = |block: &[u8]| staged.append(block).map_err(std::io::Error::other);
     match repository.fetch(&key, sink).await {
-        Ok(_) => publish(staged, &request.target),
+        Ok(_) => Ok(staged),
         Err(error) if error.is_absent() => {
             super::claimed_identity(repository, lineage.system_id, UNHARMED)
                 .await
@@ -185,7 +192,7 @@ async fn get_small(
     request: &Request,
     lineage: Lineage,
     name: WalFileName,
-) -> Result<(), Failure> {
+) -> Result<StagedFile, Failure> {
     let bytes = repository
         .fetch_small(lineage.system_id, name)
         .await
@@ -205,13 +212,20 @@ async fn get_small(
     }
     let mut staged = stage(&request.target)?;
     staged.append(&bytes).map_err(|error| not_written(error, &request.target))?;
-    publish(staged, &request.target)
+    Ok(staged)
 }
 
 fn stage(target: &Path) -> Result<StagedFile, Failure> {
     // What a killed call left is of no use to anybody.
     let _ = sweep(target);
     StagedFile::create(target).map_err(|error| not_written(error, target))
+}
+
+/// Hands the file to PostgreSQL.
+fn hand_over(got: Got, request: &Request) -> Result<Report, Failure> {
+    let Got { name, staged, source } = got;
+    publish(staged, &request.target)?;
+    Ok(Report { name, source })
 }
 
 fn publish(staged: StagedFile, target: &Path) -> Result<(), Failure> {

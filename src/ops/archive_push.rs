@@ -9,6 +9,7 @@
 //! confirmed the object, or holds the same content already.
 
 mod ahead;
+mod both;
 mod damaged;
 mod large;
 mod resident;
@@ -17,13 +18,16 @@ mod stalled;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use both::{Pushes, What};
 use damaged::{advice, settle};
 use futures_util::future::{Either, select};
 use tokio::sync::{OnceCell, Semaphore};
 
 pub use self::ahead::pushed_before;
+pub use self::both::Second;
 pub use self::resident::{Resident, is_as_stored};
 pub use self::stalled::{Pushed, run_despite};
 use super::ahead::Ahead;
@@ -55,7 +59,7 @@ const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
 /// How much of a file is read at a time.
 const READ_BYTES: usize = 256 << 10;
 
-const UNHARMED: &str = "Nothing was stored under this name by this call, and the server keeps the file in pg_wal until it is archived.";
+const UNHARMED: &str = "Nothing that is stored was changed, and the server keeps the file in pg_wal until it is archived.";
 
 /// What is asked.
 #[derive(Debug, Clone)]
@@ -70,6 +74,8 @@ pub struct Request {
     pub accept_damaged: bool,
     /// Whether segments that wait behind it may be stored as well.
     pub ahead: Option<Ahead>,
+    /// A second repository that takes it too.
+    pub second: Option<Arc<Second>>,
 }
 
 /// What was done.
@@ -106,13 +112,26 @@ struct Push<'a> {
 /// Speak of the one file alone. Whatever becomes of the others, it was stored when this returns `Ok`.
 pub async fn run(repository: &Repository, request: &Request) -> Result<Report, Failure> {
     let following = ahead::following(request);
-    let (identity, room) = (OnceCell::new(), Semaphore::new(HELD_MIB));
-    let beside_others = following.is_some();
-    let push = Push { repository, request, beside_others, identity: &identity, room: &room };
-    let own = push_in_time(push);
+    let beside_others = following.is_some() || request.second.is_some();
+    let second = request.second.as_deref();
+    let room = room_of(request.codec, if second.is_some() { HELD_MIB / 2 } else { HELD_MIB });
+    let rooms = [Semaphore::new(room), Semaphore::new(room)];
+    let identities = [OnceCell::new(), OnceCell::new()];
+    let into = |repository, number: usize| Push {
+        repository,
+        request,
+        beside_others,
+        identity: &identities[number],
+        room: &rooms[number],
+    };
+    let pushes = Pushes {
+        first: into(repository, 0),
+        second: second.map(|second| (second, into(second.repository(), 1))),
+    };
+    let own = both::push(pushes, What::Asked);
     let Some(following) = following else { return own.await };
     let own = std::pin::pin!(own);
-    let others = std::pin::pin!(ahead::push_following(push, &following));
+    let others = std::pin::pin!(ahead::push_following(pushes, &following));
     match select(own, others).await {
         Either::Left((pushed, others)) => {
             let report = pushed?;
@@ -123,6 +142,12 @@ pub async fn run(repository: &Repository, request: &Request) -> Result<Report, F
         }
         Either::Right(((), own)) => own.await,
     }
+}
+
+/// Returns the room for what is held, in MiB: one segment fits in any case.
+fn room_of(codec: Codec, wanted_mib: usize) -> usize {
+    let least = UNSEALED_MIB as usize + (codec.working_bytes() >> 20) as usize;
+    wanted_mib.max(least)
 }
 
 async fn push_in_time(push: Push<'_>) -> Result<Report, Failure> {

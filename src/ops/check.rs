@@ -18,7 +18,7 @@ use super::failures::{kind_of_repo, next_of_repo};
 use super::stall::Stall;
 use crate::causes::in_one_line;
 use crate::failure::Kind;
-use crate::format::{Identity, WalObject};
+use crate::format::{DrillOutcome, Identity, WalObject};
 use crate::pg::{Lsn, SegmentName, SegmentSize, Timeline, WalFileName};
 use crate::plan::retention::Policy;
 use crate::repo::Repository;
@@ -135,6 +135,9 @@ pub async fn run(repository: &Repository, request: &Request) -> Report {
     }
     judge_retention(&request.retention, &mut report);
     stalling::look_at_stall(request.stall.as_ref(), &mut report);
+    if identity.is_some() {
+        look_at_drills(repository, &mut report).await;
+    }
     let connection = match Connection::connect(&request.server, Mode::Sql).await {
         Ok(connection) => connection,
         Err(error) => {
@@ -169,6 +172,28 @@ pub async fn run(repository: &Repository, request: &Request) -> Report {
     }
     connection.close().await;
     report
+}
+
+/// When it was last proved that what is stored comes back.
+async fn look_at_drills(repository: &Repository, report: &mut Report) {
+    let name = "drill";
+    let last = match repository.last_drill().await {
+        Ok(last) => last,
+        Err(error) => return report.warn(name, error.to_string(), next_of_repo(&error)),
+    };
+    let Some(last) = last else {
+        return report.ok(
+            name,
+            "none was done yet; `highwater drill` restores, starts and asks a copy, and tells how long that takes",
+        );
+    };
+    let found = format!("the last one, of {}, {}", last.finished_at, last.outcome.word());
+    if last.outcome == DrillOutcome::Passed {
+        report.ok(name, found);
+    } else {
+        let remedy = "`highwater info` tells why; mend that, and run `highwater drill` again.";
+        report.warn(name, found, remedy);
+    }
 }
 
 fn judge_retention(policy: &Policy, report: &mut Report) {

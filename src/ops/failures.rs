@@ -10,14 +10,14 @@ use crate::store::StoreError;
 use crate::walsender::PgError;
 
 /// Turns an error of the repository into a failure of `what`.
-pub(super) fn of_repo(error: RepoError, what: impl Into<String>, unharmed: &str) -> Failure {
+pub(crate) fn of_repo(error: RepoError, what: impl Into<String>, unharmed: &str) -> Failure {
     let kind = kind_of_repo(&error);
     let next = next_of_repo(&error);
     Failure::new(kind, what, unharmed, next).because(error)
 }
 
 /// Returns the exit code's meaning of an error of the repository.
-pub(super) fn kind_of_repo(error: &RepoError) -> Kind {
+pub(crate) fn kind_of_repo(error: &RepoError) -> Kind {
     match error {
         RepoError::Store(StoreError::Absent { .. }) | RepoError::Damaged { .. } => Kind::Integrity,
         RepoError::Store(_) | RepoError::NotClaimed { .. } => Kind::Store,
@@ -31,7 +31,7 @@ pub(super) fn kind_of_repo(error: &RepoError) -> Kind {
     }
 }
 
-pub(super) fn next_of_repo(error: &RepoError) -> String {
+pub(crate) fn next_of_repo(error: &RepoError) -> String {
     match error {
         RepoError::Store(error) => next_of_store(error),
         RepoError::NotClaimed { .. } => {
@@ -103,7 +103,7 @@ fn next_of_store(error: &StoreError) -> String {
 }
 
 /// Turns an error of the connection to PostgreSQL into a failure of `what`.
-pub(super) fn of_postgres(error: PgError, what: impl Into<String>, unharmed: &str) -> Failure {
+pub(crate) fn of_postgres(error: PgError, what: impl Into<String>, unharmed: &str) -> Failure {
     let (kind, next) = match (&error, error.sqlstate()) {
         (PgError::Settings(_), _) => (
             Kind::Usage,
@@ -136,7 +136,7 @@ pub(super) fn of_postgres(error: PgError, what: impl Into<String>, unharmed: &st
 }
 
 /// Turns the end of a background task into a failure.
-pub(super) fn of_task(error: tokio::task::JoinError, unharmed: &str) -> Failure {
+pub(crate) fn of_task(error: tokio::task::JoinError, unharmed: &str) -> Failure {
     Failure::new(
         Kind::Bug,
         "a background task failed",
@@ -147,7 +147,7 @@ pub(super) fn of_task(error: tokio::task::JoinError, unharmed: &str) -> Failure 
 }
 
 /// Turns an error of the local disk into a failure of `what`.
-pub(super) fn of_disk(error: DiskError, what: impl Into<String>, unharmed: &str) -> Failure {
+pub(crate) fn of_disk(error: DiskError, what: impl Into<String>, unharmed: &str) -> Failure {
     let next = match &error {
         DiskError::Full { .. } => "Make room on that file system, then try again.",
         DiskError::Denied { .. } => {

@@ -10,7 +10,9 @@ use super::stock::{Gathered, take_stock};
 use super::wal_times::{StoredWay, reach};
 use super::{current_identity, now};
 use crate::failure::Failure;
-use crate::format::{BackupId, Committed, DamagedPages, Identity, Verification};
+use crate::format::{
+    BackupId, Committed, DamagedPages, Drill, DrillOutcome, Identity, Verification,
+};
 use crate::pg::{Lsn, PgTimestamp, SystemId, Timeline};
 use crate::plan::retention::{BegunState, Incarnation, Policy, PolicyInfo, Reason, Stock, plan};
 use crate::plan::stall::closed_by;
@@ -54,6 +56,8 @@ pub struct Report {
     pub verification: Option<VerificationInfo>,
     /// Losses that somebody has acknowledged.
     pub acknowledged: Vec<AcknowledgedInfo>,
+    /// The last drill that is on record; absent where none was ever done.
+    pub drill: Option<DrillInfo>,
     /// WAL that was let go because the store could not take it.
     pub let_go: Vec<LetGoInfo>,
     /// What is true of this host alone; absent where no data directory and no spool is known here.
@@ -78,6 +82,45 @@ pub struct LetGoInfo {
     pub why: String,
     /// The backup that makes it unneeded for the newest moments; absent as long as there is none.
     pub closed_by: Option<BackupId>,
+}
+
+/// What a drill came to.
+#[derive(Debug, Clone, Serialize)]
+pub struct DrillInfo {
+    /// Its name.
+    pub id: BackupId,
+    /// When it ended.
+    pub finished_at: PgTimestamp,
+    /// What it came to.
+    pub outcome: DrillOutcome,
+    /// The backup that was restored.
+    pub backup: Option<BackupId>,
+    /// The target in words.
+    pub target: String,
+    /// From the first byte fetched to a server that took connections at the target.
+    pub recovery_millis: Option<u64>,
+    /// Where recovery ended.
+    pub reached_lsn: Option<Lsn>,
+    /// Checks that failed.
+    pub failed_checks: Vec<String>,
+    /// What ended it early.
+    pub failure: Option<String>,
+}
+
+impl DrillInfo {
+    fn of(drill: Drill) -> Self {
+        Self {
+            failed_checks: drill.failed_checks().into_iter().map(str::to_owned).collect(),
+            id: drill.id,
+            finished_at: drill.finished_at,
+            outcome: drill.outcome,
+            backup: drill.backup,
+            target: drill.target,
+            recovery_millis: drill.recovery_millis,
+            reached_lsn: drill.reached.map(|reached| reached.end_lsn),
+            failure: drill.failure.map(|failure| failure.what),
+        }
+    }
 }
 
 /// What a run of `verify` came to.
@@ -258,6 +301,7 @@ async fn gather(
     };
     let acknowledged = acknowledged(repository).await?;
     let verification = repository.verifications(1).await?.pop();
+    let drill = repository.last_drill().await?.map(DrillInfo::of);
     let own = current.and_then(|current| current.backups.last());
     let newest = own.map(|backup| version_text(backup.postgres_version));
     let inventory = gathered.inventories.get(&system_id).cloned().unwrap_or_default();
@@ -279,6 +323,7 @@ async fn gather(
         acknowledged,
         let_go,
         host: None,
+        drill,
     })
 }
 

@@ -9,7 +9,7 @@ pub mod ahead;
 #[path = "trials/mod.rs"]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::duplicate_mod)]
 mod encrypted_trials;
-mod failures;
+pub(crate) mod failures;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 mod trials;
@@ -19,6 +19,7 @@ pub mod archive_get;
 pub mod archive_push;
 pub mod backup;
 pub mod check;
+pub mod copy;
 pub mod expire;
 pub mod info;
 pub mod init;
@@ -46,11 +47,39 @@ use crate::pg::{ControlFile, PgTimestamp, SystemId};
 use crate::pgdata::{Rereads, read_control_bytes, read_stable};
 use crate::repo::{KeyTaker, RepoError, Repository, claim_of};
 
+/// Which of two repositories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Which {
+    /// `repo`
+    First,
+    /// `second_repo`
+    Second,
+}
+
+impl Which {
+    /// Returns the word that flags, reports and logs have for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Second => "second",
+        }
+    }
+
+    /// Returns the other one.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::First => Self::Second,
+            Self::Second => Self::First,
+        }
+    }
+}
+
 /// What documents name as their writer.
-const TOOL: &str = concat!("highwater ", env!("CARGO_PKG_VERSION"));
+pub(crate) const TOOL: &str = concat!("highwater ", env!("CARGO_PKG_VERSION"));
 
 /// Returns this host's clock.
-fn now() -> PgTimestamp {
+pub(crate) fn now() -> PgTimestamp {
     PgTimestamp::from_unix_micros(jiff::Timestamp::now().as_microsecond())
 }
 

@@ -39,6 +39,7 @@ const RMGR_TABLESPACE: u8 = 5;
 const RMGR_RELATION_MAP: u8 = 7;
 const SMGR_CREATE: u8 = 0x10;
 const RMGR_HEAP: u8 = 10;
+const TABLESPACE_CREATE: u8 = 0x00;
 const TABLESPACE_DROP: u8 = 0x10;
 const HEAP_INPLACE: u8 = 0x70;
 
@@ -211,6 +212,13 @@ pub enum StorageChange {
         /// Its OID.
         database: u32,
     },
+    /// A tablespace was made, at a path of its own: replay makes a link there and writes into it.
+    TablespaceCreated {
+        /// Its OID.
+        tablespace: u32,
+        /// Where; empty for one inside the data directory.
+        location: String,
+    },
     /// A tablespace was removed.
     TablespaceDropped {
         /// Its OID.
@@ -249,6 +257,14 @@ impl WalRecord<'_> {
             }
             (RMGR_HEAP, _) if self.header.info & 0x70 == HEAP_INPLACE => {
                 self.invalidated_database()
+            }
+            (RMGR_TABLESPACE, TABLESPACE_CREATE) => {
+                let main = self.parts()?.main;
+                let path = main.get(4..)?.split(|byte| *byte == 0).next()?;
+                Some(StorageChange::TablespaceCreated {
+                    tablespace: u32_at(main, 0)?,
+                    location: String::from_utf8_lossy(path).into_owned(),
+                })
             }
             (RMGR_TABLESPACE, TABLESPACE_DROP) => {
                 let tablespace = u32_at(self.parts()?.main, 0)?;

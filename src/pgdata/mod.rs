@@ -54,8 +54,8 @@ pub use places::{Places, Stranger};
 pub use ready::ReadyFiles;
 pub use recovery_settings::{
     CommandWord, RECOVERY_SETTINGS, RESTORE_POINT_NAME_BYTES_MAX, RecoveryMode, RecoverySettings,
-    RecoverySettingsError, RecoveryTarget, Setting, TargetAction, command_line, rewrite_auto_conf,
-    write_recovery_settings,
+    RecoverySettingsError, RecoveryTarget, Setting, TargetAction, command_line, last_value,
+    restore_part, rewrite_auto_conf, settings_text, write_recovery_settings,
 };
 pub use restore_marker::{RESTORE_MARKER_NAME, RestoreMarker};
 pub use running::{

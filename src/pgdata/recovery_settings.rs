@@ -270,10 +270,40 @@ pub fn rewrite_auto_conf(
     }
     refuse_line_breaks("the time of writing", written_at)?;
     new.extend_from_slice(format!("{COMMENT}{written_at}:\n").as_bytes());
-    for (name, value) in settings {
-        new.extend_from_slice(format!("{name} = {}\n", quote_value(name, value)?).as_bytes());
-    }
+    new.extend_from_slice(settings_text(settings)?.as_bytes());
     Ok(new)
+}
+
+/// Returns settings as lines of a settings file, in their order.
+///
+/// # Errors
+/// [`RecoverySettingsError::UnwritableValue`]
+pub fn settings_text(settings: &[Setting]) -> Result<String, RecoverySettingsError> {
+    let line = |(name, value): &Setting| Ok(format!("{name} = {}\n", quote_value(name, value)?));
+    settings.iter().map(line).collect()
+}
+
+/// Returns the part of a `postgresql.auto.conf` that a restore has written into it, and no line of the cluster's
+/// own; empty where none has.
+pub fn restore_part(text: &[u8]) -> &[u8] {
+    let comment = COMMENT.as_bytes();
+    let begins = |at: &usize| {
+        text[*at..].starts_with(comment) && (*at == 0 || text.get(at - 1) == Some(&b'\n'))
+    };
+    (0..text.len()).rfind(begins).map_or(&[], |at| &text[at..])
+}
+
+/// Returns the value of a setting as the last line that sets it in `text` has it, without its quotes; `None` where
+/// no line does. Included files are not followed.
+pub fn last_value(text: &[u8], name: &str) -> Option<String> {
+    let is_set = |line: &&[u8]| setting_name(line).is_some_and(|n| n.eq_ignore_ascii_case(name));
+    let line = text.split(|b| *b == b'\n').rfind(is_set)?;
+    let line = String::from_utf8_lossy(line);
+    let value = line.trim_start().get(name.len()..)?.trim_start();
+    let value = value.strip_prefix('=').unwrap_or(value).trim_start();
+    let quoted = value.strip_prefix('\'').and_then(|rest| rest.split('\'').next());
+    let plain = value.split(|c: char| c == '#' || c.is_whitespace()).next().unwrap_or_default();
+    Some(quoted.unwrap_or(plain).to_owned())
 }
 
 /// Returns the name that a line of a settings file sets, or `None` for blank
@@ -506,6 +536,27 @@ mod tests {
             assert!(quote_value("x", bad).is_err());
             assert!(command_line(Path::new(bad), &[]).is_err());
         }
+    }
+
+    #[test]
+    fn what_a_restore_wrote_is_told_from_the_clusters_own_lines() {
+        let own = b"ssl = on\n# Written by highwater restore, says somebody\nwork_mem = '1MB'\n";
+        assert_eq!(restore_part(own), b"");
+        let settings = plan().settings().unwrap();
+        let text = rewrite_auto_conf(own, &settings, "now").unwrap();
+        let part = String::from_utf8(restore_part(&text).to_vec()).unwrap();
+        assert!(part.starts_with(COMMENT), "{part}");
+        assert!(part.contains("restore_command = ") && !part.contains("ssl"), "{part}");
+        assert_eq!(part.lines().count(), settings.len() + 1);
+    }
+
+    #[test]
+    fn the_last_line_that_sets_something_is_found() {
+        let text = b"#a = 'x'\nA='one'\n  a   'two, three' # why\nb = 4 # c\nab = 5\n";
+        assert_eq!(last_value(text, "a").as_deref(), Some("two, three"));
+        assert_eq!(last_value(text, "b").as_deref(), Some("4"));
+        assert_eq!(last_value(text, "c"), None);
+        assert_eq!(last_value(b"a = ''", "a").as_deref(), Some(""));
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub struct PostmasterPid {
     pub socket_directory: Option<PathBuf>,
     /// The first address listened on.
     pub listen_address: Option<String>,
+    /// `starting`, `stopping`, `ready` (it takes connections), `standby` (for reading only).
+    pub status: Option<String>,
 }
 
 /// `postmaster.pid` has no process id in its first line.
@@ -71,6 +73,7 @@ impl PostmasterPid {
             port: line(3).and_then(|l| l.parse().ok()).filter(|p| *p != 0),
             socket_directory: line(4).map(PathBuf::from),
             listen_address: line(5).map(str::to_owned),
+            status: line(7).map(str::to_owned),
         })
     }
 }
@@ -266,6 +269,7 @@ mod tests {
         assert_eq!(found.started_unix, Some(1_795_316_420));
         assert_eq!(found.socket_directory, Some(PathBuf::from("/run/postgresql")));
         assert_eq!(found.listen_address.as_deref(), Some("localhost"));
+        assert_eq!(found.status.as_deref(), Some("ready"));
     }
 
     #[test]

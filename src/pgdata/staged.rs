@@ -122,9 +122,13 @@ impl StagedFile {
             Existing::Replace => fs::rename(&self.temporary, &self.target)
                 .map_err(|e| DiskError::new("rename a file to", &self.target, e))?,
             // A link fails when the name is taken, in one step; looking first and
-            // renaming then would have a gap. The temporary name goes with the drop.
-            Existing::Refuse => fs::hard_link(&self.temporary, &self.target)
-                .map_err(|e| DiskError::new("create", &self.target, e))?,
+            // renaming then would have a gap. The temporary name goes before the fsync
+            // that both names share, or a power cut would bring it back.
+            Existing::Refuse => {
+                fs::hard_link(&self.temporary, &self.target)
+                    .map_err(|e| DiskError::new("create", &self.target, e))?;
+                remove_if_there(&self.temporary)?;
+            }
         }
         if durability == Durability::Fsync {
             sync_directory(parent_of(&self.target))?;

@@ -16,7 +16,7 @@ const RECORDING_BYTES: u64 = 14 << 20;
 const FRAME_BYTES: u64 = 3 << 19;
 
 /// A pack is closed when its frames reach this size, if memory allows. The format's limit is 64 MiB.
-const PACK_BYTES_MAX: u64 = 12 << 20;
+const PACK_BYTES_MAX: u64 = 8 << 20;
 
 /// Packs are never smaller than this, or there would be too many of them.
 const PACK_BYTES_MIN: u64 = 4 << 20;

@@ -6,6 +6,7 @@
 pub mod backup;
 pub mod changed_chunks;
 pub mod delta;
+pub mod drill;
 #[cfg(test)]
 mod examples;
 pub mod file_reading;

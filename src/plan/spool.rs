@@ -148,6 +148,42 @@ impl Note {
     }
 }
 
+/// How long one of two repositories that could not be reached is not waited for again, in seconds. Short: whatever is
+/// stored meanwhile is stored in the other alone.
+const OUTAGE_SECONDS_MAX: u64 = 60;
+
+/// What is known of one of two repositories that could not be reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutageNote {
+    format: u32,
+    /// Both repositories and the cluster, as one mark.
+    place: String,
+    /// When it did not answer.
+    noted: Moment,
+}
+
+impl OutageNote {
+    /// Makes the note of an outage that was just met.
+    pub fn new(place: &str, now: Moment) -> Self {
+        Self { format: NOTE_FORMAT, place: place.to_owned(), noted: now }
+    }
+
+    /// Returns the note as it is written.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Returns whether a note still speaks of these repositories now.
+    pub fn holds(bytes: &[u8], place: &str, now: &Moment) -> bool {
+        let Ok(note) = serde_json::from_slice::<Self>(bytes) else { return false };
+        let age = now.seconds.checked_sub(note.noted.seconds);
+        note.format == NOTE_FORMAT
+            && note.place == place
+            && note.noted.boot == now.boot
+            && age.is_some_and(|age| age < OUTAGE_SECONDS_MAX)
+    }
+}
+
 /// Returns the segments that follow on the same timeline, in order.
 pub fn following(segment: SegmentName, size: SegmentSize) -> impl Iterator<Item = SegmentName> {
     let number = segment.number(size);
@@ -187,6 +223,19 @@ mod tests {
     use crate::pg::Timeline;
 
     const SIZE: SegmentSize = SegmentSize::DEFAULT;
+
+    #[test]
+    fn an_outage_is_remembered_for_a_minute_of_this_boot_and_these_repositories_alone() {
+        let at = |boot: &str, seconds| Moment { boot: boot.to_owned(), seconds };
+        let note = OutageNote::new("here", at("b", 100)).to_bytes();
+        let holds = |place: &str, now: Moment| OutageNote::holds(&note, place, &now);
+        assert!(holds("here", at("b", 100)) && holds("here", at("b", 159)));
+        assert!(!holds("here", at("b", 160)), "too old");
+        assert!(!holds("here", at("b", 99)), "from the future");
+        assert!(!holds("here", at("c", 101)), "another boot");
+        assert!(!holds("there", at("b", 101)), "other repositories");
+        assert!(!OutageNote::holds(b"{", "here", &at("b", 101)));
+    }
 
     fn segment(number: u64) -> SegmentName {
         SegmentName::new(Timeline(1), number, SIZE)

@@ -29,7 +29,7 @@ use crate::pg::SystemId;
 use crate::store::{Body, Key, StoreError};
 
 /// A pack is closed when its frames reach this size, unless [`BackupWriter::with_packs_of`] says another.
-const PACK_BYTES: usize = 12 << 20;
+const PACK_BYTES: usize = 8 << 20;
 
 /// Pieces that the index of a pack tells at most, 24 bytes each: 2 GiB of chunks that compress well.
 const PACK_PIECES_MAX: usize = 32 << 10;
@@ -425,7 +425,7 @@ pub(super) fn seal_bytes(
     Ok(SealedObject { header, body: Body::from(frame) })
 }
 
-async fn settle_pack(
+pub(super) async fn settle_pack(
     store: &dyn crate::store::Store,
     key: &Key,
     ours: &Body,

@@ -40,6 +40,17 @@ pub struct WalInventory {
 }
 
 impl WalInventory {
+    /// Returns the stretches that are stored in this or in another repository of the same cluster.
+    pub fn coverage_with(&self, other: &Self) -> BTreeMap<Timeline, Vec<(Lsn, Lsn)>> {
+        let mut together = self.coverage();
+        for (timeline, wal) in &other.timelines {
+            let ranges = together.entry(*timeline).or_default();
+            ranges.extend_from_slice(&wal.ranges);
+            *ranges = merged(std::mem::take(ranges));
+        }
+        together
+    }
+
     /// Returns the stored stretches alone.
     pub fn coverage(&self) -> BTreeMap<Timeline, Vec<(Lsn, Lsn)>> {
         self.timelines.iter().map(|(timeline, wal)| (*timeline, wal.ranges.clone())).collect()

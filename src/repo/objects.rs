@@ -49,12 +49,23 @@ impl Repository {
     /// # Errors
     /// [`RepoError::Conflict`] if the name holds other content; the stored object is untouched.
     pub async fn put_sealed(&self, key: &Key, object: &SealedObject) -> Result<Put, RepoError> {
-        self.vet_before_storing(key).await?;
         let head = encode_header(&object.header).map_err(|e| RepoError::of_document(key, e))?;
         let mut body = Body::from(head);
         for piece in object.body.pieces() {
             body.push(piece.clone());
         }
+        self.put_encoded(key, &object.header, body).await
+    }
+
+    /// Creates a sealed object whose header is `header` and whose bytes, header and all, are `body`; see
+    /// [`Self::put_sealed`].
+    pub(super) async fn put_encoded(
+        &self,
+        key: &Key,
+        header: &Header,
+        body: Body,
+    ) -> Result<Put, RepoError> {
+        self.vet_before_storing(key).await?;
         for _ in 0..SETTLE_ATTEMPTS {
             match self.store.create(key, body.clone()).await {
                 Ok(()) => return Ok(Put::Stored),
@@ -62,7 +73,7 @@ impl Repository {
                 Err(error) => return Err(error.into()),
             }
             match self.header(key).await {
-                Ok(stored) => return same_content(key, &stored, &object.header),
+                Ok(stored) => return same_content(key, &stored, header),
                 Err(error) if error.is_absent() => {}
                 Err(error) => return Err(error),
             }
@@ -141,17 +152,28 @@ impl Repository {
 
     /// Reads a whole sealed object and checks its header; the body is as it was stored.
     pub(super) async fn fetch_sealed(&self, key: &Key) -> Result<Fetched, RepoError> {
+        Ok(self.fetch_encoded(key).await?.1)
+    }
+
+    /// Does the same, and returns all bytes as they were stored beside it, header and all.
+    pub(super) async fn fetch_encoded(&self, key: &Key) -> Result<(Body, Fetched), RepoError> {
         let reading = self.store.read(key, None).await?;
         let size_bytes = reading.size_bytes;
         if size_bytes > OBJECT_BYTES_MAX {
             return Err(RepoError::damaged(key, format_args!("it is {size_bytes} bytes long")));
         }
         let pieces = collect(key, reading.bytes, OBJECT_BYTES_MAX).await?;
+        let mut body = Body::default();
+        for piece in &pieces {
+            body.push(piece.clone());
+        }
         let head = prefix(&pieces, HEADER_PROBE_BYTES);
         let (header, body_offset) =
             parse_header(&head, size_bytes).map_err(|e| RepoError::of_seal(key, e))?;
         self.check_name(key, &header)?;
-        Ok(Fetched { key: key.clone(), header, body: Pieces::behind(pieces, body_offset) })
+        let fetched =
+            Fetched { key: key.clone(), header, body: Pieces::behind(pieces, body_offset) };
+        Ok((body, fetched))
     }
 
     /// Reads all bytes of an object that may be at most `bytes_max` long.

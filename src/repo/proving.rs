@@ -76,12 +76,29 @@ impl Repository {
         number: u32,
         depth: Depth,
     ) -> Result<Proven, RepoError> {
+        if depth == Depth::Header {
+            let key = Key::new(self.place().pack(id, number));
+            of_cluster(&key, &self.header(&key).await?, Kind::Pack, system_id)?;
+            return Ok(Proven::default());
+        }
+        let bytes = self.proven_pack(system_id, id, number).await?;
+        let read_bytes = bytes.len() as u64;
+        Ok(Proven { read_bytes, stored_digest: Some(blake3::hash(&bytes)) })
+    }
+
+    /// Reads a whole pack, proves every piece of data in it, and returns its bytes.
+    ///
+    /// # Errors
+    /// As [`Self::prove_wal`].
+    pub(super) async fn proven_pack(
+        &self,
+        system_id: SystemId,
+        id: &BackupId,
+        number: u32,
+    ) -> Result<Vec<u8>, RepoError> {
         let key = Key::new(self.place().pack(id, number));
         let header = self.header(&key).await?;
         of_cluster(&key, &header, Kind::Pack, system_id)?;
-        if depth == Depth::Header {
-            return Ok(Proven::default());
-        }
         let index = self.pack_index(id, number, system_id).await?;
         let reading = self.store().read(&key, None).await?;
         let size_bytes = reading.size_bytes;
@@ -114,7 +131,7 @@ impl Repository {
                 }
             }
         }
-        Ok(Proven { read_bytes: size_bytes, stored_digest: Some(blake3::hash(&bytes)) })
+        Ok(bytes)
     }
 
     /// Proves a document about keys: that it can be read, and is about what its name says.
@@ -167,7 +184,7 @@ impl Repository {
 }
 
 /// What the header of an object of WAL must say.
-struct Expected {
+pub(super) struct Expected {
     kind: Kind,
     plain_bytes: Option<u64>,
     /// Where its WAL begins, and on which timeline, as far as its name tells.
@@ -175,7 +192,7 @@ struct Expected {
     timeline: Option<Timeline>,
 }
 
-fn expected_of(object: WalObject, size: SegmentSize) -> Expected {
+pub(super) fn expected_of(object: WalObject, size: SegmentSize) -> Expected {
     let start_of = |offset: u32| {
         let start = object.segment().and_then(|segment| segment.start_lsn(size));
         start.and_then(|start| start.checked_add(u64::from(offset)))
@@ -206,7 +223,12 @@ fn expected_of(object: WalObject, size: SegmentSize) -> Expected {
 }
 
 impl Expected {
-    fn check(&self, key: &Key, header: &Header, system_id: SystemId) -> Result<(), RepoError> {
+    pub(super) fn check(
+        &self,
+        key: &Key,
+        header: &Header,
+        system_id: SystemId,
+    ) -> Result<(), RepoError> {
         believe(key, header, self.kind, system_id, self.plain_bytes.unwrap_or(header.plain_bytes))?;
         let fits = |wal: &WalSummary| {
             self.start_lsn.is_none_or(|start| start == wal.start_lsn)
@@ -220,7 +242,7 @@ impl Expected {
 }
 
 /// Checks that an object is of a kind and of this cluster.
-fn of_cluster(
+pub(super) fn of_cluster(
     key: &Key,
     header: &Header,
     kind: Kind,

@@ -344,11 +344,12 @@ install_packages() {
             # What the PostgreSQL trees link (some names differ between
             # releases); openssl makes the certificates of the tests; zstd,
             # python3 and, for what is encrypted, python3-cryptography are all
-            # that docs/restore-by-hand.md needs.
+            # that docs/restore-by-hand.md needs; strace watches what a power
+            # cut could undo.
             apt_need python3-venv debian-archive-keyring \
                 libgssapi-krb5-2 liblz4-1 libzstd1 'libxml2|libxml2-16' zlib1g tzdata \
                 'libssl3t64|libssl3' 'libreadline8t64|libreadline8' \
-                openssl zstd python3 python3-cryptography
+                openssl zstd python3 python3-cryptography strace
             [ "$(uname -m)" = x86_64 ] || packages_of_pgdg
             bash "$here/../servers/install.sh" --packages
             ;;

@@ -348,13 +348,13 @@ fn names_filters_and_gaps() {
     assert_eq!(commits[1]["database"]["name"], "postgres");
     assert!(names(commits[2], "relations").contains(&"public.first_one".to_owned()));
 
-    let drops = of(&["--only", "drops", "--since", &noted, "--oldest-first"]);
+    let drops = of(&["--kinds", "drops", "--since", &noted, "--oldest-first"]);
     assert_eq!(drops.iter().filter(|line| kind(line) == "commit").count(), 2, "{drops:?}");
-    let text = place.highwater.run(&["log", "--only", "drops"]).done();
+    let text = place.highwater.run(&["log", "--kinds", "drops"]).done();
     text.says("DROPS public.first_one").says("second_one").says("REPLACES");
     let early = of(&["--until", &noted, "--relation", "first_one"]);
     assert_eq!(early.iter().filter(|line| kind(line) == "commit").count(), 1, "{early:?}");
-    let limited = of(&["--limit", "1", "--only", "restore-points"]);
+    let limited = of(&["--limit", "1", "--kinds", "restore-points"]);
     assert_eq!((limited.len(), &limited[0]["name"]), (2, &"last".into()));
     let lsn = commits[1]["lsn"].as_str().unwrap();
     let since = of(&["--since", lsn, "--relation", "first_one"]);
@@ -364,7 +364,7 @@ fn names_filters_and_gaps() {
     let xid = commits[1]["xid"].to_string();
     let one = of(&["--xid", &xid]);
     assert_eq!((one.len(), &one[0]["lsn"]), (2, &commits[1]["lsn"]));
-    let own = of(&["--database", "postgres", "--only", "commits"]);
+    let own = of(&["--database", "postgres", "--kinds", "commits"]);
     let is_own =
         |line: &serde_json::Value| kind(line) == "end" || line["database"]["name"] == "postgres";
     assert!(own.len() > 4 && own.iter().all(is_own), "{own:?}");

@@ -376,7 +376,7 @@ fn assert_is_open(place: &Archived) {
 fn the_guides_example_does_what_it_says() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/guide.md");
     let page = std::fs::read_to_string(page).unwrap();
-    let chapter = page.split("\n## ").find(|part| part.starts_with("13. When the store is away"));
+    let chapter = page.split("\n## ").find(|part| part.starts_with("14. When the store is away"));
     let chapter = chapter.expect("a chapter of this name");
     let toml = chapter.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
     assert!(toml.contains("/var/spool/highwater-stall"), "{toml}");

@@ -148,7 +148,7 @@ fn server_pid(request: &Request) -> Option<u32> {
 /// # Errors
 /// Only what keeps it from beginning. What cannot be fetched is left to the direct way, which tells why.
 pub async fn fetch_ahead(
-    repository: &Repository,
+    repositories: &[Repository],
     ahead: Ahead,
     data_directory: PathBuf,
 ) -> Result<u64, Failure> {
@@ -163,7 +163,7 @@ pub async fn fetch_ahead(
     })?;
     let Some(_lock) = lock else { return Ok(0) };
     let fetched = AtomicU64::new(0);
-    follow(repository, &ahead, &spool, &data_directory, &fetched).await.ok_or_else(|| {
+    follow(repositories, &ahead, &spool, &data_directory, &fetched).await.ok_or_else(|| {
         failed("there is no readable global/pg_control here", "Run it in the data directory.")
     })?;
     Ok(fetched.into_inner())
@@ -172,7 +172,7 @@ pub async fn fetch_ahead(
 /// Fetches ahead whenever recovery asks, one recovery after another, for a process that stays. Ends never; may be
 /// dropped at any moment. `fetched` is told of each segment that was put into the spool.
 pub async fn stand_by(
-    repository: &Repository,
+    repositories: &[Repository],
     ahead: &Ahead,
     data_directory: &Path,
     fetched: &AtomicU64,
@@ -186,7 +186,7 @@ pub async fn stand_by(
             spool.tidy(|name| !is_of_fetching(name));
             while spool.directory().exists() {
                 if spool.path(WANTED).exists() {
-                    let _ = follow(repository, ahead, &spool, data_directory, fetched).await;
+                    let _ = follow(repositories, ahead, &spool, data_directory, fetched).await;
                 }
                 tokio::time::sleep(LOOK_IDLE).await;
             }
@@ -198,7 +198,7 @@ pub async fn stand_by(
 /// Fetches ahead until nothing was asked for during some seconds or the server is gone, and takes its files along.
 /// The caller holds the lock. `None`: there is no readable `pg_control`.
 async fn follow(
-    repository: &Repository,
+    repositories: &[Repository],
     ahead: &Ahead,
     spool: &Spool,
     data_directory: &Path,
@@ -207,7 +207,7 @@ async fn follow(
     let control = control_of(data_directory)?;
     let lineage = Lineage { system_id: control.system_id, segment_size: control.wal_segment_size };
     let mut fetching = Fetching {
-        repository: repository.clone(),
+        repositories: repositories.to_vec(),
         spool: spool.clone(),
         ahead: ahead.clone(),
         lineage,
@@ -224,7 +224,8 @@ async fn follow(
 }
 
 struct Fetching<'a> {
-    repository: Repository,
+    /// One or two; the first that has a segment whole gives it.
+    repositories: Vec<Repository>,
     spool: Spool,
     ahead: Ahead,
     lineage: Lineage,
@@ -300,12 +301,15 @@ impl Fetching<'_> {
     }
 
     fn begin(&mut self, segment: SegmentName) {
-        let (repository, spool) = (self.repository.clone(), self.spool.clone());
+        let (repositories, spool) = (self.repositories.clone(), self.spool.clone());
         let (place, lineage) = (self.ahead.place.clone(), self.lineage);
         self.on_the_way.spawn(async move {
             let coming = format!("{segment}{COMING}");
             let marked = spool.write_note(&coming, b"").is_ok();
-            let held = marked && fetch(&repository, &spool, &place, lineage, segment).await;
+            let mut held = false;
+            for repository in repositories.iter().filter(|_| marked) {
+                held = held || fetch(repository, &spool, &place, lineage, segment).await;
+            }
             spool.remove(&coming);
             (segment, if held { Outcome::Held } else { Outcome::NotToBeHad })
         });

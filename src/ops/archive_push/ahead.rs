@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 
-use super::{Push, Report, Request, digest_of, push_segment};
+use super::both::{self, Pushes, What};
+use super::{Report, Request, digest_of};
 use crate::ops::ahead::{Ahead, STORED, is_of_fetching, passed_over};
 use crate::pg::{SegmentName, SegmentSize, WalFileName};
 use crate::pgdata::{Moment, Spool};
@@ -85,18 +86,19 @@ fn tidy(ahead: &Ahead, spool: &Spool) {
 }
 
 /// Pushes them, several at a time, and leaves a note of each that the store has confirmed.
-pub(super) async fn push_following(push: Push<'_>, following: &Following) {
+pub(super) async fn push_following(pushes: Pushes<'_>, following: &Following) {
     futures_util::stream::iter(&following.segments)
-        .map(|segment| push_and_note(push, &following.spool, *segment))
+        .map(|segment| push_and_note(pushes, &following.spool, *segment))
         .buffer_unordered(IN_FLIGHT)
         .collect::<()>()
         .await;
 }
 
-async fn push_and_note(push: Push<'_>, spool: &Spool, segment: SegmentName) {
-    let path = push.request.path.with_file_name(segment.to_string());
-    let request = Request { path, ..push.request.clone() };
-    match push_segment(Push { request: &request, ..push }, segment).await {
+async fn push_and_note(pushes: Pushes<'_>, spool: &Spool, segment: SegmentName) {
+    let asked = pushes.first.request;
+    let path = asked.path.with_file_name(segment.to_string());
+    let request = Request { path, ..asked.clone() };
+    match both::push(pushes.of(&request), What::Ahead(segment)).await {
         Ok(report) => note(&request, spool, segment, report),
         Err(failure) => tracing::info!("`{segment}` was not pushed ahead: {failure}"),
     }

@@ -1,11 +1,13 @@
 //! Storing for a process that stays: several files at a time, and what may be said of each afterwards.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{OnceCell, Semaphore};
 
-use super::{Push, Report, Request, digest_of, push_in_time};
+use super::both::{self, Pushes, Second, What};
+use super::{Push, Report, Request, digest_of, room_of};
 use crate::failure::Failure;
 use crate::format::Codec;
 use crate::pgdata::{FileFacts, has_own_times};
@@ -20,14 +22,21 @@ pub struct Resident {
     repository: Repository,
     codec: Codec,
     deadline: Duration,
-    room: Semaphore,
+    second: Option<Arc<Second>>,
+    rooms: [Semaphore; 2],
 }
 
 impl Resident {
-    /// Will store into this repository, and give each file so long.
-    pub fn new(repository: &Repository, codec: Codec, deadline: Duration) -> Self {
-        let room = Semaphore::new(HELD_MIB);
-        Self { repository: repository.clone(), codec, deadline, room }
+    /// Will store into this repository, and into the second if there is one, and give each file so long.
+    pub fn new(
+        repository: &Repository,
+        second: Option<Arc<Second>>,
+        codec: Codec,
+        deadline: Duration,
+    ) -> Self {
+        let mib = room_of(codec, if second.is_some() { HELD_MIB / 2 } else { HELD_MIB });
+        let rooms = [Semaphore::new(mib), Semaphore::new(mib)];
+        Self { repository: repository.clone(), codec, deadline, second, rooms }
     }
 
     /// Stores one file, named as PostgreSQL's `%p` does; `None` if nothing may be said of it later all the same: it
@@ -42,18 +51,25 @@ impl Resident {
             deadline: self.deadline,
             accept_damaged: false,
             ahead: None,
+            second: self.second.clone(),
         };
         // The place may have been given to another cluster since the last file.
-        let identity = OnceCell::new();
+        let identities = [OnceCell::new(), OnceCell::new()];
         let read_from = SystemTime::now();
         let before = FileFacts::of_path(path);
-        let report = push_in_time(Push {
-            repository: &self.repository,
+        let into = |repository, number: usize| Push {
+            repository,
             request: &request,
             beside_others: true,
-            identity: &identity,
-            room: &self.room,
-        });
+            identity: &identities[number],
+            room: &self.rooms[number],
+        };
+        let second = self.second.as_deref();
+        let pushes = Pushes {
+            first: into(&self.repository, 0),
+            second: second.map(|second| (second, into(second.repository(), 1))),
+        };
+        let report = both::push(pushes, What::Asked);
         let Report { plain_bytes, stored_bytes, blake3, .. } = report.await?;
         let (Ok(before), Ok(after), Some(blake3)) = (before, FileFacts::of_path(path), blake3)
         else {

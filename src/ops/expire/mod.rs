@@ -6,7 +6,7 @@
 //!                    -> packs and file lists that no kept backup needs
 //!                    -> WAL that no kept backup needs, oldest first
 //!                    -> records of WAL that was let go, where none of it would stay
-//!                    -> pins of backups that are gone
+//!                    -> pins of backups that are gone, old records of drills
 //! ```
 //!
 //! It may end at any line and be run again: what is left is told apart by what is there. No lock is needed, neither
@@ -34,6 +34,7 @@ use super::{never_claimed, now};
 use crate::failure::{Failure, Kind};
 use crate::format::{BackupId, BackupObject, WalObject};
 use crate::pg::{PgTimestamp, SystemId};
+use crate::plan::drill::{RECORD_DAYS_KEPT, records_to_remove};
 use crate::plan::retention::{
     BegunState, KeptWal, NeededPacks, Plan, Policy, Protected, Reason, Unfinishedness, plan,
 };
@@ -142,7 +143,8 @@ impl Expiring<'_> {
         self.sweep_backups(&protected, &needed).await?;
         self.delete_wal().await?;
         self.delete_gaps().await?;
-        self.delete_pins(&fresh).await
+        self.delete_pins(&fresh).await?;
+        self.delete_drills().await
     }
 
     fn failed(&self, error: RepoError, doing: &str) -> Failure {
@@ -391,6 +393,18 @@ impl Expiring<'_> {
             .map(|pin| Doomed { key: pin.key.clone(), bytes: 0 })
             .collect();
         self.deleting.all(orphans).await
+    }
+
+    /// Deletes records of drills that are old.
+    async fn delete_drills(&mut self) -> Result<(), Failure> {
+        let ids = self.repository.drill_ids().await;
+        let ids = ids.map_err(|error| self.failed(error, "list records of drills"))?;
+        let kept_micros = RECORD_DAYS_KEPT * 24 * 3600 * 1_000_000;
+        let oldest_kept = self.now.to_unix_micros().unwrap_or_default() - kept_micros;
+        let oldest_kept = jiff::Timestamp::from_microsecond(oldest_kept).unwrap_or_default();
+        let going = records_to_remove(&ids, &BackupId::at(oldest_kept, 1)).into_iter();
+        let going = going.map(|id| Doomed { key: self.repository.drill_key(id), bytes: 0 });
+        self.deleting.all(going.collect()).await
     }
 }
 

@@ -274,7 +274,7 @@ fn not_found(request: &BeforeDrop, doubts: &Doubts, has_no_backup: bool) -> Fail
         ));
     }
     if next.is_empty() {
-        next.push("Check the spelling, schema and database: names are taken as the catalog has them, without quotes. `highwater log --only drops` lists all drops.".to_owned());
+        next.push("Check the spelling, schema and database: names are taken as the catalog has them, without quotes. `highwater log --kinds drops` lists all drops.".to_owned());
     }
     let what = format!("no drop of `{name}` was found in the WAL behind the oldest backup");
     let hidden = doubts.gaps > 0 || doubts.unknown_deletions > 0 || !doubts.had_room;

@@ -8,7 +8,9 @@
 //! PostgreSQL cannot start from what a restore that died has left: `pg_control` comes last.
 
 mod files;
+mod foreign;
 mod looking;
+mod moments;
 mod outlook;
 mod plan;
 mod settings;
@@ -30,6 +32,8 @@ use crate::pgdata::{
 use crate::plan::target::RecoveryTarget;
 use crate::repo::{FileList, Repository};
 
+pub use foreign::{ForeignTablespace, foreign_tablespaces};
+pub use moments::reachable_moments;
 pub use outlook::{MeasuredRate, Outlook, outlook};
 pub use plan::{PlanReport, Planned, make_plan};
 pub use survey::{Survey, survey};

@@ -60,6 +60,9 @@ pub struct PlanReport {
     pub delta: bool,
     /// The time of the last commit that the archive holds on this way.
     pub last_commit_time: Option<PgTimestamp>,
+    /// Where the last whole record begins that the archive holds on this way.
+    #[serde(skip)]
+    pub last_record_lsn: Option<Lsn>,
     /// Backups that were not considered, because a document of theirs cannot be read.
     pub damaged_backups: Vec<DamagedPlan>,
 }
@@ -221,6 +224,7 @@ struct Choosing<'a> {
 struct ReplayEnd {
     lsn: Lsn,
     last_commit_time: Option<PgTimestamp>,
+    last_record_lsn: Option<Lsn>,
 }
 
 impl<'a> Choosing<'a> {
@@ -267,6 +271,7 @@ impl<'a> Choosing<'a> {
         let end = ReplayEnd {
             lsn: replay_end.unwrap_or(chosen.unbroken_end),
             last_commit_time: end_of(&chosen).last_commit_time,
+            last_record_lsn: end_of(&chosen).last_record_lsn,
         };
         Ok((chosen, end))
     }
@@ -374,6 +379,7 @@ fn report(
         survey: None,
         delta: request.delta,
         last_commit_time: end.last_commit_time,
+        last_record_lsn: end.last_record_lsn,
         damaged_backups: gathered
             .unreadable
             .iter()

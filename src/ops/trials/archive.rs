@@ -163,13 +163,28 @@ impl Archive {
         bytes: &[u8],
         accept_damaged: bool,
     ) -> Result<archive_push::Report, Failure> {
+        let request = self.push_request(name, bytes, accept_damaged);
+        archive_push::run(&self.repository, &request).await
+    }
+
+    /// Puts a file where a server would have it, and returns what storing it asks.
+    pub(super) fn push_request(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        accept_damaged: bool,
+    ) -> archive_push::Request {
         let path = self.directory.path().join("pg_wal").join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, bytes).unwrap();
-        let deadline = Duration::from_mins(1);
-        let codec = Codec::DEFAULT;
-        let request = archive_push::Request { path, codec, deadline, accept_damaged, ahead: None };
-        archive_push::run(&self.repository, &request).await
+        archive_push::Request {
+            path,
+            codec: Codec::DEFAULT,
+            deadline: Duration::from_mins(1),
+            accept_damaged,
+            ahead: None,
+            second: None,
+        }
     }
 
     /// Stores pieces of a segment; `cuts` are the offsets between which they lie.
@@ -191,6 +206,15 @@ impl Archive {
         &self,
         name: &str,
     ) -> (Result<archive_get::Report, Failure>, Option<Vec<u8>>) {
+        self.get_or_from(None, name).await
+    }
+
+    /// Gets a file from this archive or from a second one.
+    pub(super) async fn get_or_from(
+        &self,
+        second: Option<&Self>,
+        name: &str,
+    ) -> (Result<archive_get::Report, Failure>, Option<Vec<u8>>) {
         let directory = tempfile::tempdir().unwrap();
         let target = directory.path().join("RECOVERYXLOG");
         let request = archive_get::Request {
@@ -199,6 +223,7 @@ impl Archive {
             data_directory: directory.path().to_owned(),
             deadline: Duration::from_mins(1),
             ahead: None,
+            second: second.map(|second| second.repository.clone()),
         };
         let outcome = archive_get::run(&self.repository, &request).await;
         (outcome, std::fs::read(target).ok())

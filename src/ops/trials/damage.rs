@@ -5,8 +5,8 @@ use futures_util::TryStreamExt;
 use super::archive::{Archive, SIZE_BYTES, SYSTEM, contents};
 use crate::failure::{Failure, Kind};
 use crate::format::{
-    Begun, Committed, Document, ENCRYPTED_IDENTITY_VERSION, HEADER_PROBE_BYTES, Identity, Pin,
-    encode_header_padded, parse_header,
+    Begun, Committed, Document, Drill, ENCRYPTED_IDENTITY_VERSION, HEADER_PROBE_BYTES, Identity,
+    Pin, encode_header_padded, parse_header,
 };
 use crate::ops::info;
 use crate::pg::SystemId;
@@ -98,6 +98,9 @@ fn of_another_cluster(key: &str, good: &[u8]) -> Vec<u8> {
     let id = super::archive::id(77);
     if key.ends_with("/begun.json") {
         return Begun { id, ..Begun::parse(good).unwrap() }.to_json().unwrap();
+    }
+    if key.contains("/drill/") {
+        return Drill { id, ..Drill::parse(good).unwrap() }.to_json().unwrap();
     }
     Pin { backup: id, ..Pin::parse(good).unwrap() }.to_json().unwrap()
 }

@@ -1,7 +1,9 @@
 //! Trials of the use cases on a store that fails or whose objects are damaged.
 
 mod archive;
+mod copy;
 mod damage;
+mod drill;
 mod expire;
 mod faults;
 mod large_segments;
@@ -9,4 +11,5 @@ mod resume;
 mod rivals;
 mod stall;
 mod streamed;
+mod two_repos;
 mod verify;

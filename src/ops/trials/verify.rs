@@ -6,6 +6,7 @@ use super::archive::{
     Archive, MODES, SIZE_BYTES, SYSTEM, begun, contents, id, make_backup, noise, repository_key,
 };
 use super::damage::{Damage, all_damage};
+use super::drill::drill;
 use crate::failure::{Failure, Kind};
 use crate::format::{Depth, Document, KeyObject, Made, Pin, SecretKey, WalObject, WrappedKey};
 use crate::ops::verify::{AcknowledgeRequest, Finding, Report, Request, acknowledge, run};
@@ -57,6 +58,9 @@ impl Archive {
         for id in [id, other] {
             let pin = Pin { reason: None, ..crate::ops::new_pin(id, "host".to_owned()) };
             archive.calm.put_pin(&pin).await.unwrap();
+        }
+        for host in ["one", "other"] {
+            archive.calm.put_drill(&mut drill(host, PgTimestamp(0))).await.unwrap();
         }
         archive
     }
@@ -195,6 +199,7 @@ fn kinds_of(archive: &Archive) -> Vec<Kinds> {
         kinds(key_of("/committed.json"), false, true),
         kinds(key_of("/begun.json"), true, true),
         kinds(key_of("/pin/"), false, true),
+        kinds(key_of("/drill/"), false, true),
         kinds(identities, true, true),
     ]
 }

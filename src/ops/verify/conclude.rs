@@ -6,7 +6,7 @@ use super::losses::Gone;
 use crate::failure::Failure;
 use crate::format::{
     Acknowledgement, Depth, FINDINGS_NAMED_MAX, KeyObject, WalObject, parse_acknowledged,
-    parse_gap, parse_pin, parse_proof,
+    parse_drill, parse_gap, parse_pin, parse_proof,
 };
 use crate::ops::now;
 use crate::pg::{Lsn, SystemId};
@@ -47,6 +47,10 @@ impl Verifying<'_> {
                 },
                 _ if directory == place.keys_dir() => {
                     self.look_at_keys(&directory).await?;
+                    continue;
+                }
+                _ if directory == place.drills_dir() => {
+                    self.look_at_drills(&directory).await?;
                     continue;
                 }
                 _ if directory == pins => |tail| parse_pin(tail).is_some(),
@@ -92,6 +96,29 @@ impl Verifying<'_> {
             let (fault, why) = found.map_err(|error| self.failed(error, "read keys"))?;
             if fault != Fault::Missing {
                 self.raw.push(Raw { about: About::Key(listed.key), fault, why });
+            }
+        }
+        Ok(())
+    }
+
+    /// Records of drills; what is deleted meanwhile is no loss.
+    async fn look_at_drills(&mut self, directory: &str) -> Result<(), Failure> {
+        let listing = self.repository.store().list(&Key::new(directory)).try_collect::<Vec<_>>();
+        let listing = listing.await.map_err(|error| self.failed(error.into(), "list drills"))?;
+        for listed in listing {
+            let tail = listed.key.as_str().strip_prefix(directory);
+            let tail = tail.and_then(|tail| tail.strip_prefix('/'));
+            let Some(id) = tail.and_then(parse_drill) else {
+                self.stray(&listed.key);
+                continue;
+            };
+            self.check_stop().await?;
+            self.checked += 1;
+            let Err(error) = self.repository.drill(&id).await else { continue };
+            let found = Fault::of(error);
+            let (fault, why) = found.map_err(|error| self.failed(error, "read drills"))?;
+            if fault != Fault::Missing {
+                self.raw.push(Raw { about: About::Drill(listed.key), fault, why });
             }
         }
         Ok(())
@@ -346,6 +373,9 @@ impl Verifying<'_> {
             About::Pin(_) => {
                 plain("No moment is lost: its backup is kept until the pin is taken off.")
             }
+            About::Drill(_) => {
+                plain("No moment is lost; what that drill has proved is not known any more.")
+            }
             About::Key(_) => plain(
                 "Whoever holds only the user key that it is about cannot open what is stored under the repository key that it is about. Other user keys open it as before.",
             ),
@@ -427,6 +457,7 @@ fn remedy(raw: &Raw) -> String {
         About::Pin(_) => {
             "Take the pins off with `highwater unpin` and pin the backup again.".to_owned()
         }
+        About::Drill(_) => "Delete it, and run `highwater drill` again.".to_owned(),
         About::Changed(_) => "Was it put back after damage? Then say so. Else look at the disk or the bucket, and run `highwater verify --deep --all`.".to_owned(),
         About::Key(_) => format!(
             "{copy} Else move it away and, with a user key that opens everything, give the other one again: `highwater key add`."

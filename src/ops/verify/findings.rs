@@ -162,6 +162,8 @@ pub(super) enum About {
     /// A backup cannot be restored because of this object.
     Backup(BackupId, Key),
     Pin(Key),
+    /// The record of a drill.
+    Drill(Key),
     Acknowledgement(Key),
     /// The record of WAL that was let go.
     LetGo(Key),
@@ -190,6 +192,7 @@ impl Raw {
             | About::Begun(_, key)
             | About::Backup(_, key)
             | About::Pin(key)
+            | About::Drill(key)
             | About::Acknowledgement(key)
             | About::LetGo(key)
             | About::Key(key)

@@ -95,6 +95,16 @@ impl Highwater {
         changed
     }
 
+    /// The same with this one's repository as a second one.
+    #[must_use]
+    pub fn with_second(&self, second: &Self) -> Self {
+        let mut both = self.with_env("HIGHWATER_SECOND_REPO", &second.repo);
+        if let Some((_, file)) = second.env.iter().rfind(|(name, _)| name == "HIGHWATER_KEY_FILE") {
+            both = both.with_env("HIGHWATER_SECOND_KEY_FILE", file);
+        }
+        both
+    }
+
     /// The same without one environment variable.
     #[must_use]
     pub fn without_env(&self, name: &str) -> Self {
@@ -155,7 +165,17 @@ impl Highwater {
         let file = file.map_or_else(String::new, |(_, file)| format!(" --config {file}"));
         let key = self.env.iter().rfind(|(name, _)| name == "HIGHWATER_KEY_FILE");
         let key = key.map_or_else(String::new, |(_, file)| format!(" --key-file {file}"));
-        format!("{binary}{file} --repo {} --cluster {}{key}", self.repo, self.cluster)
+        let second: String = [
+            ("HIGHWATER_SECOND_REPO", "--second-repo"),
+            ("HIGHWATER_SECOND_KEY_FILE", "--second-key-file"),
+        ]
+        .into_iter()
+        .filter_map(|(name, flag)| {
+            let (_, value) = self.env.iter().rfind(|(known, _)| known == name)?;
+            Some(format!(" {flag} {value}"))
+        })
+        .collect();
+        format!("{binary}{file} --repo {} --cluster {}{key}{second}", self.repo, self.cluster)
     }
 
     /// Returns a command with the settings of this repository in its environment.
@@ -224,7 +244,7 @@ impl Running {
     }
 
     /// Returns the process's number.
-    pub(super) fn id(&self) -> u32 {
+    pub fn id(&self) -> u32 {
         self.child.id()
     }
 

@@ -18,7 +18,7 @@ mod wait;
 mod weather;
 
 pub use archived::Archived;
-pub use binary::{Highwater, Run, Running};
+pub use binary::{Highwater, Run, Running, reachable_binary};
 pub use cluster::{Cluster, ClusterBuilder, Load, finish};
 pub use lab::{Lab, Random, copy_tree, files_below, fingerprint, flip_bit, rounds};
 pub use ledger::Ledger;
