@@ -183,18 +183,20 @@ fn archive_push(
         second: None,
     };
     let done = match (done_before(&mut request, stall.as_ref()), &stall) {
-        (Some(report), _) => Ok(report),
+        (Some(report), _) => Ok(Some(report)),
         (None, Some(stall)) => stall::push(&request, stall, surroundings),
         (None, None) => {
             let opened = open_repository(surroundings)?;
             request.second = second_for_push(surroundings)?;
-            run_light(ops::archive_push::run(&opened.repository, &request))
+            run_light(ops::archive_push::run(&opened.repository, &request)).map(Some)
         }
     };
     if let Some(stall) = &stall {
         stall::leave_draining(stall, surroundings);
     }
-    tracing::info!("{}", reports::archive_push(&done?));
+    if let Some(report) = done? {
+        tracing::info!("{}", reports::archive_push(&report));
+    }
     Ok(())
 }
 

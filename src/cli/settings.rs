@@ -567,6 +567,23 @@ mod tests {
     }
 
     #[test]
+    fn what_stands_in_for_one_repository_is_refused_beside_a_second() {
+        let second = "[repo]\nurl = \"file:///a\"\n[second_repo]\nurl = \"file:///b\"\n";
+        for line in ["stall_spool = \"/s\"", "wal_backlog_max = \"1GiB\""] {
+            assert!(settings(&[], &[], &format!("{line}\n[repo]\nurl = \"file:///a\"")).is_ok());
+            let failure = settings(&[], &[], &format!("{line}\n{second}")).err().unwrap();
+            let name = line.split(' ').next().unwrap();
+            assert_eq!(failure.kind, Kind::Usage);
+            assert!(
+                failure.what.contains(name) && failure.what.contains("h.toml:5"),
+                "{}",
+                failure.what
+            );
+        }
+        assert!(settings(&[], &[], &format!("stall_spool_max = \"1GiB\"\n{second}")).is_ok());
+    }
+
+    #[test]
     fn flags_win_over_environment_and_environment_over_the_file() {
         let file =
             "cluster = \"file\"\ncompression = \"lz4\"\njobs = 2\n[repo.options]\nregion = \"a\"";

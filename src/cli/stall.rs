@@ -107,16 +107,17 @@ pub(super) fn host_state(surroundings: &Surroundings<'_>) -> Option<HostState> {
     })
 }
 
-/// Stores a WAL file, or does with it what is set for a store that is away.
+/// Stores a WAL file, or does with it what is set for a store that is away. Returns what the store has, and nothing for
+/// a file that it has not: that is told here, louder.
 pub(super) fn push(
     request: &archive_push::Request,
     stall: &Stall,
     surroundings: &Surroundings<'_>,
-) -> Result<archive_push::Report, Failure> {
+) -> Result<Option<archive_push::Report>, Failure> {
     let opened = open_repository_retrying(surroundings, RETRY_DEADLINE)?;
     let pushed = run_light(archive_push::run_despite(&opened.repository, request, stall))?;
-    Ok(match pushed {
-        Pushed::Stored(report) => report,
+    match pushed {
+        Pushed::Stored(report) => return Ok(Some(report)),
         Pushed::Spooled { report, held } => {
             let since = held.oldest.and_then(|since| jiff::Timestamp::try_from(since).ok());
             let since = since
@@ -128,7 +129,6 @@ pub(super) fn push(
                 human_size(held.bytes),
                 stall.directory.display()
             );
-            report
         }
         Pushed::LetGo { name, gap: Some(gap) } => {
             tracing::error!(
@@ -139,20 +139,14 @@ pub(super) fn push(
                 gap.timeline,
                 gap.start_lsn
             );
-            report_of(name)
         }
         Pushed::LetGo { name, gap: None } => {
             tracing::error!(
                 "`{name}` was LET GO and is not in the archive, because too much WAL waits; no recovery needs it"
             );
-            report_of(name)
         }
-    })
-}
-
-fn report_of(name: crate::pg::WalFileName) -> archive_push::Report {
-    let outcome = crate::repo::Put::AlreadyThere;
-    archive_push::Report { name, outcome, plain_bytes: 0, stored_bytes: 0, blake3: None }
+    }
+    Ok(None)
 }
 
 /// Returns what is set for the server whose file this is.

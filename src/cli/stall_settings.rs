@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use super::setting_values::{absolute, within_size};
-use super::settings::{Check, Origin, Sourced};
+use super::settings::{Check, NOTHING_DONE, Origin, Sourced};
 use super::settings_table::Id;
 use super::units::setting_size;
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 
 /// What is done with WAL that the store cannot take; by default PostgreSQL keeps it.
 #[derive(Clone)]
@@ -21,13 +21,31 @@ pub struct StallSettings {
 
 impl StallSettings {
     pub(super) fn validate(check: &Check<'_>) -> Result<Self, Failure> {
-        Ok(Self {
+        let settings = Self {
             spool: check.one(Id::StallSpool, absolute)?,
             spool_max_bytes: check
                 .or_default(Id::StallSpoolMax, |text| within_size(Id::StallSpoolMax, text))?,
             backlog_max_bytes: check
                 .one(Id::WalBacklogMax, |text| within_size(Id::WalBacklogMax, text))?,
-        })
+        };
+        settings.refuse_beside_a_second(check)?;
+        Ok(settings)
+    }
+
+    /// The spool stands in for one repository, sealed under its keys, and the record of a gap is one repository's: what
+    /// of two lacks what could not be told.
+    fn refuse_beside_a_second(&self, check: &Check<'_>) -> Result<(), Failure> {
+        let spool = self.spool.as_ref().map(|spool| ("stall_spool", &spool.origin));
+        let backlog = self.backlog_max_bytes.as_ref().map(|max| ("wal_backlog_max", &max.origin));
+        let Some((name, origin)) = spool.or(backlog) else { return Ok(()) };
+        let second = check.one(Id::SecondRepo, |text| Some(text.to_owned()))?;
+        let Some(second) = second else { return Ok(()) };
+        let what = format!(
+            "`{name}` ({origin}) cannot be set beside a second repository ({})",
+            second.origin
+        );
+        let next = "leave one of them out: with two repositories, either takes WAL while the other is away, and while both are, PostgreSQL keeps it";
+        Err(Failure::new(Kind::Usage, what, NOTHING_DONE, next))
     }
 
     /// Returns whether anything is set.

@@ -19,6 +19,10 @@ const PAUSE_LAST: Duration = Duration::from_secs(30);
 const BACKUP_PAUSE_FIRST: Duration = Duration::from_secs(5);
 const BACKUP_PAUSE_LAST: Duration = Duration::from_mins(10);
 
+/// How often and at what pauses the lock is asked for.
+const LOCK_ATTEMPTS: u32 = 5;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
 /// How often an agent looks whether there is anything to do.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -49,7 +53,7 @@ pub async fn keep_drained(
     let mut held: Option<(StallDirectory, SpoolLock)> = None;
     loop {
         if held.is_none() {
-            held = take(stall)?;
+            held = take(stall).await?;
             if held.is_none() && keeping == Keeping::UntilEmpty {
                 return Ok(all);
             }
@@ -112,11 +116,20 @@ impl Backups {
     }
 }
 
-/// Takes the right to drain; `None` if there is nothing yet, or another process has it.
-fn take(stall: &Stall) -> Result<Option<(StallDirectory, SpoolLock)>, Failure> {
+/// Takes the right to drain; `None` if there is nothing yet, or another process has it. It is asked for more than once:
+/// who looks whether anybody drains has the lock for a moment.
+async fn take(stall: &Stall) -> Result<Option<(StallDirectory, SpoolLock)>, Failure> {
     let Some(directory) = stall.find()? else { return Ok(None) };
-    let lock = directory.lock().map_err(|error| {
-        of_disk(error, format!("could not use `{}`", directory.path().display()), UNHARMED)
-    })?;
-    Ok(lock.map(|lock| (directory, lock)))
+    for attempt in 0..LOCK_ATTEMPTS {
+        if attempt > 0 {
+            tokio::time::sleep(LOCK_PAUSE).await;
+        }
+        let lock = directory.lock().map_err(|error| {
+            of_disk(error, format!("could not use `{}`", directory.path().display()), UNHARMED)
+        })?;
+        if let Some(lock) = lock {
+            return Ok(Some((directory, lock)));
+        }
+    }
+    Ok(None)
 }

@@ -73,7 +73,8 @@ impl Host {
         std::fs::write(&ready, "").unwrap();
         let deadline = Duration::from_mins(1);
         let codec = Codec::DEFAULT;
-        let request = Request { path, codec, deadline, accept_damaged: false, ahead: None };
+        let request =
+            Request { path, codec, deadline, accept_damaged: false, ahead: None, second: None };
         let pushed = run_despite(&self.archive.repository, &request, &self.stall).await?;
         std::fs::remove_file(ready).unwrap();
         Ok(pushed)
@@ -97,6 +98,7 @@ impl Host {
             data_directory: directory.path().to_owned(),
             deadline: Duration::from_mins(1),
             ahead: None,
+            second: None,
         };
         let stall = Some(&self.stall);
         let outcome = archive_get::run_beside(&self.archive.repository, &request, stall).await;
@@ -441,7 +443,8 @@ async fn nothing_is_let_go_that_cannot_be_recorded_or_that_the_server_does_not_w
     let path = host.wal().join(&name);
     std::fs::remove_file(host.ready(&name)).unwrap();
     let (codec, deadline) = (Codec::DEFAULT, Duration::from_mins(1));
-    let request = Request { path, codec, deadline, accept_damaged: false, ahead: None };
+    let request =
+        Request { path, codec, deadline, accept_damaged: false, ahead: None, second: None };
     let repository = &host.archive.repository;
     assert!(!lets_go(run_despite(repository, &request, &host.stall).await));
     // The store answers, and says no.
