@@ -175,6 +175,13 @@ impl Pushing {
         self.wal_directory.join(file.to_string())
     }
 
+    /// Tells whether the server has taken the file away or given it another name, as it may once its own command said
+    /// that it is archived: then there was nothing to store, and the store is well.
+    fn is_gone(&self, file: WalFileName) -> bool {
+        let found = std::fs::symlink_metadata(self.path(file));
+        found.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+    }
+
     fn begin(&mut self, file: WalFileName, waiting: Vec<Asked>) {
         let (resident, path, begun) = (self.resident.clone(), self.path(file), Instant::now());
         self.files.insert(file, Fate::OnTheWay { waiting });
@@ -263,6 +270,15 @@ impl Pushing {
                 }
                 return;
             }
+            Err(failure) if self.is_gone(file) => {
+                tracing::debug!(
+                    "`{file}` is gone, as after its own command has stored it: {failure}"
+                );
+                for asked in waiting {
+                    say_no(asked, "the file is gone");
+                }
+                return;
+            }
             Err(failure) => return self.give_up(file, waiting, &failure),
         };
         tracing::debug!("`{file}` is stored");
@@ -303,4 +319,54 @@ fn word_of(stored: &StoredFile) -> Word {
 
 fn say_no(asked: Asked, why: &str) {
     let _ = asked.reply.send(Word::No { why: why.to_owned() });
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::format::Codec;
+    use crate::repo::Repository;
+    use crate::store::memory::MemoryStore;
+
+    const FILE: &str = "000000010000000000000001";
+
+    /// An agent before a directory of WAL in which one file is ready, and a repository that nobody has claimed.
+    fn pushing(place: &tempfile::TempDir) -> Pushing {
+        let status = place.path().join("archive_status");
+        std::fs::create_dir(&status).unwrap();
+        std::fs::write(status.join(format!("{FILE}.ready")), "").unwrap();
+        let repository = Repository::new(Arc::new(MemoryStore::new()), "main".parse().unwrap());
+        let resident = Resident::new(&repository, None, Codec::None, Duration::from_secs(5));
+        Pushing::new(resident, place.path())
+    }
+
+    async fn push_once(pushing: &mut Pushing) {
+        pushing.begin_ready();
+        assert_eq!(pushing.on_the_way.len(), 1);
+        let pushed = pushing.on_the_way.join_next().await.unwrap();
+        pushing.settle(pushed);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_its_own_command_has_archived_meanwhile_is_no_failure_of_the_store() {
+        let place = tempfile::tempdir().unwrap();
+        let mut pushing = pushing(&place);
+        push_once(&mut pushing).await;
+        assert!(!pushing.is_resting());
+        assert!(pushing.files.is_empty());
+        assert_eq!(pushing.tally, Tally::default());
+    }
+
+    #[tokio::test]
+    async fn after_a_failure_nothing_is_begun_for_a_while() {
+        let place = tempfile::tempdir().unwrap();
+        let mut pushing = pushing(&place);
+        std::fs::write(place.path().join(FILE), vec![0; 1 << 20]).unwrap();
+        push_once(&mut pushing).await;
+        assert!(pushing.is_resting());
+        pushing.begin_ready();
+        assert!(pushing.on_the_way.is_empty());
+        assert_eq!(pushing.tally, Tally::default());
+    }
 }

@@ -201,7 +201,8 @@ impl<'a> Done<'a> {
                 CheckOutcome::Passed => check.said.lines().last().unwrap_or_default().to_owned(),
                 _ => check.said.replace('\n', "\n           "),
             };
-            let _ = writeln!(text, "  {word}  {} ({}): {said}", check.name, took(check.millis));
+            let said = if said.is_empty() { said } else { format!(": {said}") };
+            let _ = writeln!(text, "  {word}  {} ({}){said}", check.name, took(check.millis));
         }
         if let Some(log) = drill.failure.as_ref().map(|failure| &failure.server_log)
             && !log.is_empty()

@@ -109,6 +109,9 @@ impl BackupWriter {
     /// Announces the backup by creating `begun.json`, and makes its writer. `jobs` frames are
     /// compressed at a time.
     ///
+    /// An id is taken also by what an earlier backup left below it: one whose removal was cut short, or is under way
+    /// on another host while this one's clock reads the same second again.
+    ///
     /// # Errors
     /// [`StoreError::Exists`] inside if the id is taken: try the next attempt's id.
     pub async fn begin(
@@ -125,6 +128,11 @@ impl BackupWriter {
             Ok(Put::Stored | Put::AlreadyThere) => {}
             Err(RepoError::Conflict { key, .. }) => return Err(StoreError::Exists { key }.into()),
             Err(error) => return Err(error),
+        }
+        // After `begun.json` stands: a removal deletes that first and packs last, so it is either over or seen here.
+        if repository.holds_remains(&begun.id).await? {
+            repository.store().delete(&key).await?;
+            return Err(StoreError::Exists { key }.into());
         }
         Ok(Self {
             repository: repository.clone(),
@@ -372,7 +380,8 @@ impl Repository {
     ///
     /// `begun.json` goes first, and only then is looked whether another backup leans on this one: a backup that
     /// does has said so in its own `begun.json` before it looked whether this one's still stands. Whichever came
-    /// first, one of them sees the other. What is leaned on stays.
+    /// first, one of them sees the other. What is leaned on stays. Packs go last: while one is left, no new backup
+    /// takes this id ([`BackupWriter::begin`]), so none of a new one's objects is deleted here.
     ///
     /// # Errors
     /// What could not be removed stays, without a `committed.json`, and is no backup.
@@ -384,12 +393,23 @@ impl Repository {
         if self.is_leaned_on(id).await? {
             return Ok(false);
         }
+        self.store().delete(&Key::new(self.place().files(id))).await?;
         let packs = self.store().list_level(&Key::new(self.place().packs_dir(id))).await?;
         for pack in packs.objects {
             self.store().delete(&pack.key).await?;
         }
-        self.store().delete(&Key::new(self.place().files(id))).await?;
         Ok(true)
+    }
+
+    /// Returns whether there is anything of this backup besides `begun.json`.
+    async fn holds_remains(&self, id: &BackupId) -> Result<bool, RepoError> {
+        let begun = Key::new(self.place().begun(id));
+        let top = self.store().list_level(&Key::new(self.place().backup_dir(id))).await?;
+        if top.objects.iter().any(|object| object.key != begun) {
+            return Ok(true);
+        }
+        let packs = self.store().list_level(&Key::new(self.place().packs_dir(id))).await?;
+        Ok(!packs.objects.is_empty())
     }
 
     /// Returns the part of a key below the cluster's place, as headers carry it.

@@ -1,10 +1,13 @@
 //! Backups that die anywhere, and the next one that goes on from what they had stored.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::archive::{Archive, SIZE_BYTES, begun, contents, id, make_backup_of, noise};
 use crate::format::BackupId;
 use crate::repo::RepoError;
-use crate::store::Key;
 use crate::store::faults::{Call, Fault};
+use crate::store::{Key, StoreError};
 
 /// The same files each time, 11 MiB that do not compress: a few packs.
 fn files() -> Vec<(String, Vec<u8>)> {
@@ -178,4 +181,62 @@ async fn removing_and_leaning_never_miss_each_other() {
         archive.faults.heal();
         assert_eq!(archive.restore(&id(2)).await.unwrap(), files(), "call {n}");
     }
+}
+
+/// A removal that was cut short leaves packs under an id that another backup of the same second would take.
+#[tokio::test]
+async fn an_id_under_which_something_is_left_is_not_taken_again() {
+    for keeps in ["/pack/", "/files"] {
+        let archive = Archive::claimed(SIZE_BYTES).await;
+        archive.push_wal().await;
+        let old = id(1);
+        archive.back_up(&old, &[]).await.unwrap();
+        let keys = archive.keys_below(&format!("/backup/{old}/"));
+        for key in keys.iter().filter(|key| !key.contains(keeps)) {
+            archive.calm.store().delete(&Key::new(key.clone())).await.unwrap();
+        }
+        let left = archive.keys_below("/backup/");
+        assert!(!left.is_empty());
+        let refused = archive.back_up(&old, &[]).await.unwrap_err();
+        assert!(matches!(refused, RepoError::Store(StoreError::Exists { .. })), "{refused}");
+        assert_eq!(archive.keys_below("/backup/"), left, "{keeps}");
+        assert!(archive.calm.forget_unfinished(&old).await.unwrap());
+        archive.back_up(&old, &[]).await.unwrap();
+        assert_eq!(archive.restore(&old).await.unwrap(), files(), "{keeps}");
+    }
+}
+
+/// Whoever removes a backup never removes what another one stores under the same id.
+#[tokio::test]
+async fn removing_and_beginning_under_the_same_id_never_miss_each_other() {
+    let mut taken = 0;
+    for n in 1..30 {
+        let (archive, dead) = Archive::with_a_dead_backup().await;
+        let (calm, again) = (archive.calm.clone(), dead.clone());
+        let begin = move || {
+            let (calm, again) = (calm.clone(), again.clone());
+            std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                runtime.block_on(make_backup_of(&calm, &begun(&again, &[]), &files())).is_ok()
+            })
+            .join()
+            .unwrap()
+        };
+        let began = Arc::new(AtomicBool::new(false));
+        let tell = Arc::clone(&began);
+        let slow = crate::store::faults::Symptom::Slow(std::time::Duration::ZERO);
+        archive.faults.inject(
+            Fault::anywhere()
+                .nth(n)
+                .symptom(slow)
+                .hook(move |_, _| tell.store(begin(), Ordering::SeqCst)),
+        );
+        archive.repository.forget_unfinished(&dead).await.unwrap();
+        archive.faults.heal();
+        if began.load(Ordering::SeqCst) {
+            taken += 1;
+            assert_eq!(archive.restore(&dead).await.unwrap(), files(), "call {n}");
+        }
+    }
+    assert!(taken < 2, "only when all is gone may it begin: {taken}");
 }
