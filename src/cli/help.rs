@@ -51,7 +51,10 @@ With settings by flag:
 Segments that wait behind it are stored as well, and their own calls are short.
 Exit 0 means stored and durable. The same file again is success; another file under the same
 name is refused (exit 3). Failures exit 1 to 125, so that pg_stat_archiver counts them and
-PostgreSQL keeps the file and tries again.";
+PostgreSQL keeps the file and tries again.
+
+With `stall_spool` set, 0 may also mean kept on this host, and with `wal_backlog_max` let go and
+recorded, while the store is away: each is said in the server's log. See `highwater spool --help`.";
 
 /// Under `spool --help`.
 pub const SPOOL: &str = "\

@@ -15,7 +15,7 @@ use crate::format::{
 };
 use crate::pg::{Lsn, PgTimestamp, SystemId, Timeline};
 use crate::plan::retention::{BegunState, Incarnation, Policy, PolicyInfo, Reason, Stock, plan};
-use crate::plan::stall::closed_by;
+use crate::plan::stall::{closed_by, is_stored};
 use crate::plan::window::{Gap, gaps, stretches, ways, window};
 use crate::repo::{RepoError, Repository, StoredPin, WalInventory};
 
@@ -327,14 +327,16 @@ async fn gather(
     })
 }
 
-/// Tells what was let go of the cluster that lives here now. A record that cannot be read is `verify`'s to find.
+/// Tells what was let go of the cluster that lives here now, and did not come all the same. A record that cannot be read is `verify`'s to find.
 async fn let_go(
     repository: &Repository,
     current: Option<&Incarnation>,
 ) -> Result<Vec<LetGoInfo>, RepoError> {
     let Some(current) = current else { return Ok(Vec::new()) };
     let read = repository.gaps().await?.into_iter().filter_map(|(_, gap)| gap.ok());
+    let ranges = |timeline| current.coverage.get(&timeline).map_or(&[][..], Vec::as_slice);
     let own = read.filter(|gap| gap.system_identifier == current.system_id);
+    let own = own.filter(|gap| !is_stored(gap, ranges(gap.timeline)));
     let told = own.map(|gap| LetGoInfo {
         closed_by: closed_by(&gap, &current.backups).cloned(),
         timeline: gap.timeline,

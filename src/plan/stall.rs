@@ -120,6 +120,12 @@ pub fn extended(gap: &WalGap, timeline: Timeline, start: Lsn, end: Lsn) -> Optio
     touches.then(|| WalGap { end_lsn: gap.end_lsn.max(end), ..gap.clone() })
 }
 
+/// Returns whether WAL that was let go is stored all the same, as by `receive`, or by a call that the server repeated.
+/// `ranges` is what is stored of its timeline: starts included, ends excluded.
+pub fn is_stored(gap: &WalGap, ranges: &[(Lsn, Lsn)]) -> bool {
+    ranges.iter().any(|(start, end)| *start <= gap.start_lsn && gap.end_lsn <= *end)
+}
+
 /// Returns the backup that makes a gap unneeded for the newest moments: the first, of those given, that begins behind
 /// it, on its timeline or a later one.
 pub fn closed_by<'a>(
@@ -248,6 +254,16 @@ mod tests {
         assert_eq!(add(1, 48, 64), None, "a hole between them");
         assert_eq!(add(1, 0, 16), None, "before it");
         assert_eq!(add(2, 32, 48), None, "another timeline");
+    }
+
+    #[test]
+    fn what_is_stored_as_a_whole_was_not_lost() {
+        let is_stored = |ranges: &[(u64, u64)]| {
+            let ranges: Vec<_> = ranges.iter().map(|(a, b)| (Lsn(*a), Lsn(*b))).collect();
+            super::is_stored(&gap(16, 32), &ranges)
+        };
+        assert!(is_stored(&[(0, 8), (16, 32)]) && is_stored(&[(0, 64)]));
+        assert!(!is_stored(&[]) && !is_stored(&[(16, 31)]) && !is_stored(&[(0, 24), (25, 64)]));
     }
 
     #[test]

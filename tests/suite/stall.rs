@@ -188,16 +188,24 @@ fn by_hand() -> Archived {
 
 /// Kills the processes that `archive-push` has left to drain, as the end of a container does.
 fn kill_drainers(place: &Archived) {
+    kill_all(place, "drain-spool");
+}
+
+/// Kills the processes of this place that run a command; returns how many.
+fn kill_all(place: &Archived, command: &str) -> usize {
+    let mut killed = 0;
     let lab = place.lab.path().to_str().unwrap();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let words = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let words = String::from_utf8_lossy(&words).into_owned();
         let pid = entry.file_name().to_str().and_then(|pid| pid.parse().ok());
         let pid = pid.and_then(rustix::process::Pid::from_raw);
-        if let Some(pid) = pid.filter(|_| words.contains("drain-spool") && words.contains(lab)) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        if let Some(pid) = pid.filter(|_| words.contains(command) && words.contains(lab)) {
+            let kill = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            killed += usize::from(kill.is_ok());
         }
     }
+    killed
 }
 
 #[test]
@@ -339,6 +347,59 @@ fn wal_that_is_let_go_is_a_recorded_gap_that_a_backup_closes_by_itself() {
         place.cluster.archive_now();
         place.assert_copy_equals("copy", &dump);
     }
+}
+
+#[test]
+fn killed_while_wal_is_let_go_whatever_was_acknowledged_is_stored_or_recorded() {
+    let place = archived(NEWEST, "wal_backlog_max = \"32MiB\"", Lab::highwater);
+    place.highwater.run(&["backup", "--fast"]).done();
+    place.cluster.archive_now();
+    let mut random = Random::new("killed while WAL is let go");
+    away(&place);
+    let names = place.segments(6);
+    let is_done = |name: &str| {
+        place.cluster.pgdata.join(format!("pg_wal/archive_status/{name}.done")).exists()
+    };
+    let (mut pushers, mut drainers) = (0, 0);
+    wait_for("all but one are let go", 2 * LIMIT, || {
+        // PostgreSQL waits 10 s before it starts an archiver whose command was killed again.
+        if pushers < 3 && random.below(2) == 0 {
+            pushers += kill_all(&place, "archive-push");
+        }
+        drainers += kill_all(&place, "drain-spool");
+        drainers > 0 && is_done(&names[4])
+    });
+    assert!(!is_done(&names[5]), "less than the maximum waits by then");
+    let gaps = state(&place)["open_gaps"].clone();
+    for name in &names[..5] {
+        let number = |at: std::ops::Range<usize>| u64::from_str_radix(&name[at], 16).unwrap();
+        let start = (number(8..16) << 32) + (number(16..24) << 24);
+        let is_recorded = |gap: &serde_json::Value| {
+            parse(&gap["start_lsn"]) <= start && start + (1 << 24) <= parse(&gap["end_lsn"])
+        };
+        assert!(gaps.as_array().unwrap().iter().any(is_recorded), "{name}: {gaps}");
+    }
+    back(&place);
+    let mut looks = 0;
+    wait_for("a backup closes each gap, and this host knows", 2 * LIMIT, || {
+        looks += 1;
+        if looks < 10 && random.below(2) == 0 {
+            kill_drainers(&place);
+        }
+        // Each push leaves a process to drain where there is none.
+        if looks % 10 == 0 {
+            place.cluster.switch_wal();
+        }
+        state(&place)["open_gaps"] == serde_json::json!([])
+    });
+    let info = place.highwater.info();
+    let told = info["let_go"].as_array().unwrap();
+    assert!(!told.is_empty() && told.iter().all(|gap| gap["closed_by"].is_string()), "{info}");
+    place.cluster.archive_now();
+    place.highwater.run(&["verify"]).done().says("was let go at");
+    let dump = place.cluster.dump();
+    place.cluster.archive_now();
+    place.assert_copy_equals("copy", &dump);
 }
 
 fn parse(lsn: &serde_json::Value) -> u64 {

@@ -4,7 +4,7 @@ use super::Verifying;
 use super::findings::{About, Fault, Raw};
 use crate::failure::Failure;
 use crate::format::WalGap;
-use crate::plan::stall::closed_by;
+use crate::plan::stall::{closed_by, is_stored};
 use crate::plan::window::Hole;
 
 impl Verifying<'_> {
@@ -34,8 +34,7 @@ impl Verifying<'_> {
     fn judge(&mut self, gap: &WalGap, mut found: Vec<Raw>) -> Vec<Raw> {
         let Some(one) = self.incarnation(gap.system_identifier) else { return found };
         let ranges = one.coverage.get(&gap.timeline).map_or(&[][..], Vec::as_slice);
-        if ranges.iter().any(|(start, end)| *start <= gap.start_lsn && gap.end_lsn <= *end) {
-            // It was stored all the same, as by `receive`.
+        if is_stored(gap, ranges) {
             return found;
         }
         if let Some(id) = closed_by(gap, &one.backups) {
