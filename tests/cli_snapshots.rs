@@ -70,7 +70,7 @@ fn code(output: &Output) -> i32 {
     output.status.code().unwrap()
 }
 
-const COMMANDS: [&str; 17] = [
+const COMMANDS: [&str; 18] = [
     "init",
     "check",
     "archive-push",
@@ -82,6 +82,7 @@ const COMMANDS: [&str; 17] = [
     "verify",
     "drill",
     "log",
+    "spool",
     "expire",
     "pin",
     "unpin",

@@ -10,6 +10,7 @@
 //! paying.rs      of two repositories, each is brought the WAL that it lacks (ops::copy)
 //! receiving.rs   WAL as it is written, if that is wanted (ops::receive)
 //! scheduled.rs   backups, expire, verify and drills in their time (plan::schedule), as children
+//! stalling.rs    what lay on this host while the store was away (ops::spool)
 //! ops::archive_get::stand_by    what recovery will ask for next, into the spool, where archive-get finds it
 //! ```
 //!
@@ -25,6 +26,7 @@ mod pushing;
 mod receiving;
 mod scheduled;
 mod seat;
+mod stalling;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,6 +42,7 @@ use self::pushing::Pushing;
 pub use self::receiving::Receiving;
 pub use self::scheduled::{Runs, Scheduled};
 use self::seat::Seat;
+pub use self::stalling::Stalling;
 use crate::failure::Failure;
 use crate::format::Codec;
 use crate::ops::ahead::Ahead;
@@ -68,6 +71,8 @@ pub struct Request {
     pub receiving: Option<Receiving>,
     /// Run commands in their time.
     pub scheduled: Option<Scheduled>,
+    /// What is set for a store that is away.
+    pub stalling: Option<Stalling>,
 }
 
 /// What was done until it was asked to stop.
@@ -109,7 +114,7 @@ pub async fn run(
     let (ask, questions) = mpsc::channel(front::CONVERSATIONS_MAX);
     let fetched = AtomicU64::new(0);
     tracing::info!("serving {} for {}", request.data_directory.display(), repository.describe());
-    let (tally, copied_objects, scheduled, received, ()) = tokio::try_join!(
+    let (tally, copied_objects, scheduled, received, (), ()) = tokio::try_join!(
         async { Ok(pushing.run(questions, stop.clone()).await) },
         async {
             match &request.both {
@@ -133,6 +138,10 @@ pub async fn run(
                 Some(receiving) => receiving::keep(receiving, stop.clone()).await.map(Some),
                 None => Ok(None),
             }
+        },
+        async {
+            stalling::keep(repository, request.stalling.as_ref(), stop.clone()).await;
+            Ok(())
         },
         async {
             let mut stop = stop.clone();

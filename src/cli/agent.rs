@@ -15,7 +15,7 @@ use super::drivers::{
 };
 use super::requests::AgentRequest;
 use super::settings::{NOTHING_DONE, Origin};
-use super::{reports, signals};
+use super::{reports, signals, stall};
 use crate::agent;
 use crate::failure::{Failure, Kind};
 use crate::plan::schedule::Task;
@@ -62,6 +62,7 @@ pub(super) fn agent(request: AgentRequest, surroundings: &Surroundings<'_>) -> R
         }),
         receiving,
         scheduled: scheduled(surroundings)?,
+        stalling: stalling(surroundings)?,
     };
     let report = run_parallel(THREADS, async {
         let work = |stop| agent::run(&opened.repository, &request, stop);
@@ -98,6 +99,14 @@ fn scheduled(surroundings: &Surroundings<'_>) -> Result<Option<agent::Scheduled>
         flags.extend(["--dsn".to_owned(), dsn.value.clone()]);
     }
     Ok(Some(agent::Scheduled { schedule, program: program()?, flags }))
+}
+
+/// Returns what is set for a store that is away, in the data directory that was entered.
+fn stalling(surroundings: &Surroundings<'_>) -> Result<Option<agent::Stalling>, Failure> {
+    let Some(stall) = stall::stall(Some(Path::new(WAL_DIRECTORY)), surroundings)? else {
+        return Ok(None);
+    };
+    Ok(Some(agent::Stalling { stall, backup: stall::backup_command(surroundings)? }))
 }
 
 /// Returns the data directory that was named: by the setting, or as PostgreSQL's own programs are told.

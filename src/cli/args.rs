@@ -23,6 +23,7 @@ use super::retention_args::{ExpireArgs, PinArgs, UnpinArgs, keep_until};
 use super::second_repo::Only;
 use super::settings::{FlagValues, NOTHING_DONE};
 use super::settings_table::Id;
+use super::spool_args::SpoolArgs;
 use super::target::{TargetTime, parse_time};
 use super::target_args::{TARGET_HEADING, TargetArgs};
 use super::verify_args::VerifyArgs;
@@ -142,6 +143,12 @@ pub enum Command {
     /// Tell commits, restore points and drops in archived WAL: find the moment to go back to
     #[command(after_help = help::LOG)]
     Log(Box<LogArgs>),
+    /// Show or drain what lies on this host while the store is away
+    #[command(after_help = help::SPOOL)]
+    Spool(SpoolArgs),
+    /// Drain the spool until it is empty; archive-push starts it
+    #[command(hide = true)]
+    DrainSpool,
     /// Delete backups and WAL that the retention policy does not keep
     #[command(after_help = help::EXPIRE)]
     Expire(ExpireArgs),
@@ -429,6 +436,11 @@ impl CommandLine {
             Command::Drill(args) => args.into_request(&mut flags, environment)?,
             Command::DrillGuard(args) => args.into_request(),
             Command::Log(args) => Request::Log(Box::new(args.into_request(environment)?)),
+            Command::Spool(args) => {
+                flags.set(Id::Pgdata, absolute_text(args.pgdata)?);
+                Request::Spool { drain: args.drain }
+            }
+            Command::DrainSpool => Request::DrainSpool,
             Command::Expire(args) => args.into_request(&mut flags),
             Command::Pin(args) => args.into_request(environment)?,
             Command::Unpin(args) => args.into_request(),

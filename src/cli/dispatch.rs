@@ -22,10 +22,11 @@ use super::requests::{
 use super::second_repo::Only;
 use super::settings::{NOTHING_DONE, Settings};
 use super::two::{Reported, each, each_and_what_is_missing, either};
-use super::{copy, drill, keys, log, man, progress, reports, retention, signals, verify};
+use super::{copy, drill, keys, log, man, progress, reports, retention, signals, stall, verify};
 use crate::failure::{Failure, Kind};
 use crate::ops;
 use crate::ops::Which;
+use crate::ops::stall::Stall;
 use crate::pg::PgTimestamp;
 use crate::plan::memory::{TooLittle, backup_memory, restore_range_bytes};
 use crate::plan::target::{RecoveryPoint, RecoveryTarget, TargetAction, TimelineChoice};
@@ -41,6 +42,9 @@ pub(super) const RECEIVE_RETRY_DEADLINE: Duration = Duration::from_secs(3);
 /// How long `receive` tries to store what it holds once it was asked to stop; service
 /// managers commonly kill after 90 s.
 const STOP_DEADLINE: Duration = Duration::from_mins(1);
+
+/// How long `archive-push` waits for an agent where WAL has another place to go.
+const AGENT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// PostgreSQL runs its commands in the data directory, and names what recovery wants like this
 /// (`src/backend/access/transam/xlogrecovery.c`).
@@ -94,6 +98,8 @@ pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(),
         Request::ArchivePush(request) => archive_push(request, surroundings)?,
         Request::ArchiveGet(request) => return archive_get(request, surroundings),
         Request::FetchAhead => fetch_ahead(surroundings)?,
+        Request::Spool { drain } => return stall::spool(drain, surroundings),
+        Request::DrainSpool => stall::drain_spool(surroundings)?,
         Request::Receive(request) => receive(request, surroundings)?,
         Request::Agent(request) => agent(request, surroundings)?,
         Request::Backup(request) => return backup(request, surroundings),
@@ -155,6 +161,7 @@ fn check(request: &CheckRequest, surroundings: &Surroundings<'_>) -> Result<Repo
         no_switch: request.no_switch,
         receiver,
         retention: surroundings.settings.retention.policy(),
+        stall: stall::stall_of_host(surroundings)?,
     };
     let report = run_light(async { Ok(ops::check::run(&opened.repository, &request).await) })?;
     Reported::new(&report, reports::check, report.failed())
@@ -166,6 +173,7 @@ fn archive_push(
 ) -> Result<(), Failure> {
     // A damaged segment is looked at by itself.
     let ahead = if request.accept_damaged { None } else { ahead(&request.path, surroundings) };
+    let stall = stall::stall_of_server(&request.path, surroundings)?;
     let mut request = ops::archive_push::Request {
         path: request.path,
         codec: surroundings.settings.compression.value,
@@ -174,25 +182,38 @@ fn archive_push(
         ahead,
         second: None,
     };
-    let report = match done_before(&mut request) {
-        Some(report) => report,
-        None => {
+    let done = match (done_before(&mut request, stall.as_ref()), &stall) {
+        (Some(report), _) => Ok(Some(report)),
+        (None, Some(stall)) => stall::push(&request, stall, surroundings),
+        (None, None) => {
             let opened = open_repository(surroundings)?;
             request.second = second_for_push(surroundings)?;
-            run_light(ops::archive_push::run(&opened.repository, &request))?
+            run_light(ops::archive_push::run(&opened.repository, &request)).map(Some)
         }
     };
-    tracing::info!("{}", reports::archive_push(&report));
+    if let Some(stall) = &stall {
+        stall::leave_draining(stall, surroundings);
+    }
+    if let Some(report) = done? {
+        tracing::info!("{}", reports::archive_push(&report));
+    }
     Ok(())
 }
 
 /// Answers from what an earlier call or the agent has done: without the repository, and without any thread. `None`:
 /// all is to be done still, within what is left of the deadline.
-fn done_before(request: &mut ops::archive_push::Request) -> Option<ops::archive_push::Report> {
+fn done_before(
+    request: &mut ops::archive_push::Request,
+    stall: Option<&Stall>,
+) -> Option<ops::archive_push::Report> {
     let began = Instant::now();
     let report = ops::archive_push::pushed_before(request).or_else(|| {
         // Half of the time is left for the direct way.
-        let patience = request.deadline / 2;
+        let patience = match stall {
+            Some(stall) if stall.is_away() => return None,
+            Some(Stall { spool: Some(_), .. }) => AGENT_PATIENCE.min(request.deadline / 2),
+            _ => request.deadline / 2,
+        };
         crate::agent::ask_stored(request.ahead.as_ref()?, &request.path, patience)
     });
     request.deadline = request.deadline.saturating_sub(began.elapsed());
@@ -211,9 +232,11 @@ fn archive_get(request: ArchiveGetRequest, surroundings: &Surroundings<'_>) -> R
     let got = match ops::archive_get::take_fetched(&request) {
         Some(report) => Ok(report),
         None => {
+            let stall = stall::stall_of_server(&request.target, surroundings)?;
             let opened = open_repository(surroundings)?;
             request.second = open_second(surroundings)?.map(|second| second.repository);
-            run_light(ops::archive_get::run(&opened.repository, &request))
+            let stall = stall.as_ref();
+            run_light(ops::archive_get::run_beside(&opened.repository, &request, stall))
         }
     };
     match got {
@@ -480,6 +503,7 @@ fn info(request: &InfoRequest, surroundings: &Surroundings<'_>) -> Result<Report
     let opened = open_repository(surroundings)?;
     let policy = surroundings.settings.retention.policy();
     let mut report = run_light(ops::info::run(&opened.repository, &policy))?;
+    report.host = stall::host_state(surroundings);
     if let Some(id) = &request.backup {
         report.backups.retain(|backup| backup.id.as_str() == id);
         report.damaged_backups.retain(|backup| backup.id.as_str() == id);

@@ -51,8 +51,24 @@ With settings by flag:
 Segments that wait behind it are stored as well, and their own calls are short.
 Exit 0 means stored and durable. The same file again is success; another file under the same
 name is refused (exit 3). Failures exit 1 to 125, so that pg_stat_archiver counts them and
-PostgreSQL keeps the file and tries again.";
+PostgreSQL keeps the file and tries again.
 
+With `stall_spool` set, 0 may also mean kept on this host, and with `wal_backlog_max` let go and
+recorded, while the store is away: each is said in the server's log. See `highwater spool --help`.";
+
+/// Under `spool --help`.
+pub const SPOOL: &str = "\
+Examples:
+  highwater spool                      what waits on this host, and since when
+  highwater spool --drain              bring it into the repository now
+
+With `stall_spool` set, archive-push keeps WAL there while the store is away, and acknowledges it:
+it is on this host only until it is drained. An agent drains it, or a process that archive-push
+starts; by hand it is needed only on a host where neither runs.
+
+Exit 3: WAL was put aside because the repository holds something else under its name.
+Exit 4: WAL was put aside because it is damaged, or WAL that was let go is not closed by a backup.
+Exit 5: the store is away still, or another process drains.";
 /// Under `copy --help`.
 pub const COPY: &str = "\
 Examples:

@@ -62,6 +62,7 @@ mod tests {
             "highwater-pin.1",
             "highwater-receive.1",
             "highwater-restore.1",
+            "highwater-spool.1",
             "highwater-unpin.1",
             "highwater-verify.1",
             "highwater.1",

@@ -407,6 +407,7 @@ pub(super) fn info(report: &info::Report) -> String {
     }
     text.push_str(&backups(report));
     text.push_str(&wal(report));
+    text.push_str(&super::stall::of_info(report));
     text
 }
 

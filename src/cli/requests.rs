@@ -32,6 +32,13 @@ pub enum Request {
     ArchivePush(ArchivePushRequest),
     /// `archive-get`
     ArchiveGet(ArchiveGetRequest),
+    /// `spool`
+    Spool {
+        /// Drain it, and do not only show it.
+        drain: bool,
+    },
+    /// `drain-spool`, which `archive-push` starts.
+    DrainSpool,
     /// `fetch-ahead`, which `archive-get` starts.
     FetchAhead,
     /// `receive`

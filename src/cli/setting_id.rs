@@ -41,6 +41,12 @@ pub enum Id {
     Spool,
     /// The most WAL in the spool.
     SpoolMax,
+    /// Where WAL is kept while the store is away.
+    StallSpool,
+    /// The most WAL that is kept there.
+    StallSpoolMax,
+    /// From how much waiting WAL on it is let go.
+    WalBacklogMax,
     /// How far back every moment can be gone back to.
     RetainWindow,
     /// How many of the newest backups stay.

@@ -32,6 +32,7 @@ use super::settings_table::{
     Accepts, CONFIG_VARIABLE, Id, KEY_VARIABLE, OPTION_VARIABLE_PREFIX, SECOND_KEY_VARIABLE,
     SECOND_OPTION_VARIABLE_PREFIX, TABLE, is_secret_option, setting,
 };
+use super::stall_settings::StallSettings;
 use super::units::{setting_duration, setting_size};
 use crate::failure::{Failure, Kind};
 use crate::format::Codec;
@@ -274,6 +275,8 @@ pub struct Settings {
     pub spool: Sourced<SpoolChoice>,
     /// The most WAL that is kept fetched ahead, in bytes.
     pub spool_max_bytes: Sourced<u64>,
+    /// What is done while the store is away.
+    pub stall: StallSettings,
     /// What is kept.
     pub retention: RetentionSettings,
     /// Where the key is that everything is encrypted with.
@@ -333,6 +336,7 @@ impl Settings {
             spool: check.or_default(Id::Spool, parse_spool)?,
             spool_max_bytes: check
                 .or_default(Id::SpoolMax, |text| within_size(Id::SpoolMax, text))?,
+            stall: StallSettings::validate(&check)?,
             retention: RetentionSettings::validate(&check, RetentionNames::FIRST)?,
             key: KeySettings::validate(&check, KeyNames::FIRST, raw.key.as_ref())?,
             drill: DrillSettings::validate(&check)?,
@@ -409,6 +413,7 @@ impl Settings {
                 SpoolChoice::None => "none".to_owned(),
             })),
             Id::SpoolMax => Some(text(&self.spool_max_bytes, |bytes| setting_size(*bytes))),
+            Id::StallSpool | Id::StallSpoolMax | Id::WalBacklogMax => self.stall.shown(id),
             Id::RetainWindow
             | Id::RetainBackups
             | Id::RetainDaily
@@ -569,6 +574,23 @@ mod tests {
         file: &str,
     ) -> Result<Settings, Failure> {
         Settings::validate(gather(flags, variables, file))
+    }
+
+    #[test]
+    fn what_stands_in_for_one_repository_is_refused_beside_a_second() {
+        let second = "[repo]\nurl = \"file:///a\"\n[second_repo]\nurl = \"file:///b\"\n";
+        for line in ["stall_spool = \"/s\"", "wal_backlog_max = \"1GiB\""] {
+            assert!(settings(&[], &[], &format!("{line}\n[repo]\nurl = \"file:///a\"")).is_ok());
+            let failure = settings(&[], &[], &format!("{line}\n{second}")).err().unwrap();
+            let name = line.split(' ').next().unwrap();
+            assert_eq!(failure.kind, Kind::Usage);
+            assert!(
+                failure.what.contains(name) && failure.what.contains("h.toml:5"),
+                "{}",
+                failure.what
+            );
+        }
+        assert!(settings(&[], &[], &format!("stall_spool_max = \"1GiB\"\n{second}")).is_ok());
     }
 
     #[test]

@@ -40,7 +40,7 @@ const MIB: u64 = 1 << 20;
 const HOUR: u64 = 3_600;
 
 /// All settings, in the order in which they are shown.
-pub static TABLE: [Setting; 50] = [
+pub static TABLE: [Setting; 53] = [
     Setting {
         id: Id::Repo,
         key: "repo.url",
@@ -220,6 +220,36 @@ pub static TABLE: [Setting; 50] = [
         default: Some("128MiB"),
         example: "256MiB",
         meaning: "the most WAL that archive-get keeps fetched ahead",
+    },
+    Setting {
+        id: Id::StallSpool,
+        key: "stall_spool",
+        variable: "HIGHWATER_STALL_SPOOL",
+        flag: None,
+        accepts: Accepts::Directory,
+        default: None,
+        example: "/var/spool/highwater-stall",
+        meaning: "where archive-push keeps WAL while the store is away; by default PostgreSQL keeps it",
+    },
+    Setting {
+        id: Id::StallSpoolMax,
+        key: "stall_spool_max",
+        variable: "HIGHWATER_STALL_SPOOL_MAX",
+        flag: None,
+        accepts: Accepts::Size { min: 32 * MIB, max: MIB << 20 },
+        default: Some("10GiB"),
+        example: "50GiB",
+        meaning: "the most that may lie in stall_spool, as stored",
+    },
+    Setting {
+        id: Id::WalBacklogMax,
+        key: "wal_backlog_max",
+        variable: "HIGHWATER_WAL_BACKLOG_MAX",
+        flag: None,
+        accepts: Accepts::Size { min: 32 * MIB, max: MIB << 20 },
+        default: None,
+        example: "50GiB",
+        meaning: "from this much waiting WAL on it is LET GO while the store is away; by default never",
     },
     Setting {
         id: Id::RetainWindow,

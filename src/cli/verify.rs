@@ -7,7 +7,7 @@ use super::drivers::{host_name, open_repository, run_light, run_parallel};
 use super::requests::VerifyRequest;
 use super::two::Reported;
 use super::units::{human_duration, human_size};
-use super::{progress, signals};
+use super::{progress, signals, stall};
 use crate::failure::Failure;
 use crate::format::{Acknowledgement, Depth};
 use crate::ops;
@@ -36,7 +36,9 @@ pub(super) fn verify(
         signals::stoppable(surroundings.output, work).await
     });
     listener.finish();
-    let report = outcome?;
+    let mut report = outcome?;
+    let host = stall::host_state(surroundings);
+    report.notes.extend(host.as_ref().and_then(stall::note));
     Reported::new(&report, text, report.failed())
 }
 

@@ -10,6 +10,7 @@ mod documents;
 mod drill;
 mod encrypted;
 mod file_list;
+mod gap;
 mod keys;
 mod names;
 mod pack_index;
@@ -44,6 +45,7 @@ pub use file_list::{
     EntryKind, FileContent, FileEntry, FileStamp, INLINE_CHUNKS_MAX, LIST_FRAME_BYTES, ListError,
     parse_line, write_line,
 };
+pub use gap::{WalGap, parse_gap};
 pub use keys::{Encryption, KeyMark, KeyObject, Made, RepositoryKeyName, WrappedKey};
 pub use names::{
     BackupId, BackupObject, ClusterName, NameError, Place, WalObject, parse_acknowledged,

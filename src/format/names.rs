@@ -14,6 +14,7 @@
 //! <cluster>/verify/<second>/report.json                                  and what it came to
 //! <cluster>/drill/<second>.json                                          what a drill has proved
 //! <cluster>/acknowledged/<finding, 12 digits>.json                       a loss that somebody knows of
+//! <cluster>/gap/<system id>/<TLI>-<start>-<end>.json                   WAL that was let go: see `gap`
 //! <cluster>/key/…                                                        see `keys`
 //! ```
 //!
@@ -422,6 +423,16 @@ impl Place {
     /// Returns the key of the acknowledgement of one finding.
     pub fn acknowledged(&self, finding: &str) -> String {
         format!("{}/acknowledged/{finding}.json", self.cluster)
+    }
+
+    /// Returns the directory of all records of gaps.
+    pub fn gaps_dir(&self) -> String {
+        format!("{}/gap", self.cluster)
+    }
+
+    /// Returns the key of the record of a gap; see [`super::WalGap::tail`].
+    pub fn gap(&self, system_id: SystemId, tail: &str) -> String {
+        format!("{}/gap/{system_id}/{tail}", self.cluster)
     }
 
     /// Returns the directory of the records of drills.

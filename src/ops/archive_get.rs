@@ -5,12 +5,14 @@
 //! "absent" for the end of the archive and may end recovery there.
 
 mod ahead;
+mod beside;
 mod either;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use self::ahead::{fetch_ahead, stand_by, take_fetched, wants_fetching};
+pub use self::beside::run_beside;
 use super::ahead::Ahead;
 use super::failures::{of_disk, of_repo};
 use super::{control_of, current_identity};

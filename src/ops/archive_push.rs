@@ -13,6 +13,7 @@ mod both;
 mod damaged;
 mod large;
 mod resident;
+mod stalled;
 
 use std::fs::File;
 use std::io::Read;
@@ -28,6 +29,7 @@ use tokio::sync::{OnceCell, Semaphore};
 pub use self::ahead::pushed_before;
 pub use self::both::Second;
 pub use self::resident::{Resident, is_as_stored};
+pub use self::stalled::{Pushed, run_despite};
 use super::ahead::Ahead;
 use super::failures::{of_repo, of_task};
 use super::identity_of;

@@ -6,6 +6,7 @@
 
 mod receiving;
 mod server;
+mod stalling;
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -14,6 +15,7 @@ use serde::Serialize;
 pub use self::receiving::Expected;
 use self::server::Server;
 use super::failures::{kind_of_repo, next_of_repo};
+use super::stall::Stall;
 use crate::causes::in_one_line;
 use crate::failure::Kind;
 use crate::format::{DrillOutcome, Identity, WalObject};
@@ -50,6 +52,8 @@ pub struct Request {
     pub receiver: Expected,
     /// What `expire` would keep with these settings.
     pub retention: Policy,
+    /// What is set for a store that is away.
+    pub stall: Option<Stall>,
 }
 
 /// How a finding turned out.
@@ -130,6 +134,7 @@ pub async fn run(repository: &Repository, request: &Request) -> Report {
         look_at_keys(repository, &mut report).await;
     }
     judge_retention(&request.retention, &mut report);
+    stalling::look_at_stall(request.stall.as_ref(), &mut report);
     if identity.is_some() {
         look_at_drills(repository, &mut report).await;
     }

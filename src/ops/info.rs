@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::failures::of_repo;
+use super::stall::HostState;
 use super::stock::{Gathered, take_stock};
 use super::wal_times::{StoredWay, reach};
 use super::{current_identity, now};
@@ -14,7 +15,8 @@ use crate::format::{
 };
 use crate::pg::{Lsn, PgTimestamp, SystemId, Timeline};
 use crate::plan::retention::{BegunState, Incarnation, Policy, PolicyInfo, Reason, Stock, plan};
-use crate::plan::window::{gaps, stretches, ways, window};
+use crate::plan::stall::{closed_by, is_stored};
+use crate::plan::window::{Gap, gaps, stretches, ways, window};
 use crate::repo::{RepoError, Repository, StoredPin, WalInventory};
 
 const UNHARMED: &str = "Nothing was changed.";
@@ -58,6 +60,30 @@ pub struct Report {
     pub acknowledged: Vec<AcknowledgedInfo>,
     /// The last drill that is on record; absent where none was ever done.
     pub drill: Option<DrillInfo>,
+    /// WAL that was let go because the store could not take it.
+    pub let_go: Vec<LetGoInfo>,
+    /// What is true of this host alone; absent where no data directory and no spool is known here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostState>,
+}
+
+/// WAL that was let go.
+#[derive(Debug, Clone, Serialize)]
+pub struct LetGoInfo {
+    /// Its timeline.
+    pub timeline: Timeline,
+    /// The first byte that was let go (included).
+    pub start_lsn: Lsn,
+    /// Where WAL goes on (excluded).
+    pub end_lsn: Lsn,
+    /// When.
+    pub let_go_at: PgTimestamp,
+    /// On which host.
+    pub host: String,
+    /// Why.
+    pub why: String,
+    /// The backup that makes it unneeded for the newest moments; absent as long as there is none.
+    pub closed_by: Option<BackupId>,
 }
 
 /// What a drill came to.
@@ -243,6 +269,9 @@ pub struct GapInfo {
     pub start_lsn: Lsn,
     /// The end (excluded).
     pub end_lsn: Lsn,
+    /// Why it is there, where that was recorded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// The recovery window.
@@ -291,6 +320,7 @@ async fn gather(
     let own = current.and_then(|current| current.backups.last());
     let newest = own.map(|backup| version_text(backup.postgres_version));
     let inventory = gathered.inventories.get(&system_id).cloned().unwrap_or_default();
+    let let_go = let_go(repository, current).await?;
     Ok(Report {
         cluster: repository.cluster().to_string(),
         repository: repository.describe(),
@@ -302,11 +332,13 @@ async fn gather(
         unfinished_backups: unfinished(&gathered.stock),
         damaged_backups: damaged(&gathered),
         backups: backups_info(&gathered, system_id, policy),
-        wal: wal_info(&inventory, &inventory.coverage()),
+        wal: wal_info(&inventory, &inventory.coverage(), &let_go),
         recovery_window,
         reachable,
         verification: verification.map(|report| verification_info(&report, &acknowledged)),
         acknowledged,
+        let_go,
+        host: None,
         drill,
     })
 }
@@ -325,6 +357,28 @@ async fn encryption(
         user_keys: ring.user_keys().into_iter().collect(),
         in_hand: ring.user_key(),
     }))
+}
+
+/// Tells what was let go of the cluster that lives here now, and did not come all the same. A record that cannot be read is `verify`'s to find.
+async fn let_go(
+    repository: &Repository,
+    current: Option<&Incarnation>,
+) -> Result<Vec<LetGoInfo>, RepoError> {
+    let Some(current) = current else { return Ok(Vec::new()) };
+    let read = repository.gaps().await?.into_iter().filter_map(|(_, gap)| gap.ok());
+    let ranges = |timeline| current.coverage.get(&timeline).map_or(&[][..], Vec::as_slice);
+    let own = read.filter(|gap| gap.system_identifier == current.system_id);
+    let own = own.filter(|gap| !is_stored(gap, ranges(gap.timeline)));
+    let told = own.map(|gap| LetGoInfo {
+        closed_by: closed_by(&gap, &current.backups).cloned(),
+        timeline: gap.timeline,
+        start_lsn: gap.start_lsn,
+        end_lsn: gap.end_lsn,
+        let_go_at: gap.let_go_at,
+        host: gap.host,
+        why: gap.why,
+    });
+    Ok(told.collect())
 }
 
 async fn window_info(
@@ -480,7 +534,15 @@ fn pin_info(stored: &StoredPin) -> PinInfo {
 fn wal_info(
     inventory: &WalInventory,
     coverage: &BTreeMap<Timeline, Vec<(Lsn, Lsn)>>,
+    let_go: &[LetGoInfo],
 ) -> Vec<WalInfo> {
+    let why = |timeline: Timeline, gap: &Gap| {
+        let is_it = |one: &&LetGoInfo| {
+            one.timeline == timeline && one.start_lsn < gap.end_lsn && gap.start_lsn < one.end_lsn
+        };
+        let of = let_go.iter().find(is_it)?;
+        Some(format!("let go at {} on {}: {}", of.let_go_at, of.host, of.why))
+    };
     let timelines = inventory.timelines.iter().filter_map(|(timeline, wal)| {
         let (first, last) = (wal.ranges.first()?, wal.ranges.last()?);
         let holes = gaps(coverage, *timeline).into_iter();
@@ -489,7 +551,11 @@ fn wal_info(
             start_lsn: first.0,
             end_lsn: last.1,
             gaps: holes
-                .map(|gap| GapInfo { start_lsn: gap.start_lsn, end_lsn: gap.end_lsn })
+                .map(|gap| GapInfo {
+                    start_lsn: gap.start_lsn,
+                    end_lsn: gap.end_lsn,
+                    why: why(*timeline, &gap),
+                })
                 .collect(),
             damaged: wal.damaged.iter().map(ToString::to_string).collect(),
             stored_bytes: wal.stored_bytes,

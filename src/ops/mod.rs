@@ -30,6 +30,8 @@ pub mod progress;
 pub mod receive;
 pub mod restore;
 mod server_facts;
+pub mod spool;
+pub mod stall;
 mod stock;
 mod stop;
 pub mod verify;

@@ -17,11 +17,13 @@
 //! | [`Finisher`] | fsyncs beside the writing |
 //! | [`RecoverySettings`] | `postgresql.auto.conf` and the signal file |
 //! | [`Spool`] | what was pushed and fetched ahead |
-//! | [`ReadyFiles`] | what waits to be archived |
+//! | [`ReadyFiles`], [`waiting_wal`] | what waits to be archived |
+//! | [`StallDirectory`] | what the store cannot take |
 //! | [`server_state`] and its neighbours | what is there already |
 //! | [`ClusterWalk`] | which files of a running cluster belong to a base backup |
 //! | [`ReadFile`], [`check_pages`] | reading them while the server writes |
 
+mod backlog;
 mod cluster_walk;
 mod disk;
 mod finisher;
@@ -34,11 +36,13 @@ mod running;
 mod safe_path;
 mod spool;
 mod staged;
+mod stall_directory;
 mod takeover;
 mod tar_stream;
 mod tree;
 mod tree_plan;
 
+pub use backlog::{Backlog, disk_room, files_held, share_a_disk, waiting_wal};
 pub use cluster_walk::{
     ClusterWalk, FileLook, Found, FoundDirectory, FoundFile, TablespaceLink, WalkRules,
     has_own_times, tablespaces_of,
@@ -62,6 +66,7 @@ pub use running::{
 pub use safe_path::{PATH_BYTES_MAX, UnsafePath, safe_path};
 pub use spool::{FileFacts, Moment, Spool, SpoolError, SpoolLock};
 pub use staged::{Durability, Existing, StagedFile, sweep};
+pub use stall_directory::{BACKUP_LOG, StallDirectory};
 pub use takeover::holds_wal;
 pub use tar_stream::{TarEnd, TarEntry, TarError, TarEvent, TarKind, TarSplitter};
 pub use tree::{FileAttributes, NewFile, NewTree, SyncedTree};

@@ -19,6 +19,7 @@ pub mod restore;
 pub mod retention;
 pub mod schedule;
 pub mod spool;
+pub mod stall;
 pub mod stored_file;
 pub mod target;
 pub mod unchanged;

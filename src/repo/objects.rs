@@ -224,6 +224,16 @@ impl Fetched {
         hasher.finalize()
     }
 
+    /// Returns the body as it is stored; cheap.
+    pub(super) fn body(&self) -> Body {
+        let mut body = Body::default();
+        body.push(self.body.current.clone());
+        for piece in self.body.pieces.as_slice() {
+            body.push(piece.clone());
+        }
+        body
+    }
+
     /// Gives the plain bytes to `sink` in order and checks their digest, as [`Repository::fetch`].
     pub(super) fn unseal(
         self,

@@ -45,6 +45,7 @@ mod receive_resume;
 mod receive_slot;
 mod refusals;
 mod schedule;
+mod stall;
 mod stops;
 mod timelines;
 mod two_hosts;

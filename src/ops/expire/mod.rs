@@ -5,6 +5,7 @@
 //!                    -> look again: who has begun meanwhile, and leans on what?
 //!                    -> packs and file lists that no kept backup needs
 //!                    -> WAL that no kept backup needs, oldest first
+//!                    -> records of WAL that was let go, where none of it would stay
 //!                    -> pins of backups that are gone, old records of drills
 //! ```
 //!
@@ -17,6 +18,7 @@
 //! Never here: what is kept (`plan::retention`).
 
 mod deleting;
+mod gaps;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -140,6 +142,7 @@ impl Expiring<'_> {
         let needed = self.needed_packs(&fresh).await?;
         self.sweep_backups(&protected, &needed).await?;
         self.delete_wal().await?;
+        self.delete_gaps().await?;
         self.delete_pins(&fresh).await?;
         self.delete_drills().await
     }

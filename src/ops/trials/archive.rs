@@ -58,6 +58,16 @@ pub(super) fn wrapped_key(key: RepositoryKeyName) -> String {
     Place::new("main".parse().unwrap()).key(KeyObject::Wrapped { key, user_key })
 }
 
+/// Makes the repository of the trial's cluster in a store.
+pub(super) fn repository_in(store: Arc<dyn Store>) -> Repository {
+    let cluster = "main".parse().unwrap();
+    if IS_ENCRYPTED {
+        Repository::encrypted(store, cluster, Arc::new(UserKey))
+    } else {
+        Repository::new(store, cluster)
+    }
+}
+
 /// Stores the repository key that the identities of a trial name.
 fn put_repository_key(memory: &MemoryStore) {
     let (name, key) = repository_key();
@@ -101,14 +111,7 @@ impl Archive {
     pub(super) fn empty(segment_bytes: u32) -> Self {
         let memory = MemoryStore::new();
         let faults = FaultStore::new(Arc::new(memory.clone()));
-        let cluster = || "main".parse().unwrap();
-        let repository = |store: Arc<dyn Store>| {
-            if IS_ENCRYPTED {
-                Repository::encrypted(store, cluster(), Arc::new(UserKey))
-            } else {
-                Repository::new(store, cluster())
-            }
-        };
+        let repository = repository_in;
         if IS_ENCRYPTED {
             put_repository_key(&memory);
         }

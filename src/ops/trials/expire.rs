@@ -40,7 +40,7 @@ fn begun(id: &BackupId, parent: Option<&Committed>) -> Begun {
 }
 
 /// Makes a backup that references what is unchanged since its parent; its WAL goes from segment `start` into the next.
-async fn back_up(repository: &Repository, seed: u64, parent: Option<u64>, start: u64) {
+pub(super) async fn back_up(repository: &Repository, seed: u64, parent: Option<u64>, start: u64) {
     let second = |seed: u64| id(i64::try_from(seed).unwrap());
     let (id, size) = (second(seed), Archive::empty(SIZE_BYTES).size);
     let parent = match parent {
@@ -119,11 +119,15 @@ async fn archive() -> Archive {
 }
 
 /// Keep one, and take what is silent for dead.
-fn policy() -> Policy {
+pub(super) fn policy() -> Policy {
     Policy { backups: Some(1), unfinished: Duration::ZERO, ..Policy::nothing_set() }
 }
 
-async fn expire(repository: &Repository, policy: Policy, dry_run: bool) -> Result<Report, Failure> {
+pub(super) async fn expire(
+    repository: &Repository,
+    policy: Policy,
+    dry_run: bool,
+) -> Result<Report, Failure> {
     let request = Request { policy, dry_run, now: None };
     let (_sender, stop) = StopRequest::new();
     run(repository, &request, &Silent, stop).await

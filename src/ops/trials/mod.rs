@@ -10,6 +10,7 @@ mod large_segments;
 mod resume;
 mod rivals;
 mod smaller_faults;
+mod stall;
 mod streamed;
 mod two_repos;
 mod verify;

@@ -36,7 +36,7 @@ async fn verify_with(repository: &Repository, request: &Request) -> Result<Repor
 }
 
 impl Archive {
-    async fn verify(&self, depth: Depth) -> Report {
+    pub(super) async fn verify(&self, depth: Depth) -> Report {
         verify_with(&self.repository, &asked(depth, true)).await.unwrap()
     }
 
@@ -537,6 +537,10 @@ async fn what_is_stored_and_deleted_beside_it_is_no_finding() {
         let report = archive.verify(Depth::Whole).await;
         archive.faults.heal();
         assert_eq!(told(&report.findings), [], "call {n}");
+        if archive.memory.keys().iter().any(|key| key.contains(other.as_str())) {
+            assert!(n > 20, "nothing was deleted beside it");
+            break;
+        }
         archive.push(&name, &bytes).await.unwrap();
         archive.calm.forget_unfinished(&other).await.unwrap();
         make_backup(&archive.calm, &other, 2).await.unwrap();

@@ -6,7 +6,7 @@ use super::losses::Gone;
 use crate::failure::Failure;
 use crate::format::{
     Acknowledgement, Depth, FINDINGS_NAMED_MAX, KeyObject, WalObject, parse_acknowledged,
-    parse_drill, parse_pin, parse_proof,
+    parse_drill, parse_gap, parse_pin, parse_proof,
 };
 use crate::ops::now;
 use crate::pg::{Lsn, SystemId};
@@ -28,6 +28,7 @@ impl Verifying<'_> {
         let place = self.repository.place();
         let (pins, verify, known) =
             (place.pins_dir(), place.verify_dir(), place.acknowledged_dir());
+        let let_go = place.gaps_dir();
         let root = Key::new(place.cluster().as_str());
         let level = self.repository.store().list_level(&root).await;
         let level = level.map_err(|error| self.failed(error.into(), "list the repository"))?;
@@ -53,6 +54,7 @@ impl Verifying<'_> {
                     continue;
                 }
                 _ if directory == pins => |tail| parse_pin(tail).is_some(),
+                _ if directory == let_go => |tail| parse_gap(tail).is_some(),
                 _ if directory == verify => |tail| parse_proof(tail).is_some(),
                 _ if directory == known => |tail| parse_acknowledged(tail).is_some(),
                 _ => |_| false,
@@ -365,6 +367,9 @@ impl Verifying<'_> {
             About::Begun(..) => plain(
                 "No moment is lost: restore does not need it. Until the backup is deleted, expire keeps everything that it may lean on.",
             ),
+            About::LetGo(_) => plain(
+                "No moment is lost by it: it told why WAL is missing, which is a finding of its own.",
+            ),
             About::Pin(_) => {
                 plain("No moment is lost: its backup is kept until the pin is taken off.")
             }
@@ -457,6 +462,7 @@ fn remedy(raw: &Raw) -> String {
         About::Key(_) => format!(
             "{copy} Else move it away and, with a user key that opens everything, give the other one again: `highwater key add`."
         ),
+        About::LetGo(_) => "Delete it: a hole in WAL is found without it.".to_owned(),
         About::Acknowledgement(_) => "Delete it, and acknowledge the finding again.".to_owned(),
     };
     format!(

@@ -168,6 +168,8 @@ pub(super) enum About {
     /// The record of a drill.
     Drill(Key),
     Acknowledgement(Key),
+    /// The record of WAL that was let go.
+    LetGo(Key),
     /// A document about keys.
     Key(Key),
     /// An object that is whole, stored anew or with bits changed that no codec reads.
@@ -195,6 +197,7 @@ impl Raw {
             | About::Pin(key)
             | About::Drill(key)
             | About::Acknowledgement(key)
+            | About::LetGo(key)
             | About::Key(key)
             | About::Changed(key) => Some(key),
             About::Hole(..) => None,
@@ -215,10 +218,13 @@ impl Raw {
 
     pub(super) fn what(&self) -> String {
         match &self.about {
-            About::Hole(_, hole) => format!(
-                "WAL from {} to {} of timeline {} is not in the repository",
-                hole.start_lsn, hole.end_lsn, hole.timeline
-            ),
+            About::Hole(_, hole) => {
+                let why = if self.why.is_empty() { "" } else { ": " };
+                format!(
+                    "WAL from {} to {} of timeline {} is not in the repository{why}{}",
+                    hole.start_lsn, hole.end_lsn, hole.timeline, self.why
+                )
+            }
             About::Accepted(_, segment, _) => {
                 format!("segment {segment} was damaged by the server, and accepted as lost")
             }

@@ -19,6 +19,7 @@ mod conclude;
 mod crew;
 mod findings;
 mod ledger;
+mod let_go;
 mod losses;
 mod pace;
 mod wal;
@@ -239,6 +240,7 @@ impl Verifying<'_> {
         let reading = begun.elapsed();
         self.look_at_small_things().await?;
         let holes = self.look_for_holes().await?;
+        let holes = self.judge_let_go(holes).await?;
         self.raw.extend(holes);
         let report = self.conclude().await?;
         let stored = self.stored_report(&report, reading);
