@@ -45,6 +45,7 @@ mod retention_args;
 mod retention_settings;
 mod schedule_settings;
 mod second_repo;
+mod second_settings;
 pub mod setting_id;
 mod setting_values;
 pub mod settings;

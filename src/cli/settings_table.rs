@@ -13,10 +13,11 @@
 //! ```
 
 pub use super::accepts::Accepts;
+use super::second_settings::SECOND;
 pub use super::setting_id::Id;
 
 /// The declaration of one setting.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Setting {
     /// Which one.
     pub id: Id,
@@ -37,10 +38,26 @@ pub struct Setting {
 }
 
 const MIB: u64 = 1 << 20;
-const HOUR: u64 = 3_600;
+pub(super) const HOUR: u64 = 3_600;
+
+/// How many settings there are.
+const COUNT: usize = FIRST.len() + SECOND.len();
 
 /// All settings, in the order in which they are shown.
-pub static TABLE: [Setting; 53] = [
+pub static TABLE: [Setting; COUNT] = joined();
+
+const fn joined() -> [Setting; COUNT] {
+    let mut all = [FIRST[0]; COUNT];
+    let mut place = 0;
+    while place < COUNT {
+        all[place] = if place < FIRST.len() { FIRST[place] } else { SECOND[place - FIRST.len()] };
+        place += 1;
+    }
+    all
+}
+
+/// Those that hold with one repository too.
+const FIRST: [Setting; 42] = [
     Setting {
         id: Id::Repo,
         key: "repo.url",
@@ -460,116 +477,6 @@ pub static TABLE: [Setting; 53] = [
         default: None,
         example: "7d",
         meaning: "the agent runs drill when the last one is this old; needs drill_scratch",
-    },
-    Setting {
-        id: Id::SecondRepo,
-        key: "second_repo.url",
-        variable: "HIGHWATER_SECOND_REPO",
-        flag: Some("--second-repo"),
-        accepts: Accepts::RepoUrl,
-        default: None,
-        example: "s3://elsewhere/postgres",
-        meaning: "where a second repository is, which holds everything once more",
-    },
-    Setting {
-        id: Id::SecondKeyFile,
-        key: "second_key_file",
-        variable: "HIGHWATER_SECOND_KEY_FILE",
-        flag: Some("--second-key-file"),
-        accepts: Accepts::File,
-        default: None,
-        example: "/etc/highwater/second.key",
-        meaning: "the file that holds the key of the second repository",
-    },
-    Setting {
-        id: Id::SecondKeyCommand,
-        key: "second_key_command",
-        variable: "HIGHWATER_SECOND_KEY_COMMAND",
-        flag: Some("--second-key-command"),
-        accepts: Accepts::Command,
-        default: None,
-        example: "vault kv get -field=key secret/second",
-        meaning: "a command that prints the key of the second repository; instead of a file",
-    },
-    Setting {
-        id: Id::SecondRetainWindow,
-        key: "second_retain_window",
-        variable: "HIGHWATER_SECOND_RETAIN_WINDOW",
-        flag: None,
-        accepts: Accepts::Duration { min: HOUR, max: 3650 * 24 * HOUR },
-        default: None,
-        example: "90d",
-        meaning: "retain_window of the second repository",
-    },
-    Setting {
-        id: Id::SecondRetainBackups,
-        key: "second_retain_backups",
-        variable: "HIGHWATER_SECOND_RETAIN_BACKUPS",
-        flag: None,
-        accepts: Accepts::Count { min: 1, max: 10_000 },
-        default: None,
-        example: "3",
-        meaning: "retain_backups of the second repository",
-    },
-    Setting {
-        id: Id::SecondRetainDaily,
-        key: "second_retain_daily",
-        variable: "HIGHWATER_SECOND_RETAIN_DAILY",
-        flag: None,
-        accepts: Accepts::Count { min: 1, max: 10_000 },
-        default: None,
-        example: "31",
-        meaning: "retain_daily of the second repository",
-    },
-    Setting {
-        id: Id::SecondRetainWeekly,
-        key: "second_retain_weekly",
-        variable: "HIGHWATER_SECOND_RETAIN_WEEKLY",
-        flag: None,
-        accepts: Accepts::Count { min: 1, max: 10_000 },
-        default: None,
-        example: "26",
-        meaning: "retain_weekly of the second repository",
-    },
-    Setting {
-        id: Id::SecondRetainMonthly,
-        key: "second_retain_monthly",
-        variable: "HIGHWATER_SECOND_RETAIN_MONTHLY",
-        flag: None,
-        accepts: Accepts::Count { min: 1, max: 10_000 },
-        default: None,
-        example: "24",
-        meaning: "retain_monthly of the second repository",
-    },
-    Setting {
-        id: Id::SecondMinBackups,
-        key: "second_min_backups",
-        variable: "HIGHWATER_SECOND_MIN_BACKUPS",
-        flag: None,
-        accepts: Accepts::Count { min: 1, max: 1000 },
-        default: Some("1"),
-        example: "2",
-        meaning: "min_backups of the second repository",
-    },
-    Setting {
-        id: Id::SecondRetainUnfinished,
-        key: "second_retain_unfinished",
-        variable: "HIGHWATER_SECOND_RETAIN_UNFINISHED",
-        flag: None,
-        accepts: Accepts::Duration { min: HOUR, max: 3650 * 24 * HOUR },
-        default: Some("7d"),
-        example: "7d",
-        meaning: "retain_unfinished of the second repository",
-    },
-    Setting {
-        id: Id::WalCopies,
-        key: "wal_copies",
-        variable: "HIGHWATER_WAL_COPIES",
-        flag: None,
-        accepts: Accepts::Copies,
-        default: Some("any"),
-        example: "all",
-        meaning: "with two repositories: any lets the server go on while one is away, all does not",
     },
 ];
 
