@@ -124,14 +124,16 @@ impl BackupWriter {
         let key = Key::new(repository.place().begun(&begun.id));
         // The document names host, process and time, so the same bytes there can only be
         // our own create whose answer was lost.
-        match repository.put_document(&key, begun).await {
-            Ok(Put::Stored | Put::AlreadyThere) => {}
+        let put = match repository.put_document(&key, begun).await {
+            Ok(put) => put,
             Err(RepoError::Conflict { key, .. }) => return Err(StoreError::Exists { key }.into()),
             Err(error) => return Err(error),
-        }
+        };
         // After `begun.json` stands: a removal deletes that first and packs last, so it is either over or seen here.
         if repository.holds_remains(&begun.id).await? {
-            repository.store().delete(&key).await?;
+            if put == Put::Stored {
+                repository.store().delete(&key).await?;
+            }
             return Err(StoreError::Exists { key }.into());
         }
         Ok(Self {
