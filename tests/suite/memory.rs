@@ -17,6 +17,9 @@ const CEILING_MIB: u64 = 64;
 /// What a backup or restore may reserve of the address space, beyond this build's larger code.
 const ADDRESS_SPACE_MIB: u64 = 256;
 
+/// What `archive-push` may have where no codec makes the segments shorter (`docs/reliability.md`).
+const INCOMPRESSIBLE_MIB: u64 = 72;
+
 /// What the release build has in memory of its code and libraries.
 const RELEASE_CODE_MIB: u64 = 14;
 
@@ -36,13 +39,17 @@ fn archived() -> Archived {
 /// Runs a command to its end and fails if it took more memory than it may.
 #[track_caller]
 fn run_within(place: &Archived, arguments: &[&str]) -> Run {
+    run_below(place, arguments, CEILING_MIB)
+}
+
+fn run_below(place: &Archived, arguments: &[&str], ceiling_mib: u64) -> Run {
     let (run, peaks) = place.highwater.spawn(arguments).wait_watching_memory();
     let run = run.done();
     let mib = |kib: u64| kib >> 10;
     let held = mib(peaks.resident - peaks.code.min(peaks.resident)) + RELEASE_CODE_MIB;
     eprintln!("{arguments:?}: {held} MiB, {} MiB of address space", mib(peaks.address_space));
     assert!(peaks.resident > 0, "{arguments:?} was never looked at");
-    assert!(held <= CEILING_MIB, "{arguments:?} held {held} MiB: {peaks:?}");
+    assert!(held <= ceiling_mib, "{arguments:?} held {held} MiB: {peaks:?}");
     let reserved = mib(peaks.address_space);
     assert!(reserved <= ADDRESS_SPACE_MIB, "{arguments:?} reserved {reserved} MiB: {peaks:?}");
     run
@@ -182,7 +189,7 @@ fn very_many_small_files_are_restored_below_the_ceiling() {
 /// Whole segments of bytes that no codec makes shorter wait, encrypted or not: what is stored beside the one asked for
 /// has to fit as well.
 #[test]
-fn archive_push_keeps_to_its_ceiling_with_a_key_and_without() {
+fn archive_push_of_segments_that_no_codec_makes_shorter_is_bounded_with_a_key_as_without() {
     for has_key in [false, true] {
         let lab = Lab::open();
         let cluster = lab.cluster(NEWEST).conf("archive_mode = on").start();
@@ -201,7 +208,7 @@ fn archive_push_keeps_to_its_ceiling_with_a_key_and_without() {
         wait_for("the last segment is ready", Duration::from_secs(90), || ready.exists());
         let names = place.cluster.finished_segments();
         assert!(names.len() > 6, "{names:?}");
-        run_within(&place, &["archive-push", &format!("pg_wal/{}", names[0])]);
+        run_below(&place, &["archive-push", &format!("pg_wal/{}", names[0])], INCOMPRESSIBLE_MIB);
         for name in &names[..4] {
             place.assert_gives_back(name, &fs::read(place.cluster.wal(name)).unwrap());
         }
