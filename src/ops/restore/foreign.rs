@@ -28,7 +28,7 @@ const NAMED_MAX: usize = 100;
 
 /// A restore reads no more WAL than this beforehand, in bytes: whoever restores after an accident has no time to have a
 /// week's WAL read twice. A dry run reads all of it.
-const READ_BEFORE_BYTES_MAX: u64 = 1 << 30;
+const READ_BEFORE_BYTES_MAX: u64 = 256 << 20;
 
 /// A tablespace that replay makes.
 #[derive(Debug, Clone, PartialEq, Eq)]
