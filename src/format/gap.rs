@@ -66,6 +66,24 @@ pub fn parse_gap(tail: &str) -> Option<(SystemId, Timeline, Lsn, Lsn)> {
 }
 
 #[cfg(test)]
+impl WalGap {
+    /// A gap on timeline 1 of cluster 7, for tests here and above.
+    pub fn sample(start: u64, end: u64) -> Self {
+        Self {
+            format: 1,
+            system_identifier: SystemId(7),
+            timeline: Timeline(1),
+            start_lsn: Lsn(start),
+            end_lsn: Lsn(end),
+            let_go_at: PgTimestamp(0),
+            why: "the store was away".to_owned(),
+            host: "h".to_owned(),
+            tool: "t".to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use proptest::prelude::*;
@@ -73,17 +91,7 @@ mod tests {
     use super::*;
 
     fn gap(timeline: u32, start: u64, end: u64) -> WalGap {
-        WalGap {
-            format: 1,
-            system_identifier: SystemId(7),
-            timeline: Timeline(timeline),
-            start_lsn: Lsn(start),
-            end_lsn: Lsn(end),
-            let_go_at: PgTimestamp(0),
-            why: "w".to_owned(),
-            host: "h".to_owned(),
-            tool: "t".to_owned(),
-        }
+        WalGap { timeline: Timeline(timeline), ..WalGap::sample(start, end) }
     }
 
     #[test]

@@ -146,7 +146,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::pg::{PgTimestamp, SystemId};
+    use crate::pg::SystemId;
 
     const GIB: u64 = 1 << 30;
 
@@ -157,20 +157,6 @@ mod tests {
             backlog_bytes: 50 * GIB,
             backlog_max_bytes: Some(50 * GIB),
             file: Waiting::Wal,
-        }
-    }
-
-    fn gap(start: u64, end: u64) -> WalGap {
-        WalGap {
-            format: 1,
-            system_identifier: SystemId(7),
-            timeline: Timeline(1),
-            start_lsn: Lsn(start),
-            end_lsn: Lsn(end),
-            let_go_at: PgTimestamp(0),
-            why: "the store was away".to_owned(),
-            host: "h".to_owned(),
-            tool: "t".to_owned(),
         }
     }
 
@@ -245,7 +231,7 @@ mod tests {
 
     #[test]
     fn segments_that_follow_extend_a_gap_and_others_do_not() {
-        let one = gap(16, 32);
+        let one = WalGap::sample(16, 32);
         let add = |timeline, start, end| {
             extended(&one, Timeline(timeline), Lsn(start), Lsn(end)).map(|gap| gap.end_lsn.0)
         };
@@ -260,7 +246,7 @@ mod tests {
     fn what_is_stored_as_a_whole_was_not_lost() {
         let is_stored = |ranges: &[(u64, u64)]| {
             let ranges: Vec<_> = ranges.iter().map(|(a, b)| (Lsn(*a), Lsn(*b))).collect();
-            super::is_stored(&gap(16, 32), &ranges)
+            super::is_stored(&WalGap::sample(16, 32), &ranges)
         };
         assert!(is_stored(&[(0, 8), (16, 32)]) && is_stored(&[(0, 64)]));
         assert!(!is_stored(&[]) && !is_stored(&[(16, 31)]) && !is_stored(&[(0, 24), (25, 64)]));
@@ -277,7 +263,7 @@ mod tests {
                 ..Committed::example(BackupId::at(at, 1))
             }
         };
-        let gap = WalGap { timeline: Timeline(2), ..gap(100, 200) };
+        let gap = WalGap { timeline: Timeline(2), ..WalGap::sample(100, 200) };
         let all = [
             backup(1, 150, 2, 7),
             backup(2, 300, 1, 7),

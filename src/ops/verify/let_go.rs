@@ -84,21 +84,7 @@ fn outside(raw: Raw, gap: &WalGap) -> Vec<Raw> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pg::{Lsn, PgTimestamp, SystemId, Timeline};
-
-    fn gap(start: u64, end: u64) -> WalGap {
-        WalGap {
-            format: 1,
-            system_identifier: SystemId(7),
-            timeline: Timeline(1),
-            start_lsn: Lsn(start),
-            end_lsn: Lsn(end),
-            let_go_at: PgTimestamp(0),
-            why: "w".to_owned(),
-            host: "h".to_owned(),
-            tool: "t".to_owned(),
-        }
-    }
+    use crate::pg::{Lsn, SystemId, Timeline};
 
     #[test]
     fn only_the_part_of_a_hole_that_was_let_go_is_excused() {
@@ -107,7 +93,7 @@ mod tests {
             let about = About::Hole(SystemId(system_id), hole);
             Raw { about, fault: Fault::Gap, why: String::new() }
         };
-        let left = |raw: Raw| outside(raw, &gap(16, 32));
+        let left = |raw: Raw| outside(raw, &WalGap::sample(16, 32));
         assert_eq!(left(hole(7, 16, 32)), []);
         assert_eq!(left(hole(7, 20, 30)), []);
         assert_eq!(left(hole(7, 0, 64)), [hole(7, 0, 16), hole(7, 32, 64)]);
