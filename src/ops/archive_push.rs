@@ -47,7 +47,7 @@ const READINGS: u32 = 3;
 /// The pause before it is read again.
 const REREAD_PAUSE: Duration = Duration::from_millis(200);
 
-/// What segments on their way may hold, in MiB, of the 72 that archiving may take in all.
+/// What segments on their way may hold, in MiB, of the 80 that archiving may take in all.
 const HELD_MIB: usize = 40;
 
 /// What a segment may hold until it is known how well it compresses, in MiB; what its codec needs comes to that.

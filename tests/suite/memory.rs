@@ -18,7 +18,7 @@ const CEILING_MIB: u64 = 64;
 const ADDRESS_SPACE_MIB: u64 = 256;
 
 /// What `archive-push` may have where no codec makes the segments shorter (`docs/reliability.md`).
-const INCOMPRESSIBLE_MIB: u64 = 72;
+const INCOMPRESSIBLE_MIB: u64 = 80;
 
 /// What the release build has in memory of its code and libraries.
 const RELEASE_CODE_MIB: u64 = 14;
