@@ -27,6 +27,9 @@ const CHILD_STOP_MAX: Duration = Duration::from_mins(1);
 /// A backup that is not finished is taken for one that runs as long as it has stored something within this time.
 const RUNNING_MAX: Duration = Duration::from_mins(30);
 
+/// How often it looks what has become of such a backup: it may have died.
+const RUNNING_LOOK_EVERY: Duration = Duration::from_mins(5);
+
 /// So many of the newest backups are looked at for one that counts.
 const BACKUPS_LOOKED_AT_MAX: usize = 32;
 
@@ -50,19 +53,28 @@ pub struct Runs {
     pub failed: u64,
 }
 
+/// The newest on record of one task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Newest {
+    at: PgTimestamp,
+    /// Whether it is a backup that somebody is taking now, and that may never be finished.
+    is_running: bool,
+}
+
 /// What is remembered of one task.
 #[derive(Debug, Clone, Copy, Default)]
 struct Page {
     /// The newest on record, and since when that is known here.
-    newest: Option<(PgTimestamp, Instant)>,
+    newest: Option<(Newest, Instant)>,
     /// When the last attempt began and ended, and how many have failed in a row.
     last: Option<(Instant, Instant, u32)>,
 }
 
 impl Page {
-    fn note(&mut self, newest: Option<PgTimestamp>) {
-        if self.newest.map(|(at, _)| at) != newest {
-            self.newest = newest.map(|at| (at, Instant::now()));
+    fn note(&mut self, newest: Option<Newest>) {
+        if self.newest.map(|(known, _)| known) != newest || newest.is_some_and(|new| new.is_running)
+        {
+            self.newest = newest.map(|newest| (newest, Instant::now()));
         }
     }
 
@@ -73,8 +85,12 @@ impl Page {
     }
 
     fn known(&self, now: PgTimestamp) -> Known {
+        // One that may have died meanwhile is as good as unknown, so that it is looked at again.
+        let is_known =
+            |seen: &Instant, new: &Newest| !new.is_running || seen.elapsed() < RUNNING_LOOK_EVERY;
+        let newest = self.newest.filter(|(new, seen)| is_known(seen, new));
         Known {
-            age: self.newest.map(|(at, seen)| age(at, now, seen.elapsed())),
+            age: newest.map(|(new, seen)| age(new.at, now, seen.elapsed())),
             last: self.last.map(|(began, ended, failures)| Attempt {
                 began_ago: began.elapsed(),
                 ended_ago: ended.elapsed(),
@@ -162,8 +178,9 @@ async fn newest(
     task: Task,
     repositories: &[Repository],
     data_directory: &Path,
-) -> Result<Option<PgTimestamp>, RepoError> {
-    let mut newest = None;
+) -> Result<Option<Newest>, RepoError> {
+    let done = |at| Newest { at, is_running: false };
+    let mut newest: Option<Newest> = None;
     let mut failed = None;
     let mut is_known = false;
     for repository in repositories {
@@ -175,16 +192,16 @@ async fn newest(
             Task::Expire => Ok(None),
             Task::Verify => {
                 let reports = repository.verifications(1).await;
-                reports.map(|reports| reports.first().map(|report| report.finished_at))
+                reports.map(|reports| reports.first().map(|report| done(report.finished_at)))
             }
             Task::Drill => {
                 let drill = repository.last_drill().await;
-                drill.map(|drill| drill.map(|drill| drill.finished_at))
+                drill.map(|drill| drill.map(|drill| done(drill.finished_at)))
             }
         };
         match found {
             Ok(found) => {
-                newest = newest.max(found);
+                newest = newest.into_iter().chain(found).max_by_key(|newest| newest.at);
                 is_known = true;
             }
             Err(error) => failed = Some(error),
@@ -200,13 +217,13 @@ async fn newest(
 async fn last_backup(
     repository: &Repository,
     ours: Option<SystemId>,
-) -> Result<Option<PgTimestamp>, RepoError> {
+) -> Result<Option<Newest>, RepoError> {
     let ids = repository.backup_ids().await?;
     for id in ids.iter().rev().take(BACKUPS_LOOKED_AT_MAX) {
         match repository.backup_state(id).await? {
             BackupState::Committed(backup) => {
                 if ours.is_none_or(|ours| ours == backup.system_identifier) {
-                    return Ok(Some(backup.started_at));
+                    return Ok(Some(Newest { at: backup.started_at, is_running: false }));
                 }
             }
             BackupState::Unfinished(backup) => {
@@ -214,7 +231,7 @@ async fn last_backup(
                 let is_running =
                     stored.is_some_and(|stored| stored.elapsed().unwrap_or_default() < RUNNING_MAX);
                 if let Some(begun) = backup.begun.filter(|_| is_running) {
-                    return Ok(Some(begun.begun_at));
+                    return Ok(Some(Newest { at: begun.begun_at, is_running: true }));
                 }
             }
             BackupState::Unreadable(_) => {}
@@ -337,16 +354,34 @@ mod tests {
     #[test]
     fn a_record_that_is_read_again_is_no_new_one_and_failures_are_counted_in_a_row() {
         let mut page = Page::default();
-        page.note(Some(PgTimestamp(5)));
+        let done = |at| Some(Newest { at: PgTimestamp(at), is_running: false });
+        page.note(done(5));
         let first = page.newest;
-        page.note(Some(PgTimestamp(5)));
+        page.note(done(5));
         assert_eq!(page.newest, first);
-        page.note(Some(PgTimestamp(6)));
+        page.note(done(6));
         assert_ne!(page.newest, first);
         let failures = |page: &Page| page.last.map(|last| last.2);
         for (is_done, wanted) in [(false, 1), (false, 2), (true, 0), (false, 1)] {
             page.tried(Instant::now(), is_done);
             assert_eq!(failures(&page), Some(wanted));
+        }
+    }
+
+    #[test]
+    fn a_backup_that_somebody_takes_puts_ours_off_only_until_it_is_looked_at_again() {
+        let begun = PgTimestamp(5);
+        let minutes = |minutes: i64| PgTimestamp(5 + minutes * 60_000_000);
+        for is_running in [true, false] {
+            let mut page = Page::default();
+            page.note(Some(Newest { at: begun, is_running }));
+            assert_eq!(page.known(minutes(9)).age, Some(Duration::from_mins(9)));
+            let Some(earlier) = Instant::now().checked_sub(RUNNING_LOOK_EVERY) else { return };
+            page.newest = page.newest.map(|(newest, _)| (newest, earlier));
+            let known = page.known(minutes(9)).age;
+            assert_eq!(known, (!is_running).then_some(Duration::from_mins(9)));
+            page.note(Some(Newest { at: begun, is_running }));
+            assert_eq!(page.known(minutes(9)).age, Some(Duration::from_mins(9)), "it still runs");
         }
     }
 }
