@@ -32,6 +32,11 @@ pub fn in_pgdata(place: &Archived) -> Highwater {
     place.highwater.in_directory(&place.cluster.pgdata)
 }
 
+/// The same, soon giving up on a store that is away.
+fn impatient(place: &Archived) -> Highwater {
+    in_pgdata(place).with_env("HIGHWATER_REPO_RETRIES", "2")
+}
+
 pub fn push(highwater: &Highwater, name: &str) -> Run {
     highwater.run(&["-v", "archive-push", &format!("pg_wal/{name}")])
 }
@@ -90,7 +95,7 @@ fn a_backlog_is_archived_with_every_byte() {
 fn a_note_answers_once_and_only_for_the_bytes_that_are_stored() {
     for segment_mib in [1, 64] {
         let (place, names) = with_backlog(segment_mib, 4);
-        let highwater = in_pgdata(&place);
+        let highwater = impatient(&place);
         push(&highwater, &names[0]).done();
         without_repository(&place, || {
             push(&highwater, &names[1]).done();
@@ -181,7 +186,7 @@ fn faults() -> Vec<Fault> {
 fn a_spool_that_cannot_be_used_makes_a_push_neither_fail_nor_lie() {
     for (fault, break_it) in faults() {
         let (place, names) = with_backlog(1, 4);
-        let highwater = in_pgdata(&place);
+        let highwater = impatient(&place);
         push(&highwater, &names[0]).done();
         break_it(&spool(&place));
         let run = without_repository(&place, || push(&highwater, &names[1]));
@@ -331,7 +336,7 @@ fn wait_fetched(place: &Archived, name: &str) {
 fn what_was_fetched_ahead_is_served_without_the_store_and_only_once() {
     for segment_mib in [1, 64] {
         let (place, names) = with_archive(segment_mib, 4);
-        let highwater = in_pgdata(&place);
+        let highwater = impatient(&place);
         get(&highwater, &names[0]).done();
         assert_got(&place, &names[0]);
         wait_fetched(&place, &names[1]);
