@@ -129,11 +129,11 @@ fn archive_command_and_receive_agree_in_one_repository() {
         place.cluster.pgbench(&["-i", "-q", "-s", "1"]);
         place.cluster.pgbench(&["-c", "4", "-t", "200"]);
         write_segments(&place.cluster, 20, 1 << 20);
+        let names = place.cluster.finished_segments();
         place.cluster.archive_now();
         receiver.wait_acknowledged(&place.cluster);
         receiver.terminate().done();
         assert_eq!(place.cluster.sql("select failed_count from pg_stat_archiver"), "0");
-        let names = place.cluster.finished_segments();
         assert!(names.len() > 20, "{names:?}");
         // What was ended before the slot was made is archive_command's alone, and is there too.
         for name in &names {

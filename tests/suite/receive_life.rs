@@ -225,13 +225,13 @@ fn two_receivers_with_slots_of_their_own_do_no_harm() {
         .wait_until("select count(*) from pg_stat_replication where state = 'streaming'", "2");
     place.cluster.pgbench(&["-n", "-c", "4", "-t", "1000"]);
     place.cluster.switch_wal();
+    let names = place.cluster.finished_segments();
     let lsn = place.cluster.sql("select pg_current_wal_flush_lsn()");
     let query = format!("select min(flush_lsn) >= '{lsn}' from pg_stat_replication");
     place.cluster.wait_until(&query, "t");
     for receiver in receivers {
         receiver.terminate().done();
     }
-    let names = place.cluster.finished_segments();
     for name in names.iter().filter(|name| **name >= first) {
         place.assert_gives_back(name, &std::fs::read(place.cluster.wal(name)).unwrap());
     }
