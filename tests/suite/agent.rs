@@ -82,7 +82,7 @@ fn the_server_archives_through_the_agent() {
     let dump = place.cluster.dump();
     place.cluster.archive_now();
     let report = report(agent.terminate());
-    assert!(report["answered"].as_u64().unwrap() >= 5, "{report}");
+    assert!(report["answered"].as_u64().unwrap() >= 30, "{report}");
     place.assert_copy_equals("copy", &dump);
     let info = place.highwater.info();
     assert_eq!(info["wal"][0]["gaps"].as_array().map(Vec::len), Some(0), "{info}");
@@ -108,7 +108,7 @@ fn a_promotion_is_archived_through_the_agent_history_and_partial_file_too() {
     assert!(!place.objects_of("00000002.history").is_empty());
     agent.wait_says("`00000002.history` is stored");
     let report = report(agent.terminate());
-    assert!(report["answered"].as_u64().unwrap() >= 1, "{report}");
+    assert!(report["answered"].as_u64().unwrap() >= 2, "{report}");
 }
 
 #[test]
@@ -429,7 +429,7 @@ fn recovery_with(place: &Archived, name: &str, highwater: &Highwater, dump: &str
     assert!(copy.dump() == dump, "the copy differs");
     assert!(fetchers(&copy.pgdata).is_empty(), "a process was left behind beside the agent");
     let report = report(agent.terminate());
-    assert!(report["fetched_segments"].as_u64().unwrap() > 0, "{report}");
+    assert!(report["fetched_segments"].as_u64().unwrap() > 10, "{report}");
 }
 
 #[test]
@@ -493,7 +493,7 @@ fn an_agent_receives_and_archives_at_the_same_time() {
     agent.wait_acknowledged(&place.cluster);
     let report = report(agent.terminate());
     assert!(report["received"]["wal_bytes"].as_u64().unwrap() > 0, "{report}");
-    assert!(report["answered"].as_u64().unwrap() >= 1, "{report}");
+    assert!(report["answered"].as_u64().unwrap() >= 10, "{report}");
     place.cluster.sql("select pg_drop_replication_slot('highwater_main')");
     place.assert_copy_equals("copy", &dump);
 }
@@ -511,7 +511,7 @@ fn archiving_goes_on_while_receiving_fails_and_receiving_begins_once_it_can() {
     place.cluster.sql("alter role plain replication");
     agent.wait_streaming(&place.cluster);
     let report = report(agent.terminate());
-    assert!(report["answered"].as_u64().unwrap() >= 1, "{report}");
+    assert!(report["answered"].as_u64().unwrap() >= 5, "{report}");
 }
 
 // ---------------------------------------------------------------- memory

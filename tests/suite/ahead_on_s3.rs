@@ -29,8 +29,7 @@ fn an_agent_archives_and_recovers_with_its_repository_on_s3() {
     let agent = Receiver::agent(&place.highwater, &place.cluster.pgdata, &[]);
     let dump = written(&place);
     let report = agent.terminate().done().json();
-    // How many is a matter of time: a command that waits too long for an answer does its work itself.
-    assert!(report["answered"].as_u64().unwrap() >= 5, "{report}");
+    assert!(report["answered"].as_u64().unwrap() >= 40, "{report}");
 
     let mut copy = place.restore("copy", &[]);
     let agent = Receiver::agent(&place.highwater, &copy.pgdata, &[]);
@@ -38,7 +37,7 @@ fn an_agent_archives_and_recovers_with_its_repository_on_s3() {
     copy.wait_until("select pg_is_in_recovery()", "f");
     assert!(copy.dump() == dump, "the copy differs");
     let report = agent.terminate().done().json();
-    assert!(report["fetched_segments"].as_u64().unwrap() > 0, "{report}");
+    assert!(report["fetched_segments"].as_u64().unwrap() > 5, "{report}");
 }
 
 #[test]
@@ -52,7 +51,7 @@ fn the_commands_alone_work_ahead_with_the_repository_on_s3() {
     copy.wait_until("select pg_is_in_recovery()", "f");
     assert!(copy.dump() == dump, "the copy differs");
     let ahead = || copy.pgdata.join("pg_wal/highwater.spool").is_dir();
-    assert!(passes_within(Duration::from_mins(1), ahead), "nothing was fetched ahead");
+    assert!(passes_within(Duration::from_secs(5), ahead), "nothing was fetched ahead");
 }
 
 #[test]
