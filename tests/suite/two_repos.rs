@@ -128,21 +128,7 @@ fn the_second_may_be_encrypted_where_the_first_is_not() {
 
 #[test]
 fn the_second_may_be_on_s3() {
-    let lab = Lab::open();
-    let cluster = lab.cluster(18).conf("archive_mode = on").start();
-    let second = lab.highwater_on_s3().on(&cluster);
-    let config = std::fs::read_dir(lab.path()).unwrap().flatten();
-    let config =
-        config.map(|entry| entry.path()).find(|path| path.extension().is_some_and(|e| e == "toml"));
-    // The same options, for the second repository alone.
-    let text = std::fs::read_to_string(config.unwrap()).unwrap();
-    let text = text.replace("[repo.options]", "[second_repo.options]");
-    let file = lab.write("both.toml", text.as_bytes());
-    let first = lab.highwater().on(&cluster);
-    let both = first.with_env("HIGHWATER_CONFIG", file.to_str().unwrap()).with_second(&second);
-    both.run(&["init"]).done();
-    cluster.archive_into(&both);
-    a_life(&mut Two { place: Archived { cluster, highwater: both, lab }, first, second });
+    a_life(&mut Two::new(18, Lab::highwater_on_s3));
 }
 
 #[test]
