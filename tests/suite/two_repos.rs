@@ -20,6 +20,10 @@ impl Two {
         let highwater = first.with_second(&second);
         highwater.run(&["init"]).done();
         cluster.archive_into(&highwater);
+        // Commands of a test need not wait long for one that it has taken away.
+        let highwater = ["HIGHWATER_REPO_RETRIES", "HIGHWATER_SECOND_REPO_RETRIES"]
+            .into_iter()
+            .fold(highwater, |highwater, name| highwater.with_env(name, "2"));
         Self { place: Archived { cluster, highwater, lab }, first, second }
     }
 
