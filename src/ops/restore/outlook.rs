@@ -99,7 +99,8 @@ async fn end_for_time(
     };
     let stored = StoredWay { repository, system_id, way: &way, size };
     // Times of commits go up with WAL but for small steps back, so that halving finds the segment, or a neighbour.
-    let (mut low, mut high) = (size.segment_of(start), size.segment_before(end));
+    let (mut low, last_number) = (size.segment_of(start), size.segment_before(end));
+    let mut high = last_number;
     while low < high {
         let middle = low + (high - low) / 2;
         // Segments without a commit tell nothing: the next that tells decides for them.
@@ -113,6 +114,10 @@ async fn end_for_time(
             Some(last) if last <= time => low = at + 1,
             _ => high = middle,
         }
+    }
+    // Halving ends at the first of those for which the same segment decides: it is that one, and not they.
+    while low < last_number && last_xact(stored, low, end).await?.is_none() {
+        low += 1;
     }
     Ok(size.start_of(low + 1).min(end))
 }
