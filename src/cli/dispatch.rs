@@ -10,14 +10,15 @@ use super::agent::agent;
 use super::ahead::{ahead, leave_behind, leave_session};
 use super::config_report::ConfigReport;
 use super::drivers::{
-    host_name, needed_variables, open_repository, open_repository_retrying, open_second, program,
-    repository_flags, run_light, run_parallel, second_for_push, server,
+    host_name, needed_variables, open_repository, open_second, program, repository_flags,
+    run_light, run_parallel, second_for_push, server,
 };
 use super::environment::Environment;
 use super::output::Output;
+use super::receive::{receive, receiving_server, slot};
 use super::requests::{
     ArchiveGetRequest, ArchivePushRequest, BackupRequest, BackupSource, CheckRequest, InfoRequest,
-    InitRequest, ManifestChecksums, ReceiveRequest, Request, RestoreRequest,
+    InitRequest, ManifestChecksums, Request, RestoreRequest,
 };
 use super::second_repo::Only;
 use super::settings::{NOTHING_DONE, Settings};
@@ -30,18 +31,10 @@ use crate::ops::stall::Stall;
 use crate::pg::PgTimestamp;
 use crate::plan::memory::{TooLittle, backup_memory, restore_range_bytes};
 use crate::plan::target::{RecoveryPoint, RecoveryTarget, TargetAction, TimelineChoice};
-use crate::walsender::{self, SlotName};
+use crate::walsender;
 
 /// Threads of `fetch-ahead`.
 const FETCH_AHEAD_THREADS: usize = 2;
-
-/// `receive` repeats by itself what the store did not take, without the long pauses of the store's own
-/// repetitions: commits may be waiting.
-pub(super) const RECEIVE_RETRY_DEADLINE: Duration = Duration::from_secs(3);
-
-/// How long `receive` tries to store what it holds once it was asked to stop; service
-/// managers commonly kill after 90 s.
-const STOP_DEADLINE: Duration = Duration::from_mins(1);
 
 /// How long `archive-push` waits for an agent where WAL has another place to go.
 const AGENT_PATIENCE: Duration = Duration::from_secs(30);
@@ -100,7 +93,7 @@ pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(),
         Request::FetchAhead => fetch_ahead(surroundings)?,
         Request::Spool { drain } => return stall::spool(drain, surroundings),
         Request::DrainSpool => stall::drain_spool(surroundings)?,
-        Request::Receive(request) => receive(request, surroundings)?,
+        Request::Receive(request) => return receive(request, surroundings),
         Request::Agent(request) => agent(request, surroundings)?,
         Request::Backup(request) => return backup(request, surroundings),
         Request::Restore(request) => restore(&request, surroundings)?,
@@ -149,14 +142,13 @@ fn init(request: &InitRequest, surroundings: &Surroundings<'_>) -> Result<Report
 
 fn check(request: &CheckRequest, surroundings: &Surroundings<'_>) -> Result<Reported, Failure> {
     let opened = open_repository(surroundings)?;
-    let server = server(surroundings)?;
     let receiver = ops::check::Expected {
         slot: slot(surroundings)?,
-        application_name: server.application_name().to_owned(),
+        application_name: receiving_server(surroundings)?.application_name().to_owned(),
         synchronous: surroundings.settings.synchronous.value,
     };
     let request = ops::check::Request {
-        server,
+        server: server(surroundings)?,
         wait: Duration::from_secs(request.wait_seconds),
         no_switch: request.no_switch,
         receiver,
@@ -287,46 +279,6 @@ fn fetch_ahead(surroundings: &Surroundings<'_>) -> Result<(), Failure> {
     let fetched = run_parallel(FETCH_AHEAD_THREADS, work)?;
     tracing::info!("fetched {fetched} segments ahead");
     Ok(())
-}
-
-/// Returns the replication slot of `receive`.
-fn slot(surroundings: &Surroundings<'_>) -> Result<Option<SlotName>, Failure> {
-    let settings = surroundings.settings;
-    Ok(match &settings.slot {
-        Some(said) => said.value.0.clone(),
-        None => Some(SlotName::of_cluster(settings.require_cluster()?)),
-    })
-}
-
-fn receive(request: ReceiveRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
-    let opened = open_repository_retrying(surroundings, RECEIVE_RETRY_DEADLINE)?;
-    let request = receive_request(request, surroundings)?;
-    // On one thread: handing each piece to another and back would cost a commit more than the piece itself.
-    let report = run_light(async {
-        opened.sweep().await;
-        let work = |stop| ops::receive::run(&opened.repository, &request, stop);
-        signals::stoppable(surroundings.output, work).await
-    })?;
-    surroundings.output.report(&report, reports::receive)
-}
-
-/// Returns what `receive` is asked, as the settings have it.
-pub(super) fn receive_request(
-    request: ReceiveRequest,
-    surroundings: &Surroundings<'_>,
-) -> Result<ops::receive::Request, Failure> {
-    let settings = surroundings.settings;
-    Ok(ops::receive::Request {
-        server: server(surroundings)?,
-        slot: slot(surroundings)?,
-        synchronous: settings.synchronous.value,
-        rpo: settings.rpo.value,
-        uploads_max: settings.uploads.value,
-        codec: settings.compression.value,
-        from_standby: request.from_standby,
-        old_timeline: request.old_timeline,
-        stop_deadline: STOP_DEADLINE,
-    })
 }
 
 /// Takes a backup, and brings it to the second repository if there is one: the server is read once.

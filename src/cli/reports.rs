@@ -89,11 +89,14 @@ pub(super) fn receive(report: &receive::Report) -> String {
 
 pub(super) fn agent(report: &agent::Report) -> String {
     let received = report.received.as_ref().map_or(String::new(), receive);
+    let second = report.received_into_second.as_ref().map_or_else(String::new, |report| {
+        format!("into the second repository: {}", receive(report))
+    });
     let scheduled = report.scheduled.map_or_else(String::new, |runs| {
         format!("ran {} commands in their time; {} more failed\n", runs.done, runs.failed)
     });
     format!(
-        "stored {} WAL files, answered {} commands, fetched {} segments ahead\n{scheduled}{received}",
+        "stored {} WAL files, answered {} commands, fetched {} segments ahead\n{scheduled}{received}{second}",
         report.stored_files, report.answered, report.fetched_segments
     )
 }

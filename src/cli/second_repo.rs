@@ -16,6 +16,7 @@ use super::settings::{
 };
 use super::settings_table::Id;
 use crate::failure::{Failure, Kind};
+use crate::ops::Which;
 
 /// `--only`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -105,6 +106,7 @@ impl Settings {
             key: second.key,
             retention: second.retention,
             repo_options: second.options,
+            which: Which::Second,
             ..self.of_first()
         })
     }

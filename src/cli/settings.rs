@@ -36,6 +36,7 @@ use super::stall_settings::StallSettings;
 use super::units::{setting_duration, setting_size};
 use crate::failure::{Failure, Kind};
 use crate::format::Codec;
+use crate::ops::Which;
 use crate::spelling::nearest;
 
 /// What is true of every failure before a command begins.
@@ -289,6 +290,8 @@ pub struct Settings {
     pub repo_options: BTreeMap<String, OptionValue>,
     /// What was said about a second repository.
     pub second: SecondRepo,
+    /// Which of two repositories stands in `repo`.
+    pub which: Which,
 }
 
 /// Takes store options as they were given.
@@ -343,6 +346,7 @@ impl Settings {
             schedule: ScheduleSettings::validate(&check)?,
             second: SecondRepo::validate(&check, raw.second_key.as_ref(), raw.second_options)?,
             repo_options: option_values(raw.repo_options),
+            which: Which::First,
             file: raw.file,
         })
     }

@@ -12,6 +12,7 @@
 //! by itself is what no retry can cure: wrong settings, and content that contradicts
 //! what is stored.
 
+mod keeping;
 mod line;
 mod sealer;
 mod session;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+pub use self::keeping::{Beside, Stream, keep};
 use self::session::{End, Session};
 use self::source::{Memory, Source};
 use self::troubles::Trouble;
@@ -34,6 +36,14 @@ use crate::format::Codec;
 use crate::pg::{Lsn, Timeline};
 use crate::repo::Repository;
 use crate::walsender::{ConnInfo, SlotName};
+
+/// What [`Request::held_bytes_max`] is for one stream, in bytes: a unit in the making, incompressible, and a third of
+/// another on its way; or several that compress as WAL does. The process itself takes more: pieces on their way may
+/// outlive their unit, and an allocator leaves gaps.
+pub const HELD_BYTES_MAX: u64 = 22 << 20;
+
+/// The same for each of two streams in one process.
+pub const HELD_BYTES_MAX_OF_TWO: u64 = 18 << 20;
 
 /// The pause before the server is looked for again, at first and at last.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
@@ -62,6 +72,9 @@ pub struct Request {
     pub uploads_max: usize,
     /// How objects are compressed.
     pub codec: Codec,
+    /// Reading stops while more than this is held for uploads, in bytes. Must exceed what an incompressible unit of
+    /// 16 MiB holds, or reading would never go on.
+    pub held_bytes_max: u64,
     /// Follow a standby where no primary is to be found.
     pub from_standby: bool,
     /// Follow a server whose timeline another one has replaced.
