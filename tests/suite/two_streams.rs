@@ -252,23 +252,29 @@ fn an_agent_streams_into_both() {
 
 #[test]
 fn a_stream_that_ends_by_itself_is_told_and_started_again_while_the_other_goes_on() {
-    let lab = Lab::open();
-    let cluster = lab.cluster(NEWEST).segment_mib(1).start();
-    let (first, second) = (lab.highwater().on(&cluster), beside(&lab).on(&cluster));
-    let both = first.with_second(&second);
-    // An empty directory may be a disk that is not mounted; these are ours, and nobody has claimed `main`.
-    both.for_cluster("other").run(&["init"]).done();
-    // With neither claimed there is nothing to go on for.
-    Receiver::start(&both, &[]).wait().ends_with(2).says("in the first repository").says("init");
-    first.run(&["init"]).done();
-    let streamed =
-        Streamed { place: Archived { cluster, highwater: both.clone(), lab }, first, second };
-    let receiver = Receiver::start(&both, &[]);
+    let streamed = Streamed::new(NEWEST, 1, &[]);
+    let both = &streamed.place.highwater;
+    // Where the second was, another cluster has the place now.
+    let ours = Away::new(&streamed.second);
+    let stranger = streamed.place.lab.cluster(NEWEST).named("stranger").start();
+    for directory in ["second", "third"] {
+        let directory = streamed.place.lab.directory(directory);
+        let repo = streamed.first.for_repo(&format!("file://{}", directory.display()));
+        repo.on(&stranger).run(&["init"]).done();
+    }
+    let third = streamed.place.lab.path().join("third");
+    let neither = both.for_repo(&format!("file://{}", third.display()));
+    // Where both end there is nothing to go on for.
+    let ended = Receiver::start(&neither, &[]).wait().ends_with(3);
+    ended.says("in the first repository").says("in the second repository");
+    let receiver = Receiver::start(both, &[]);
     receiver.wait_says("receive into the second repository has ended");
     streamed.wait_streaming(&receiver, FIRST);
     streamed.place.segments(2);
     streamed.wait_stored(&receiver, FIRST);
-    streamed.second.run(&["init"]).done();
+    let second = streamed.second.repo_directory();
+    std::fs::rename(&second, second.with_extension("strangers")).unwrap();
+    drop(ours);
     streamed.wait_streaming(&receiver, SECOND);
     streamed.wait_stored(&receiver, SECOND);
     receiver.wait_says("second repository: streaming timeline 1");
@@ -284,8 +290,8 @@ fn both_away_take_no_more_memory_than_one() {
     let away = [&streamed.first, &streamed.second].map(Away::new);
     streamed.cluster().sql(
         "select pg_logical_emit_message(false, 'x', \
-         (select string_agg(sha512((g * n)::text::bytea)::text, '') \
-          from generate_series(1, 16384) g)) from generate_series(1, 40) n",
+         (select string_agg(sha512((g * n)::text::bytea), ''::bytea) \
+          from generate_series(1, 16384) g)) from generate_series(1, 80) n",
     );
     for name in ["first", "second"] {
         receiver.wait_says(&format!("{name} repository: `main/wal/"));

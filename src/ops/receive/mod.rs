@@ -42,8 +42,8 @@ use crate::walsender::{ConnInfo, SlotName};
 /// outlive their unit, and an allocator leaves gaps.
 pub const HELD_BYTES_MAX: u64 = 22 << 20;
 
-/// The same for each of two streams in one process.
-pub const HELD_BYTES_MAX_OF_TWO: u64 = 18 << 20;
+/// The same for each of two streams in one process: the former, and hardly more.
+pub const HELD_BYTES_MAX_OF_TWO: u64 = (16 << 20) + (1 << 19);
 
 /// The pause before the server is looked for again, at first and at last.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
