@@ -17,6 +17,8 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ["HIGHWATER_TEST_CACHE"])
 KEY, SECRET, BUCKET = "benchkey", "benchsecret", "bench-bucket"
+# The processor that the S3 server and the proxies before it have for themselves, if that is wanted.
+STORE_CPU = os.environ.get("BENCH_STORE_CPU") or None
 
 ARCHIVING = """
 listen_addresses = ''
@@ -31,6 +33,17 @@ archive_mode = on
 # pgBackRest takes a backup only if it finds its name here.
 archive_command = '{place}/archive %p %f # or pgbackrest'
 """
+
+
+def of_the_store(command):
+    """Returns the command of a part of the store, to be run where the store computes."""
+    return command if STORE_CPU is None else ["taskset", "-c", STORE_CPU, *command]
+
+
+def leave_cpu_to_store():
+    """Keeps this process and all that it starts, but parts of the store, off the store's processor."""
+    if STORE_CPU is not None:
+        os.sched_setaffinity(0, os.sched_getaffinity(0) - {int(STORE_CPU)})
 
 
 @dataclass
@@ -246,7 +259,7 @@ class Lab:
         # Without the last each small answer comes 40 ms late: Nagle's algorithm there, delayed ACK here.
         more = f"ssl_endpoint=127.0.0.1:{secure} ssl_certificate={pem} tcp_nodelay=1"
         self.gateway = subprocess.Popen(
-            ["sh", str(script), directory, *ports, KEY, SECRET, BUCKET],
+            of_the_store(["sh", str(script), directory, *ports, KEY, SECRET, BUCKET]),
             env=os.environ | {"RGW_MORE_FRONTEND": more, "RGW_BYTES_MAX": str(10 << 30)},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import stores
-from lab import BUCKET, KEY, SECRET, Lab, free_port
+from lab import BUCKET, KEY, SECRET, STORE_CPU, Lab, free_port, leave_cpu_to_store, of_the_store
 from measure import OUT, describe, load, note
 
 MAJOR = int(os.environ.get("BENCH_RECEIVE_MAJOR", "18"))
@@ -493,7 +493,7 @@ def add_delays(lab):
         port = free_port()
         script = [sys.executable, "-B", Path(__file__).with_name("delay.py")]
         args = [str(a) for a in [*script, port, lab.gateway_port, delay]]
-        proxy = subprocess.Popen(args, stdout=subprocess.PIPE, text=True)
+        proxy = subprocess.Popen(of_the_store(args), stdout=subprocess.PIPE, text=True)
         proxies.append(proxy)
         if proxy.stdout.readline().strip() != "ready":
             raise RuntimeError("the proxy did not start")
@@ -505,10 +505,13 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     tables, proxies = Tables(), []
     began = time.monotonic()
+    leave_cpu_to_store()
     lab = Lab(MAJOR)
     try:
         note(f"in {lab.place}")
         describe(tables, lab)
+        if STORE_CPU is not None:
+            tables.say(f"- processor {STORE_CPU} is the S3 server's alone, all others are everybody else's")
         load(tables, "before")
         lab.start_gateway()
         lab.start_postgres(SETTINGS)

@@ -238,36 +238,45 @@ pub(super) fn restore_plan(plan: &PlanReport) -> String {
             tablespace.to.display()
         ));
     }
-    made_by_replay(plan, &mut text);
     if let Some(time) = plan.last_commit_time {
         text.push_str(&format!("plan: the last archived commit on this way is of {time}\n"));
     }
     text
 }
 
+/// The plan as a dry run prints it: it has read the WAL as well.
+pub(super) fn dry_restore_plan(plan: &PlanReport) -> String {
+    let mut text = restore_plan(plan);
+    for line in made_by_replay(plan) {
+        text.push_str(&format!("plan: {line}\n"));
+    }
+    text
+}
+
 /// Warns of tablespaces that no map of ours can put elsewhere.
-fn made_by_replay(plan: &PlanReport, text: &mut String) {
+fn made_by_replay(plan: &PlanReport) -> Vec<String> {
     let Some(made) = &plan.made_by_replay else {
-        text.push_str(
-            "plan: the WAL was not read for tablespaces younger than the backup, which replay makes at their own path; --dry-run reads it\n",
-        );
-        return;
+        return vec![
+            "the WAL was not read for tablespaces younger than the backup, which replay makes at their own path; --dry-run reads it"
+                .to_owned(),
+        ];
     };
-    for restore::MadeByReplay { oid, location, lsn, stands_here } in made {
-        let what =
-            format!("plan: WARNING: replay makes tablespace {oid} at `{location}` (at {lsn})");
-        text.push_str(&if *stands_here {
+    let line = |made: &restore::MadeByReplay| {
+        let restore::MadeByReplay { oid, location, lsn, stands_here } = made;
+        let what = format!("WARNING: replay makes tablespace {oid} at `{location}` (at {lsn})");
+        if *stands_here {
             format!(
                 "{what}, where files stand on this host, and writes into them, the files of the cluster's own server too. \
                  Do not start this copy beside its origin: restore on another host, or stop the origin and move that directory away first; \
-                 or take a new backup and put its tablespaces elsewhere with --tablespace-map; or choose a target before that LSN\n"
+                 or take a new backup and put its tablespaces elsewhere with --tablespace-map; or choose a target before that LSN"
             )
         } else {
             format!(
-                "{what}: make that directory first, empty and owned by the server's user, or recovery stops there\n"
+                "{what}: make that directory first, empty and owned by the server's user, or recovery stops there"
             )
-        });
-    }
+        }
+    };
+    made.iter().map(line).collect()
 }
 
 /// The document of `restore`. Field names are part of the contract of `--json`.
@@ -325,6 +334,9 @@ impl RestoreDone {
             let of = human_size(self.plan.size_bytes);
             let kept = human_size(kept);
             text.push_str(&format!("{kept} of its {of} stood already; {removed} names did not belong and were removed\n"));
+        }
+        for line in made_by_replay(&self.plan) {
+            text.push_str(&format!("{line}\n"));
         }
         text.push_str("\nnext:\n");
         let mut step = 1;

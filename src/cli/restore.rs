@@ -41,24 +41,26 @@ fn restore_from(
     let outcome = run_parallel(jobs, async {
         let mut planned = ops::restore::make_plan(repository, &request).await?;
         ops::restore::check_place(&request, &planned).await?;
-        listener.note("looking for tablespaces that replay would make");
-        ops::restore::tell_tablespaces(repository, &request, &mut planned, dry_run).await?;
         if dry_run {
+            listener.note("looking for tablespaces that replay would make");
+            ops::restore::tell_tablespaces(repository, &request, &mut planned).await?;
             if request.delta {
                 let survey = ops::restore::survey(repository, &request, &planned.backup).await?;
                 planned.report.fetch_bytes = survey.fetch_bytes;
                 planned.report.survey = Some(survey);
             }
-            output.report(&planned.report, reports::restore_plan)?;
+            output.report(&planned.report, reports::dry_restore_plan)?;
             return Ok(None);
         }
         for line in reports::restore_plan(&planned.report).lines() {
             output.say(line);
         }
-        let plan = planned.report.clone();
+        let mut plan = planned.report.clone();
+        let looking = ops::restore::LookBeside::begin(repository, &request, &planned);
         began.store(true, Ordering::SeqCst);
         let report =
             ops::restore::carry_out(repository, &request, planned, listener.clone()).await?;
+        plan.made_by_replay = looking.found().await;
         Ok(Some((plan, report)))
     });
     listener.finish();

@@ -133,7 +133,7 @@ const FIRST: [Setting; 30] = [
         accepts: Accepts::Size { min: 64 * MIB, max: MIB << 20 },
         default: Some("256MiB"),
         example: "512MiB",
-        meaning: "ceiling of memory for backup and restore; archiving takes less than 80 MiB",
+        meaning: "ceiling of memory for backup and restore; archiving takes less than 64 MiB",
     },
     Setting {
         id: Id::ArchivePushDeadline,

@@ -157,17 +157,17 @@ fn wants_shorter_window(level: i32) -> bool {
 }
 
 /// Compresses a stream of bytes into one frame held in memory.
-pub struct FrameWriter {
-    inner: Inner,
+pub struct FrameWriter<W: Write = Vec<u8>> {
+    inner: Inner<W>,
 }
 
-enum Inner {
-    Zstd(zstd::stream::write::Encoder<'static, Vec<u8>>),
-    Lz4(Box<lz4_flex::frame::FrameEncoder<Vec<u8>>>),
-    Plain(Vec<u8>),
+enum Inner<W: Write> {
+    Zstd(zstd::stream::write::Encoder<'static, W>),
+    Lz4(Box<lz4_flex::frame::FrameEncoder<W>>),
+    Plain(W),
 }
 
-impl fmt::Debug for FrameWriter {
+impl<W: Write> fmt::Debug for FrameWriter<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FrameWriter").finish_non_exhaustive()
     }
@@ -176,15 +176,22 @@ impl fmt::Debug for FrameWriter {
 impl FrameWriter {
     /// Begins a frame. With `plain_bytes`, exactly so many must be written.
     pub fn new(codec: Codec, plain_bytes: Option<u64>) -> io::Result<Self> {
-        Self::in_room(codec, plain_bytes, Vec::new())
+        Self::into(codec, plain_bytes, Vec::new())
     }
 
     /// As [`Self::new`], writing into `room` (emptied first), which [`Self::finish`] gives back.
     fn in_room(codec: Codec, plain_bytes: Option<u64>, mut room: Vec<u8>) -> io::Result<Self> {
         room.clear();
+        Self::into(codec, plain_bytes, room)
+    }
+}
+
+impl<W: Write> FrameWriter<W> {
+    /// As [`FrameWriter::new`], writing into `out`, which [`Self::finish`] gives back.
+    pub fn into(codec: Codec, plain_bytes: Option<u64>, out: W) -> io::Result<Self> {
         let inner = match codec {
             Codec::Zstd(level) => {
-                let mut encoder = zstd::stream::write::Encoder::new(room, level)?;
+                let mut encoder = zstd::stream::write::Encoder::new(out, level)?;
                 encoder.include_checksum(true)?;
                 if wants_shorter_window(level) {
                     encoder.window_log(WINDOW_LOG_MAX)?;
@@ -202,24 +209,24 @@ impl FrameWriter {
                     .content_checksum(true)
                     .content_size(plain_bytes)
                     .block_size(block_size);
-                Inner::Lz4(Box::new(lz4_flex::frame::FrameEncoder::with_frame_info(info, room)))
+                Inner::Lz4(Box::new(lz4_flex::frame::FrameEncoder::with_frame_info(info, out)))
             }
-            Codec::None => Inner::Plain(room),
+            Codec::None => Inner::Plain(out),
         };
         Ok(Self { inner })
     }
 
-    /// Ends the frame and returns its bytes.
-    pub fn finish(self) -> io::Result<Vec<u8>> {
+    /// Ends the frame and returns where it was written: by default its bytes.
+    pub fn finish(self) -> io::Result<W> {
         match self.inner {
             Inner::Zstd(encoder) => encoder.finish(),
             Inner::Lz4(encoder) => encoder.finish().map_err(io::Error::other),
-            Inner::Plain(bytes) => Ok(bytes),
+            Inner::Plain(out) => Ok(out),
         }
     }
 }
 
-impl Write for FrameWriter {
+impl<W: Write> Write for FrameWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut self.inner {
             Inner::Zstd(encoder) => encoder.write(bytes),

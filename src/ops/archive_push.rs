@@ -47,7 +47,7 @@ const READINGS: u32 = 3;
 /// The pause before it is read again.
 const REREAD_PAUSE: Duration = Duration::from_millis(200);
 
-/// What segments on their way may hold, in MiB, of the 80 that archiving may take in all.
+/// What segments on their way may hold, in MiB, of the 64 that archiving may take in all.
 const HELD_MIB: usize = 40;
 
 /// What a segment may hold until it is known how well it compresses, in MiB; what its codec needs comes to that.
@@ -417,11 +417,11 @@ async fn store(
 ) -> Result<Report, Failure> {
     let ReadFile { object, sealed, plain_bytes } = read;
     let key = repository.wal_key(sealed.header.system_identifier, object);
-    let outcome = repository.put_sealed(&key, &sealed).await.map_err(|error| {
+    let (outcome, header) = repository.hand_over(&key, sealed).await.map_err(|error| {
         let what = format!("could not store `{name}` in {}", repository.describe());
         of_repo(error, what, UNHARMED)
     })?;
-    let Header { stored_bytes, blake3, .. } = sealed.header;
+    let Header { stored_bytes, blake3, .. } = header;
     Ok(Report { name, outcome, plain_bytes, stored_bytes, blake3 })
 }
 

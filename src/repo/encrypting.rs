@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::RepoError;
 use super::keyring::Keyring;
@@ -76,6 +76,31 @@ impl EncryptingStore {
 
     fn place(&self) -> &Place {
         self.keyring.place()
+    }
+
+    /// Returns its keys.
+    pub(super) fn keyring(&self) -> &Keyring {
+        &self.keyring
+    }
+
+    /// Returns the store into which encrypted bytes go.
+    pub(super) fn below(&self) -> &Arc<dyn Store> {
+        &self.below
+    }
+
+    /// Returns what is stored under `key` in place of a body, which it lets go of piece by piece, and the room that it
+    /// takes until it is stored. Of what stays plain the body itself.
+    pub(super) async fn encrypted(
+        &self,
+        key: &Key,
+        body: Body,
+    ) -> Result<(Body, Option<SemaphorePermit<'_>>), StoreError> {
+        let Some(name) = self.place().encrypted_name(key.as_str()) else { return Ok((body, None)) };
+        let in_use = self.keyring.in_use().await.map_err(|error| refused(key, error))?;
+        let mib = u32::try_from(body.len().div_ceil(1 << 20)).unwrap_or(u32::MAX);
+        let room = self.room.acquire_many(mib.clamp(1, ON_THEIR_WAY_MIB)).await.ok();
+        let body = encrypted(&in_use.1, name, body).map_err(|error| refused(key, error))?;
+        Ok((body, room))
     }
 
     /// Returns what decrypts the object whose first bytes these are.
@@ -289,13 +314,7 @@ fn as_seen(place: &Place, mut listed: Listed) -> Listed {
 #[async_trait]
 impl Store for EncryptingStore {
     async fn create(&self, key: &Key, body: Body) -> Result<(), StoreError> {
-        let Some(name) = self.place().encrypted_name(key.as_str()) else {
-            return self.below.create(key, body).await;
-        };
-        let in_use = self.keyring.in_use().await.map_err(|error| refused(key, error))?;
-        let mib = u32::try_from(body.len().div_ceil(1 << 20)).unwrap_or(u32::MAX);
-        let _room = self.room.acquire_many(mib.clamp(1, ON_THEIR_WAY_MIB)).await;
-        let body = encrypted(&in_use.1, name, body).map_err(|error| refused(key, error))?;
+        let (body, _room) = self.encrypted(key, body).await?;
         self.below.create(key, body).await
     }
 

@@ -75,7 +75,7 @@ impl Repository {
     /// process may store in the place.
     async fn vet(&self, identity: &Identity) -> Result<(), RepoError> {
         let key = Key::new(self.place.identity(identity.system_identifier));
-        match (&self.keyring, &identity.encryption) {
+        match (self.its_keyring(), &identity.encryption) {
             (None, None) => {}
             (None, Some(_)) => {
                 return Err(KeyError::Missing { cluster: self.cluster().clone() }.into());

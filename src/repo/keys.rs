@@ -153,7 +153,7 @@ impl Repository {
 
     fn keyring(&self) -> Result<&Keyring, RepoError> {
         let missing = || KeyError::Missing { cluster: self.cluster().clone() };
-        Ok(self.keyring.as_deref().ok_or_else(missing)?)
+        Ok(self.its_keyring().ok_or_else(missing)?)
     }
 
     /// Reads all keys anew.
@@ -186,7 +186,7 @@ impl Repository {
         is_free: bool,
         taker: &KeyTaker,
     ) -> Result<Option<Encryption>, RepoError> {
-        let Some(keyring) = self.keyring.as_deref() else { return Ok(None) };
+        let Some(keyring) = self.its_keyring() else { return Ok(None) };
         let said = |name, key: &SecretKey| Some(said_of(self.place(), system_id, name, key));
         if !is_free {
             let (name, key) = keyring.in_use().await?;

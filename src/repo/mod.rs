@@ -71,8 +71,8 @@ use keyring::Keyring;
 pub struct Repository {
     store: Arc<dyn Store>,
     place: Place,
-    /// Where the cluster is encrypted; then `store` encrypts with it.
-    keyring: Option<Arc<Keyring>>,
+    /// Where the cluster is encrypted: `store` once more.
+    encrypting: Option<Arc<EncryptingStore>>,
     /// Set once an identity says that the cluster is encrypted, or is not, as we are set up.
     vetted: Arc<OnceCell<()>>,
 }
@@ -80,7 +80,7 @@ pub struct Repository {
 impl Repository {
     /// Makes the repository of `cluster` in `store`; nothing is read or written.
     pub fn new(store: Arc<dyn Store>, cluster: ClusterName) -> Self {
-        Self { store, place: Place::new(cluster), keyring: None, vetted: Arc::default() }
+        Self { store, place: Place::new(cluster), encrypting: None, vetted: Arc::default() }
     }
 
     /// Makes the repository of an encrypted cluster in `store`; nothing is read or written, and the key is asked for
@@ -92,13 +92,18 @@ impl Repository {
     ) -> Self {
         let place = Place::new(cluster);
         let keyring = Arc::new(Keyring::new(source, Arc::clone(&store), place.clone()));
-        let store = Arc::new(EncryptingStore::new(store, Arc::clone(&keyring)));
-        Self { store, place, keyring: Some(keyring), vetted: Arc::default() }
+        let store = Arc::new(EncryptingStore::new(store, keyring));
+        let encrypting = Some(Arc::clone(&store));
+        Self { store, place, encrypting, vetted: Arc::default() }
     }
 
     /// Returns whether what it stores is encrypted.
     pub fn is_encrypted(&self) -> bool {
-        self.keyring.is_some()
+        self.encrypting.is_some()
+    }
+
+    fn its_keyring(&self) -> Option<&Keyring> {
+        self.encrypting.as_deref().map(EncryptingStore::keyring)
     }
 
     /// Returns the names of things in it.

@@ -57,6 +57,25 @@ impl Repository {
         self.put_encoded(key, &object.header, body).await
     }
 
+    /// As [`Self::put_sealed`], letting go of the object's bytes as soon as they are not needed: those of an encrypted
+    /// cluster while they are encrypted. Returns the header too.
+    ///
+    /// # Errors
+    /// As [`Self::put_sealed`].
+    pub async fn hand_over(
+        &self,
+        key: &Key,
+        object: SealedObject,
+    ) -> Result<(Put, Header), RepoError> {
+        let SealedObject { header, body: sealed } = object;
+        let mut body =
+            Body::from(encode_header(&header).map_err(|e| RepoError::of_document(key, e))?);
+        for piece in sealed.into_pieces() {
+            body.push(piece);
+        }
+        Ok((self.put_encoded(key, &header, body).await?, header))
+    }
+
     /// Creates a sealed object whose header is `header` and whose bytes, header and all, are `body`; see
     /// [`Self::put_sealed`].
     pub(super) async fn put_encoded(
@@ -66,8 +85,16 @@ impl Repository {
         body: Body,
     ) -> Result<Put, RepoError> {
         self.vet_before_storing(key).await?;
+        // Encrypted once, however often it is tried.
+        let (store, body, _room) = match &self.encrypting {
+            Some(encrypting) => {
+                let (body, room) = encrypting.encrypted(key, body).await?;
+                (encrypting.below(), body, room)
+            }
+            None => (&self.store, body, None),
+        };
         for _ in 0..SETTLE_ATTEMPTS {
-            match self.store.create(key, body.clone()).await {
+            match store.create(key, body.clone()).await {
                 Ok(()) => return Ok(Put::Stored),
                 Err(StoreError::Exists { .. }) => {}
                 Err(error) => return Err(error.into()),
@@ -349,3 +376,7 @@ impl Read for Pieces {
         Ok(n)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use super::{Put, RepoError, Repository, SealedObject};
 use crate::format::{Codec, FrameWriter, Header, Kind, WalObject};
 use crate::pg::{SystemId, Timeline, WalFileName};
-use crate::store::{Body, Key};
+use crate::store::{BodyWriter, Key};
 
 /// The size of the pieces that stand for a segment larger than this (its *units*), so that one put and its
 /// memory stay bounded (an archiving process has 64 MiB). No piece is longer or crosses from one unit to the next.
@@ -19,7 +19,7 @@ pub const WHOLE_SEGMENT_BYTES_MAX: u64 = PIECE_BYTES as u64;
 #[derive(Debug)]
 pub struct WalSealer {
     hasher: blake3::Hasher,
-    frames: FrameWriter,
+    frames: FrameWriter<BodyWriter>,
     plain_bytes: u64,
 }
 
@@ -28,7 +28,7 @@ impl WalSealer {
     pub fn new(codec: Codec, plain_bytes: Option<u64>) -> io::Result<Self> {
         Ok(Self {
             hasher: blake3::Hasher::new(),
-            frames: FrameWriter::new(codec, plain_bytes)?,
+            frames: FrameWriter::into(codec, plain_bytes, BodyWriter::default())?,
             plain_bytes: 0,
         })
     }
@@ -42,7 +42,7 @@ impl WalSealer {
 
     /// Ends the object and completes its header with lengths and digest.
     pub fn finish(self, mut header: Header) -> io::Result<SealedObject> {
-        let body = Body::from(self.frames.finish()?);
+        let body = self.frames.finish()?.finish();
         header.plain_bytes = self.plain_bytes;
         header.stored_bytes = body.len();
         header.blake3 = Some(self.hasher.finalize().to_hex().to_string());

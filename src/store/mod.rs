@@ -9,6 +9,7 @@
 //! said that the key does not exist.
 
 mod aws_credentials;
+mod body;
 pub mod clients;
 mod cloud;
 mod cloud_errors;
@@ -24,6 +25,8 @@ pub mod options;
 mod random;
 pub mod retry;
 pub mod url;
+
+pub use body::{Body, BodyWriter};
 
 use std::fmt;
 use std::ops::Range;
@@ -58,52 +61,6 @@ impl Key {
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
-    }
-}
-
-/// What an object is made of: pieces that follow each other. Cheap to clone,
-/// so that an attempt can be repeated.
-#[derive(Debug, Clone, Default)]
-pub struct Body {
-    pieces: Vec<Bytes>,
-    len: u64,
-}
-
-impl Body {
-    /// Appends one piece.
-    pub fn push(&mut self, piece: Bytes) {
-        self.len += piece.len() as u64;
-        if !piece.is_empty() {
-            self.pieces.push(piece);
-        }
-    }
-
-    /// Returns the length of all pieces, in bytes.
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// Returns whether there is not a single byte.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Returns the pieces in order.
-    pub fn pieces(&self) -> &[Bytes] {
-        &self.pieces
-    }
-
-    /// Returns the pieces in order, each to be let go of by itself.
-    pub fn into_pieces(self) -> Vec<Bytes> {
-        self.pieces
-    }
-}
-
-impl From<Vec<u8>> for Body {
-    fn from(bytes: Vec<u8>) -> Self {
-        let mut body = Self::default();
-        body.push(bytes.into());
-        body
     }
 }
 

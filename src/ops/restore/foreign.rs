@@ -8,6 +8,7 @@
 use std::io;
 
 use serde::Serialize;
+use tokio::task::JoinSet;
 
 use super::{Planned, Request, UNHARMED};
 use crate::failure::{Failure, Kind};
@@ -26,9 +27,9 @@ use crate::store::Key;
 /// More are not named.
 const NAMED_MAX: usize = 100;
 
-/// A restore reads no more WAL than this beforehand, in bytes: whoever restores after an accident has no time to have a
+/// A restore reads no more WAL than this for it, in bytes: whoever restores after an accident has no time to have a
 /// week's WAL read twice. A dry run reads all of it.
-const READ_BEFORE_BYTES_MAX: u64 = 256 << 20;
+const READ_BESIDE_BYTES_MAX: u64 = 256 << 20;
 
 /// A tablespace that replay makes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,8 +65,8 @@ impl MadeByReplay {
     }
 }
 
-/// Puts into the plan which tablespaces replay would make at a path of their own; leaves it out where that is too much
-/// WAL to be read before a restore, and where it cannot be read.
+/// Puts into the plan which tablespaces replay would make at a path of their own, however much WAL has to be read for
+/// it; leaves it out where WAL cannot be read.
 ///
 /// # Errors
 /// Those of the store, which a retry may cure.
@@ -73,25 +74,51 @@ pub async fn tell_tablespaces(
     repository: &Repository,
     request: &Request,
     planned: &mut Planned,
-    is_dry_run: bool,
 ) -> Result<(), Failure> {
-    let report = &planned.report;
-    let bytes = report.wal_end_lsn.0.saturating_sub(report.wal_start_lsn.0);
-    if bytes > READ_BEFORE_BYTES_MAX && !is_dry_run {
-        return Ok(());
-    }
     match foreign_tablespaces(repository, request, planned, &Silent).await {
-        Ok(found) => {
-            let made = found.into_iter().map(MadeByReplay::of).collect();
-            planned.report.made_by_replay = Some(made);
-        }
+        Ok(found) => planned.report.made_by_replay = Some(made(found)),
         // Recovery may end before it comes there; and if not, it says so.
-        Err(failure) if failure.kind == Kind::Integrity => {
-            tracing::warn!("tablespaces that replay would make were not looked for: {failure}");
-        }
+        Err(failure) if failure.kind == Kind::Integrity => say_not_looked_for(&failure),
         Err(failure) => return Err(failure),
     }
     Ok(())
+}
+
+fn made(found: Vec<ForeignTablespace>) -> Vec<MadeByReplay> {
+    found.into_iter().map(MadeByReplay::of).collect()
+}
+
+fn say_not_looked_for(failure: &Failure) {
+    tracing::warn!("tablespaces that replay would make were not looked for: {failure}");
+}
+
+/// The same look while files are restored, which it does not hold up: what it finds must be known before the copy is
+/// started, not before it is made. Ends when it is dropped.
+#[derive(Debug)]
+pub struct LookBeside(JoinSet<Option<Vec<MadeByReplay>>>);
+
+impl LookBeside {
+    /// Begins, if there is little enough WAL on the way to the target.
+    pub fn begin(repository: &Repository, request: &Request, planned: &Planned) -> Self {
+        let mut looking = JoinSet::new();
+        let report = &planned.report;
+        let bytes = report.wal_end_lsn.0.saturating_sub(report.wal_start_lsn.0);
+        if bytes <= READ_BESIDE_BYTES_MAX {
+            let (repository, request, planned) =
+                (repository.clone(), request.clone(), planned.clone());
+            looking.spawn(async move {
+                let found = foreign_tablespaces(&repository, &request, &planned, &Silent).await;
+                // The files are worth having all the same.
+                found.map(made).inspect_err(say_not_looked_for).ok()
+            });
+        }
+        Self(looking)
+    }
+
+    /// Returns what was found; `None` if not all WAL was read.
+    pub async fn found(mut self) -> Option<Vec<MadeByReplay>> {
+        self.0.join_next().await?.ok()?
+    }
 }
 
 /// Reads the WAL that this restore would replay and returns the tablespaces that are made in it at a path of their

@@ -32,7 +32,9 @@ use crate::pgdata::{
 use crate::plan::target::RecoveryTarget;
 use crate::repo::{FileList, Repository};
 
-pub use foreign::{ForeignTablespace, MadeByReplay, foreign_tablespaces, tell_tablespaces};
+pub use foreign::{
+    ForeignTablespace, LookBeside, MadeByReplay, foreign_tablespaces, tell_tablespaces,
+};
 pub use moments::reachable_moments;
 pub use outlook::{MeasuredRate, Outlook, outlook};
 pub use plan::{PlanReport, Planned, make_plan};
