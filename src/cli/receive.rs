@@ -16,9 +16,7 @@ use super::settings::Origin;
 use super::two::{Reported, tell};
 use super::{reports, signals};
 use crate::failure::{Failure, Kind};
-use crate::ops::receive::{
-    Beside, HELD_BYTES_MAX, HELD_BYTES_MAX_OF_TWO, Report, Request, Stream, keep, run,
-};
+use crate::ops::receive::{Beside, Report, Request, Stream, keep, run};
 use crate::ops::{StopRequest, Which};
 use crate::walsender::{ConnInfo, SlotName};
 
@@ -131,7 +129,6 @@ fn opened_stream(
         rpo: settings.rpo.value,
         uploads_max: settings.uploads.value,
         codec: settings.compression.value,
-        held_bytes_max: if is_one_of_two { HELD_BYTES_MAX_OF_TWO } else { HELD_BYTES_MAX },
         from_standby: request.from_standby,
         old_timeline: request.old_timeline,
         stop_deadline: STOP_DEADLINE,

@@ -72,6 +72,8 @@ fn of_two_repositories_the_newest_backup_in_either_counts() {
         .with_env("HIGHWATER_BACKUP_EVERY", "1d")
         .with_env("HIGHWATER_VERIFY_EVERY", "10s")
         .with_env("HIGHWATER_EXPIRE_EVERY", "1d")
+        .with_env("HIGHWATER_REPO_RETRY_DEADLINE", "2s")
+        .with_env("HIGHWATER_SECOND_REPO_RETRY_DEADLINE", "2s")
         .with_env("HIGHWATER_RETAIN_BACKUPS", "2")
         .with_env("HIGHWATER_SECOND_RETAIN_BACKUPS", "2");
     let pgdata = &two.place.cluster.pgdata;
@@ -88,7 +90,7 @@ fn of_two_repositories_the_newest_backup_in_either_counts() {
     // Another agent, and one of them is away: what the other has still counts.
     let away = Away::new(&two.second);
     let agent = Receiver::agent(&both, pgdata, &[]);
-    wait_runs(&agent, "`verify --deep` has failed", 2);
+    wait_runs(&agent, "`verify --deep` has failed", 1);
     assert!(!agent.log().contains(BACKUP_BEGINS), "{}", agent.log());
     agent.terminate().done();
     drop(away);

@@ -37,14 +37,6 @@ use crate::pg::{Lsn, Timeline};
 use crate::repo::Repository;
 use crate::walsender::{ConnInfo, SlotName};
 
-/// What [`Request::held_bytes_max`] is for one stream, in bytes: a unit in the making, incompressible, and a third of
-/// another on its way; or several that compress as WAL does. The process itself takes more: pieces on their way may
-/// outlive their unit, and an allocator leaves gaps.
-pub const HELD_BYTES_MAX: u64 = 22 << 20;
-
-/// The same for each of two streams in one process: the former, and hardly more.
-pub const HELD_BYTES_MAX_OF_TWO: u64 = (16 << 20) + (1 << 19);
-
 /// The pause before the server is looked for again, at first and at last.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 const PAUSE_LAST: Duration = Duration::from_secs(15);
@@ -72,9 +64,6 @@ pub struct Request {
     pub uploads_max: usize,
     /// How objects are compressed.
     pub codec: Codec,
-    /// Reading stops while more than this is held for uploads, in bytes. Must exceed what an incompressible unit of
-    /// 16 MiB holds, or reading would never go on.
-    pub held_bytes_max: u64,
     /// Follow a standby where no primary is to be found.
     pub from_standby: bool,
     /// Follow a server whose timeline another one has replaced.

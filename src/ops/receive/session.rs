@@ -25,6 +25,12 @@ use crate::plan::receive::{
 use crate::repo::{FrameMaker, PIECE_BYTES, RepoError, Repository, SealedPiece, SegmentAssembly};
 use crate::walsender::{Connection, StreamEvent, StreamStart};
 
+/// Reading stops while more than this is held for uploads, in bytes: a unit in the making, incompressible, and a
+/// third of another on its way; or several that compress as WAL does. Must exceed what the former holds
+/// alone, or reading would never go on. The process itself takes more: pieces on their way may outlive
+/// their unit, and an allocator leaves gaps.
+const HELD_BYTES_MAX: u64 = 22 << 20;
+
 /// How a stream ended.
 pub(super) enum End {
     /// We were asked to stop, and everything received is stored.
@@ -159,7 +165,7 @@ impl<'a> Session<'a> {
             self.cut_if_due()?;
             self.merge_or_tidy()?;
             line.tell(&self.progress, false).await?;
-            let listens = self.held_bytes() < self.request.held_bytes_max;
+            let listens = self.held_bytes() < HELD_BYTES_MAX;
             line.listens(listens);
             let cut_at = match self.when_to_cut() {
                 Cut::At(at) => Some(self.began + at),
