@@ -354,6 +354,7 @@ fn the_tables_of_reliability_name_every_use_case_and_tests_that_exist() {
     };
     let faults = section("## Faults of the store, command by command");
     let damage = section("## Damage, kind by kind");
+    let seen = section("## What is seen on which major and store");
     let rows = |text: &str| -> Vec<Vec<String>> {
         let lines = text.lines().filter(|line| line.starts_with('|') && !line.starts_with("|-"));
         lines
@@ -378,7 +379,7 @@ fn the_tables_of_reliability_name_every_use_case_and_tests_that_exist() {
         .flat_map(|file| test_names(&mask(&read(file))).into_iter().map(|(_, name)| name))
         .collect();
     let mut named = 0;
-    for row in rows(&faults).iter().chain(&rows(&damage)) {
+    for row in rows(&faults).iter().chain(&rows(&damage)).chain(&rows(&seen)) {
         let tests = row[row.len() - 2].split('`').skip(1).step_by(2);
         let tests: Vec<&str> = tests.filter(|name| name.matches('_').count() > 2).collect();
         assert!(!tests.is_empty(), "{row:?} names no test");

@@ -15,7 +15,7 @@ use crate::harness::{
 const CLEAN_LIMIT: Duration = Duration::from_secs(90);
 
 /// The binary with what a drill of this cluster needs.
-fn driller(place: &Archived) -> Highwater {
+pub(crate) fn driller(place: &Archived) -> Highwater {
     let postgres = place.cluster.tool("postgres");
     let bin = Path::new(postgres.get_program()).parent().unwrap().to_path_buf();
     place
@@ -50,7 +50,7 @@ fn fill(place: &Archived) {
 }
 
 /// Writes a check of the user.
-fn check(place: &Archived, name: &str, sql: &str, expected: Option<&str>) -> PathBuf {
+pub(crate) fn check(place: &Archived, name: &str, sql: &str, expected: Option<&str>) -> PathBuf {
     let directory = place.lab.path().join("checks");
     if !directory.exists() {
         place.lab.directory("checks");
@@ -62,7 +62,7 @@ fn check(place: &Archived, name: &str, sql: &str, expected: Option<&str>) -> Pat
     directory
 }
 
-fn outcome_of<'a>(drill: &'a Value, name: &str) -> &'a str {
+pub(crate) fn outcome_of<'a>(drill: &'a Value, name: &str) -> &'a str {
     let checks = drill["checks"].as_array().unwrap();
     let found = checks.iter().find(|one| one["name"] == name);
     found.unwrap_or_else(|| panic!("no {name} in {drill}"))["outcome"].as_str().unwrap()

@@ -46,7 +46,7 @@ fn assert_comes_back(place: &Archived, link: &Link, name: &str) {
 }
 
 /// The ids of the backups that exist.
-fn ids(place: &Archived) -> Vec<String> {
+pub(crate) fn ids(place: &Archived) -> Vec<String> {
     let info = place.highwater.info();
     let backups = info["backups"].as_array().unwrap().iter();
     backups.map(|backup| backup["id"].as_str().unwrap().to_owned()).collect()
@@ -86,7 +86,7 @@ fn a_chain(place: &Archived, source: &str, length: usize) {
 }
 
 /// WAL begins with the segment in which the oldest backup begins.
-fn assert_begins_with(info: &serde_json::Value) {
+pub(crate) fn assert_begins_with(info: &serde_json::Value) {
     let lsn = |text: &serde_json::Value| crate::harness::parse_lsn(text.as_str().unwrap());
     let start = lsn(&info["backups"][0]["start_lsn"]);
     let first = lsn(&info["wal"][0]["start_lsn"]);

@@ -72,7 +72,7 @@ fn moment(text: &str) -> String {
 }
 
 /// The lines of `log --json`.
-fn lines(run: &Run) -> Vec<serde_json::Value> {
+pub(crate) fn lines(run: &Run) -> Vec<serde_json::Value> {
     run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
@@ -229,7 +229,7 @@ fn run_printed(place: &Archived, command: &str) {
 }
 
 /// Drops a table among other commits; returns the number of rows that it had.
-fn drop_among_others(cluster: &Cluster, table: &str) -> String {
+pub(crate) fn drop_among_others(cluster: &Cluster, table: &str) -> String {
     let rows = cluster.sql(&format!("select count(*) from {table}"));
     cluster.sql(&format!(
         "create table if not exists marks (t text); insert into marks values ('before {table}')"
@@ -240,7 +240,7 @@ fn drop_among_others(cluster: &Cluster, table: &str) -> String {
 }
 
 /// Brings the cluster to before the drop by the command that `log` prints.
-fn assert_comes_back(place: &Archived, table: &str, rows: &str) {
+pub(crate) fn assert_comes_back(place: &Archived, table: &str, rows: &str) {
     let name = table.replace('.', "-");
     let pgdata = place.lab.path().join(format!("before-{name}"));
     let arguments = ["log", "--before-drop", table, "--pgdata", pgdata.to_str().unwrap(), "--json"];

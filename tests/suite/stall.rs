@@ -2,18 +2,13 @@
 //! left to PostgreSQL. Whatever was acknowledged is in the spool or in the repository, or recorded as lost.
 
 use crate::harness::{
-    Archived, Highwater, Lab, MAJORS, NEWEST, NO_SMALL_DISK, Random, Receiver, Running, Weather,
-    not_run, on_small_disk, passes_within, rounds, wait_for,
+    Archived, Highwater, Lab, MAJORS, NEWEST, NO_SMALL_DISK, Random, Receiver, Running, Way,
+    Weather, not_run, on_small_disk, passes_within, rounds, wait_for,
 };
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_mins(3);
-
-/// The oldest and the newest server.
-fn ends() -> [u32; 2] {
-    [*MAJORS.first().unwrap(), NEWEST]
-}
 
 /// A cluster that archives with these settings in a file, as its `archive_command` finds them.
 fn archived(major: u32, settings: &str, repository: impl FnOnce(&Lab) -> Highwater) -> Archived {
@@ -96,7 +91,7 @@ fn assert_stored_as_ever(place: &Archived, names: &[String], contents: &[Vec<u8>
 
 #[test]
 fn wal_is_kept_while_the_store_is_away_and_comes_into_it_byte_for_byte() {
-    for major in ends() {
+    for major in MAJORS {
         let place = with_spool(major);
         place.highwater.run(&["backup", "--fast"]).done();
         away(&place);
@@ -149,8 +144,15 @@ fn an_agent_drains_the_spool_and_the_server_archives_through_both() {
 
 #[test]
 fn a_way_to_s3_that_ends_and_an_encrypted_cluster_make_no_difference() {
+    for major in MAJORS {
+        the_way_to_s3_ends(major);
+    }
+}
+
+/// An encrypted cluster whose store is an S3 server, and the way to that.
+fn archived_on_s3(major: u32, settings: &str) -> (Archived, Way) {
     let mut way = None;
-    let place = archived(NEWEST, SPOOL, |lab| {
+    let place = archived(major, settings, |lab| {
         let (highwater, through) = lab.highwater_on_s3_by_a_way();
         let options = std::fs::read_to_string(lab.path().join(format!("s3-{}.toml", through.port)));
         lab.write("s3.options", options.unwrap().as_bytes());
@@ -158,7 +160,11 @@ fn a_way_to_s3_that_ends_and_an_encrypted_cluster_make_no_difference() {
         let highwater = highwater.without_env("HIGHWATER_CONFIG");
         highwater.with_key(&highwater.new_key("key"))
     });
-    let way = way.unwrap();
+    (place, way.unwrap())
+}
+
+fn the_way_to_s3_ends(major: u32) {
+    let (place, way) = archived_on_s3(major, SPOOL);
     let names = place.segments(2);
     let bytes = contents(&place, &names);
     way.set(Weather::Gone);
@@ -311,47 +317,64 @@ fn the_last_of_a_disk_is_left_to_others() {
 
 #[test]
 fn wal_that_is_let_go_is_a_recorded_gap_that_a_backup_closes_by_itself() {
-    for major in ends() {
-        let place = archived(major, "wal_backlog_max = \"32MiB\"", Lab::highwater);
-        place.highwater.run(&["backup", "--fast"]).done();
-        place.cluster.archive_now();
-        // Where no connection is possible, the gap stays open.
-        settings_file(&place.lab, "host=/nowhere", "wal_backlog_max = \"32MiB\"");
-        away(&place);
-        let names = place.segments(5);
-        place.cluster.wait_archived(&names[2]);
-        let log = place.cluster.log();
-        assert!(log.contains("was LET GO"), "{log}");
-        let let_go = |place: &Archived| state(place)["open_gaps"].clone();
-        assert_eq!(let_go(&place).as_array().map(Vec::len), Some(1), "one stretch");
-        back(&place);
-        wait_for("the gap is recorded in the repository", LIMIT, || {
-            place.highwater.info()["let_go"].as_array().is_some_and(|all| all.len() == 1)
-        });
-        for name in &names[4..] {
-            place.cluster.wait_archived(name);
-        }
-        assert_is_open(&place);
-        settings_file(&place.lab, &place.cluster.dsn(), "wal_backlog_max = \"32MiB\"");
-        wait_for("a backup closes it", LIMIT, || {
-            place.cluster.sql("select pg_switch_wal()");
-            place.highwater.info()["let_go"][0]["closed_by"].is_string()
-        });
-        wait_for("this host knows", LIMIT, || let_go(&place) == serde_json::json!([]));
-        let info = place.highwater.info();
-        let gap = parse(&info["let_go"][0]["end_lsn"]);
-        assert!(parse(&info["recovery_window"]["earliest_lsn"]) >= gap, "{info}");
-        let verified = place.highwater.run(&["verify"]).done();
-        verified.says("was let go at").says("begins behind it");
-        let dump = place.cluster.dump();
-        place.cluster.archive_now();
-        place.assert_copy_equals("copy", &dump);
+    for major in MAJORS {
+        let place = archived(major, LET_GO, Lab::highwater);
+        a_gap_is_recorded_and_closed(&place, |place| drop(away(place)), back);
     }
 }
 
 #[test]
+fn wal_that_is_let_go_beside_a_way_to_s3_that_ends_is_a_recorded_gap_too() {
+    let (place, way) = archived_on_s3(NEWEST, LET_GO);
+    let set = |weather| way.set(weather);
+    a_gap_is_recorded_and_closed(&place, |_| set(Weather::Gone), |_| set(Weather::Fair));
+}
+
+const LET_GO: &str = "wal_backlog_max = \"32MiB\"";
+
+fn a_gap_is_recorded_and_closed(
+    place: &Archived,
+    away: impl Fn(&Archived),
+    back: impl Fn(&Archived),
+) {
+    place.highwater.run(&["backup", "--fast"]).done();
+    place.cluster.archive_now();
+    // Where no connection is possible, the gap stays open.
+    settings_file(&place.lab, "host=/nowhere", LET_GO);
+    away(place);
+    let names = place.segments(5);
+    place.cluster.wait_archived(&names[2]);
+    let log = place.cluster.log();
+    assert!(log.contains("was LET GO"), "{log}");
+    let let_go = || state(place)["open_gaps"].clone();
+    assert_eq!(let_go().as_array().map(Vec::len), Some(1), "one stretch");
+    back(place);
+    wait_for("the gap is recorded in the repository", LIMIT, || {
+        place.highwater.info()["let_go"].as_array().is_some_and(|all| all.len() == 1)
+    });
+    for name in &names[4..] {
+        place.cluster.wait_archived(name);
+    }
+    assert_is_open(place);
+    settings_file(&place.lab, &place.cluster.dsn(), LET_GO);
+    wait_for("a backup closes it", LIMIT, || {
+        place.cluster.sql("select pg_switch_wal()");
+        place.highwater.info()["let_go"][0]["closed_by"].is_string()
+    });
+    wait_for("this host knows", LIMIT, || let_go() == serde_json::json!([]));
+    let info = place.highwater.info();
+    let gap = parse(&info["let_go"][0]["end_lsn"]);
+    assert!(parse(&info["recovery_window"]["earliest_lsn"]) >= gap, "{info}");
+    let verified = place.highwater.run(&["verify"]).done();
+    verified.says("was let go at").says("begins behind it");
+    let dump = place.cluster.dump();
+    place.cluster.archive_now();
+    place.assert_copy_equals("copy", &dump);
+}
+
+#[test]
 fn killed_while_wal_is_let_go_whatever_was_acknowledged_is_stored_or_recorded() {
-    let place = archived(NEWEST, "wal_backlog_max = \"32MiB\"", Lab::highwater);
+    let place = archived(NEWEST, LET_GO, Lab::highwater);
     place.highwater.run(&["backup", "--fast"]).done();
     place.cluster.archive_now();
     // By hand, as the server calls it: that waits a minute before it starts an archiver again whose command was killed.

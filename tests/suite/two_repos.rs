@@ -20,6 +20,10 @@ impl Two {
         let highwater = first.with_second(&second);
         highwater.run(&["init"]).done();
         cluster.archive_into(&highwater);
+        // Commands of a test need not wait long for one that it has taken away.
+        let highwater = ["HIGHWATER_REPO_RETRIES", "HIGHWATER_SECOND_REPO_RETRIES"]
+            .into_iter()
+            .fold(highwater, |highwater, name| highwater.with_env(name, "2"));
         Self { place: Archived { cluster, highwater, lab }, first, second }
     }
 
@@ -128,21 +132,7 @@ fn the_second_may_be_encrypted_where_the_first_is_not() {
 
 #[test]
 fn the_second_may_be_on_s3() {
-    let lab = Lab::open();
-    let cluster = lab.cluster(18).conf("archive_mode = on").start();
-    let second = lab.highwater_on_s3().on(&cluster);
-    let config = std::fs::read_dir(lab.path()).unwrap().flatten();
-    let config =
-        config.map(|entry| entry.path()).find(|path| path.extension().is_some_and(|e| e == "toml"));
-    // The same options, for the second repository alone.
-    let text = std::fs::read_to_string(config.unwrap()).unwrap();
-    let text = text.replace("[repo.options]", "[second_repo.options]");
-    let file = lab.write("both.toml", text.as_bytes());
-    let first = lab.highwater().on(&cluster);
-    let both = first.with_env("HIGHWATER_CONFIG", file.to_str().unwrap()).with_second(&second);
-    both.run(&["init"]).done();
-    cluster.archive_into(&both);
-    a_life(&mut Two { place: Archived { cluster, highwater: both, lab }, first, second });
+    a_life(&mut Two::new(18, Lab::highwater_on_s3));
 }
 
 #[test]

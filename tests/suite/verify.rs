@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::guide::assert_says_what_is_printed;
 use crate::harness::{Archived, Lab, Load, MAJORS, NEWEST, files_below, flip_bit};
 
 /// Two backups of a cluster that is written to, the second leaning on the first, and WAL behind them.
@@ -245,14 +246,7 @@ fn the_guides_chapter_works_as_it_is_printed() {
     let printed = chapter.lines().skip_while(|line| !line.starts_with("FOUND "));
     let printed: Vec<&str> = printed.take_while(|line| !line.starts_with("```")).collect();
     let said = run(commands[0]).ends_with(4);
-    let shape = |line: &str| -> String {
-        let is_word = |word: &&str| !word.chars().any(|c| c.is_ascii_digit());
-        line.split_whitespace().filter(is_word).collect::<Vec<_>>().join(" ")
-    };
-    let shapes: Vec<String> = said.stdout.lines().map(shape).collect();
-    for line in printed.iter().filter(|line| !line.is_empty()) {
-        assert!(shapes.contains(&shape(line)), "{line:?} is not what it says: {said}");
-    }
+    assert_says_what_is_printed(printed, &said.stdout);
     let finding = said.stdout.lines().find_map(|line| line.strip_prefix("FOUND ")).unwrap();
     let finding = finding.split_whitespace().next().unwrap();
     run(&format!("highwater verify --acknowledge {finding} --reason known")).done();

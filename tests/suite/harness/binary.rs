@@ -95,14 +95,26 @@ impl Highwater {
         changed
     }
 
-    /// The same with this one's repository as a second one.
+    /// The same with this one's repository as a second one, with its key and its store options.
     #[must_use]
     pub fn with_second(&self, second: &Self) -> Self {
         let mut both = self.with_env("HIGHWATER_SECOND_REPO", &second.repo);
-        if let Some((_, file)) = second.env.iter().rfind(|(name, _)| name == "HIGHWATER_KEY_FILE") {
+        if let Some(file) = second.env_of("HIGHWATER_KEY_FILE") {
             both = both.with_env("HIGHWATER_SECOND_KEY_FILE", file);
         }
+        if let Some(file) = second.env_of("HIGHWATER_CONFIG") {
+            let options = std::fs::read_to_string(file).unwrap();
+            let options = options.replace("[repo.options]", "[second_repo.options]");
+            let file = self.lab.write("both.toml", options.as_bytes());
+            std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+            both = both.with_env("HIGHWATER_CONFIG", file.to_str().unwrap());
+        }
         both
+    }
+
+    fn env_of(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.env.iter().rfind(|(known, _)| known == name)?;
+        Some(value)
     }
 
     /// The same without one environment variable.
@@ -144,6 +156,11 @@ impl Highwater {
         PathBuf::from(self.repo.strip_prefix("file://").expect("a local-directory repository"))
     }
 
+    /// Returns the URL of the repository.
+    pub(super) fn repo_url(&self) -> &str {
+        &self.repo
+    }
+
     /// Returns the path of a file in the lab, for what a test notes beside the repository.
     pub(super) fn scratch(&self, name: &str) -> PathBuf {
         self.lab.path().join(name)
@@ -161,19 +178,16 @@ impl Highwater {
 
     fn prefix(&self) -> String {
         let binary = reachable_binary().display();
-        let file = self.env.iter().find(|(name, _)| name == "HIGHWATER_CONFIG");
-        let file = file.map_or_else(String::new, |(_, file)| format!(" --config {file}"));
-        let key = self.env.iter().rfind(|(name, _)| name == "HIGHWATER_KEY_FILE");
-        let key = key.map_or_else(String::new, |(_, file)| format!(" --key-file {file}"));
+        let file = self.env_of("HIGHWATER_CONFIG");
+        let file = file.map_or_else(String::new, |file| format!(" --config {file}"));
+        let key = self.env_of("HIGHWATER_KEY_FILE");
+        let key = key.map_or_else(String::new, |file| format!(" --key-file {file}"));
         let second: String = [
             ("HIGHWATER_SECOND_REPO", "--second-repo"),
             ("HIGHWATER_SECOND_KEY_FILE", "--second-key-file"),
         ]
         .into_iter()
-        .filter_map(|(name, flag)| {
-            let (_, value) = self.env.iter().rfind(|(known, _)| known == name)?;
-            Some(format!(" {flag} {value}"))
-        })
+        .filter_map(|(name, flag)| Some(format!(" {flag} {}", self.env_of(name)?)))
         .collect();
         format!("{binary}{file} --repo {} --cluster {}{key}{second}", self.repo, self.cluster)
     }

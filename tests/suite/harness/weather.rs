@@ -43,6 +43,8 @@ impl Way {
             for client in listener.incoming().flatten() {
                 let server = TcpStream::connect(("127.0.0.1", upstream));
                 let Ok(server) = server else { continue };
+                // As a cable, it waits for nothing.
+                server.set_nodelay(true).and(client.set_nodelay(true)).ok();
                 let back = (server.try_clone().unwrap(), client.try_clone().unwrap());
                 for (from, to) in [(client, server), back] {
                     let sky = Arc::clone(&shared);
