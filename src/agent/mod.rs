@@ -8,7 +8,7 @@
 //! message.rs     what goes over the socket
 //! pushing.rs     what is ready is stored before its command comes (ops::archive_push::Resident)
 //! paying.rs      of two repositories, each is brought the WAL that it lacks (ops::copy)
-//! receiving.rs   WAL as it is written, if that is wanted (ops::receive)
+//! ops::receive::keep    WAL as it is written, if that is wanted
 //! scheduled.rs   backups, expire, verify and drills in their time (plan::schedule), as children
 //! stalling.rs    what lay on this host while the store was away (ops::spool)
 //! ops::archive_get::stand_by    what recovery will ask for next, into the spool, where archive-get finds it
@@ -23,7 +23,6 @@ mod front;
 mod message;
 mod paying;
 mod pushing;
-mod receiving;
 mod scheduled;
 mod seat;
 mod stalling;
@@ -39,7 +38,6 @@ use tokio::sync::mpsc;
 pub use self::asking::ask_stored;
 pub use self::paying::Both;
 use self::pushing::Pushing;
-pub use self::receiving::Receiving;
 pub use self::scheduled::{Runs, Scheduled};
 use self::seat::Seat;
 pub use self::stalling::Stalling;
@@ -67,8 +65,8 @@ pub struct Request {
     pub second: Option<Arc<Second>>,
     /// Both repositories, each of which is brought the WAL that it lacks.
     pub both: Option<Both>,
-    /// Receive WAL too.
-    pub receiving: Option<Receiving>,
+    /// Receive WAL too, into each of these repositories.
+    pub receiving: Vec<receive::Stream>,
     /// Run commands in their time.
     pub scheduled: Option<Scheduled>,
     /// What is set for a store that is away.
@@ -92,6 +90,9 @@ pub struct Report {
     pub scheduled: Option<Runs>,
     /// What `receive` did, where it was wanted.
     pub received: Option<receive::Report>,
+    /// What it did for the second repository, where there are two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub received_into_second: Option<receive::Report>,
 }
 
 /// Serves a data directory until somebody wants it to stop.
@@ -133,12 +134,7 @@ pub async fn run(
                 None => None,
             })
         },
-        async {
-            match &request.receiving {
-                Some(receiving) => receiving::keep(receiving, stop.clone()).await.map(Some),
-                None => Ok(None),
-            }
-        },
+        receive_all(&request.receiving, &stop),
         async {
             stalling::keep(repository, request.stalling.as_ref(), stop.clone()).await;
             Ok(())
@@ -156,12 +152,24 @@ pub async fn run(
             }
         },
     )?;
+    let mut received = received.into_iter();
     Ok(Report {
         stored_files: tally.stored,
         answered: tally.answered,
         fetched_segments: fetched.load(Ordering::Relaxed),
         copied_objects,
         scheduled,
-        received,
+        received: received.next(),
+        received_into_second: received.next(),
     })
+}
+
+/// Receives into each repository; one that fails disturbs none.
+async fn receive_all(
+    streams: &[receive::Stream],
+    stop: &StopRequest,
+) -> Result<Vec<receive::Report>, Failure> {
+    let all = streams.iter().map(|stream| receive::keep(stream, None, stop.clone()));
+    let ended = futures_util::future::join_all(all).await;
+    ended.into_iter().collect()
 }

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use futures_util::future::{Either, select};
 
 use super::ahead::ahead;
-use super::dispatch::{DATA_DIRECTORY, RECEIVE_RETRY_DEADLINE, Surroundings, receive_request};
+use super::dispatch::{DATA_DIRECTORY, Surroundings};
 use super::drivers::{
-    both_sides, host_name, open_repository, open_repository_retrying, program, repository_flags,
-    run_parallel, second_for_push,
+    both_sides, host_name, open_repository, program, repository_flags, run_parallel,
+    second_for_push,
 };
+use super::receive::streams;
 use super::requests::AgentRequest;
 use super::settings::{NOTHING_DONE, Origin};
 use super::{reports, signals, stall};
@@ -34,14 +35,8 @@ const WAL_DIRECTORY: &str = "pg_wal";
 pub(super) fn agent(request: AgentRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
     let settings = surroundings.settings;
     let opened = open_repository(surroundings)?;
-    let receiving = if settings.receive.value {
-        Some(agent::Receiving {
-            repository: open_repository_retrying(surroundings, RECEIVE_RETRY_DEADLINE)?.repository,
-            request: receive_request(request.receive, surroundings)?,
-        })
-    } else {
-        None
-    };
+    let receiving =
+        if settings.receive.value { streams(request.receive, surroundings)? } else { Vec::new() };
     let data_directory = data_directory(surroundings)?;
     enter(&data_directory)?;
     let ahead = ahead(Path::new(A_WAL_FILE), surroundings).ok_or_else(|| {

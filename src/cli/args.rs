@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::copy_args::CopyArgs;
 use super::drill_args::{DrillArgs, DrillGuardArgs};
@@ -13,22 +13,21 @@ use super::environment::Environment;
 use super::help;
 use super::key_args::KeyCommand;
 use super::log_args::LogArgs;
+use super::receive_args::ReceiveArgs;
 use super::requests::{
     AgentRequest, ArchiveGetRequest, ArchivePushRequest, BackupRequest, BackupSource, CheckRequest,
-    InfoRequest, InitRequest, ManifestChecksums, ReceiveRequest, Request, RestoreRequest,
-    TablespaceMapping, check_annotations, check_tablespace_map, parse_annotation, parse_label,
-    parse_max_rate, parse_tablespace_mapping,
+    InfoRequest, InitRequest, ManifestChecksums, Request, check_annotations, parse_annotation,
+    parse_label, parse_max_rate,
 };
+use super::restore_args::RestoreArgs;
 use super::retention_args::{ExpireArgs, PinArgs, UnpinArgs, keep_until};
 use super::second_repo::Only;
 use super::settings::{FlagValues, NOTHING_DONE};
 use super::settings_table::Id;
 use super::spool_args::SpoolArgs;
 use super::target::{TargetTime, parse_time};
-use super::target_args::{TARGET_HEADING, TargetArgs};
 use super::verify_args::VerifyArgs;
 use crate::failure::{Failure, Kind};
-use crate::plan::target::TargetAction;
 
 /// How long `check` waits for its segment unless told otherwise, in seconds.
 const CHECK_WAIT_SECONDS: u64 = 60;
@@ -225,31 +224,6 @@ pub struct ArchiveGetArgs {
     path: PathBuf,
 }
 
-/// Arguments of `receive`.
-#[derive(Args)]
-pub struct ReceiveArgs {
-    /// The most WAL that may be lost with the server, as time [env: HIGHWATER_RPO] [default: 1s]
-    #[arg(long, value_name = "TIME")]
-    rpo: Option<String>,
-    /// Store each commit at once: for servers whose synchronous_standby_names names us
-    /// [env: HIGHWATER_SYNCHRONOUS]
-    #[arg(long)]
-    synchronous: bool,
-    /// The replication slot, or none; made if it is not there [env: HIGHWATER_SLOT]
-    /// [default: highwater_ and the cluster's name]
-    #[arg(long, value_name = "NAME")]
-    slot: Option<String>,
-    /// Pieces of WAL on their way to the store at a time [env: HIGHWATER_UPLOADS] [default: 8]
-    #[arg(long, value_name = "N")]
-    uploads: Option<String>,
-    /// Follow a standby where no primary is to be found
-    #[arg(long)]
-    from_standby: bool,
-    /// Follow a server whose timeline another server has replaced
-    #[arg(long)]
-    old_timeline: bool,
-}
-
 /// Arguments of `agent`.
 #[derive(Args)]
 pub struct AgentArgs {
@@ -303,53 +277,6 @@ pub struct BackupArgs {
     /// Pin it from the beginning: expire keeps it at least until then
     #[arg(long, value_name = "TIME")]
     keep_until: Option<String>,
-}
-
-/// Arguments of `restore`.
-#[derive(Args)]
-#[command(group = ArgGroup::new("target").multiple(false))]
-#[allow(clippy::struct_excessive_bools)] // each is a flag of its own
-pub struct RestoreArgs {
-    /// The directory to rebuild the cluster in; empty or absent without --delta
-    #[arg(long, value_name = "DIR")]
-    pgdata: PathBuf,
-    /// The backup to begin with (default: the best for the target)
-    #[arg(long, value_name = "ID")]
-    backup: Option<String>,
-    /// Put a tablespace elsewhere; may be repeated
-    #[arg(long, value_name = "OLD=NEW", value_parser = parse_tablespace_mapping)]
-    tablespace_map: Vec<TablespaceMapping>,
-    /// Keep what stands there and is right: fetch only what differs, remove the rest
-    #[arg(long)]
-    delta: bool,
-    /// Make a standby: standby.signal instead of recovery.signal
-    #[arg(long, conflicts_with = "target")]
-    standby: bool,
-    /// This copy becomes the cluster and archives in its place
-    #[arg(long)]
-    take_over: bool,
-    /// Print the plan and stop
-    #[arg(long)]
-    dry_run: bool,
-    /// Workers that fetch and write [env: HIGHWATER_JOBS]
-    #[arg(long, value_name = "N")]
-    jobs: Option<String>,
-    #[command(flatten)]
-    target: TargetArgs,
-    /// What the server does at the target: pause (the default), promote or shutdown
-    #[arg(
-        long, value_name = "ACTION", requires = "target", hide_possible_values = true,
-        help_heading = TARGET_HEADING
-    )]
-    target_action: Option<ActionArg>,
-}
-
-/// `--target-action`.
-#[derive(Clone, Copy, ValueEnum)]
-enum ActionArg {
-    Pause,
-    Promote,
-    Shutdown,
 }
 
 /// Arguments of `info`.
@@ -428,8 +355,7 @@ impl CommandLine {
                 Request::Backup(args.into_request(environment)?)
             }
             Command::Restore(args) => {
-                flags.set(Id::Jobs, args.jobs.clone());
-                Request::Restore(Box::new(args.into_request(environment)?))
+                Request::Restore(Box::new(args.into_request(&mut flags, environment)?))
             }
             Command::Info(args) => args.into_request(environment)?,
             Command::Verify(args) => args.into_request(&mut flags)?,
@@ -453,17 +379,6 @@ impl CommandLine {
     }
 }
 
-impl ReceiveArgs {
-    fn into_request(self, flags: &mut FlagValues) -> ReceiveRequest {
-        flags.set(Id::Rpo, self.rpo);
-        flags.set(Id::Synchronous, self.synchronous.then_some("on"));
-        flags.set(Id::Slot, self.slot);
-        flags.set(Id::Uploads, self.uploads);
-        let Self { from_standby, old_timeline, .. } = self;
-        ReceiveRequest { from_standby, old_timeline }
-    }
-}
-
 impl BackupArgs {
     fn into_request(self, environment: &Environment) -> Result<BackupRequest, Failure> {
         check_annotations(&self.annotate)
@@ -478,31 +393,6 @@ impl BackupArgs {
             max_rate: self.max_rate,
             manifest_checksums: self.manifest_checksums,
             keep_until: keep_until("--keep-until", self.keep_until, environment)?,
-        })
-    }
-}
-
-impl RestoreArgs {
-    fn into_request(self, environment: &Environment) -> Result<RestoreRequest, Failure> {
-        check_tablespace_map(&self.tablespace_map).map_err(|reason| {
-            usage(&reason, "give each tablespace once: --tablespace-map OLD=NEW")
-        })?;
-        let action = match self.target_action {
-            None | Some(ActionArg::Pause) => TargetAction::Pause,
-            Some(ActionArg::Promote) => TargetAction::Promote,
-            Some(ActionArg::Shutdown) => TargetAction::Shutdown,
-        };
-        let (target, target_in_full) = self.target.into_target(action, environment)?;
-        Ok(RestoreRequest {
-            pgdata: absolute(&self.pgdata)?,
-            backup: self.backup,
-            target,
-            target_in_full,
-            tablespace_map: self.tablespace_map,
-            standby: self.standby,
-            dry_run: self.dry_run,
-            delta: self.delta,
-            take_over: self.take_over,
         })
     }
 }

@@ -3,45 +3,39 @@
 //! Owns the one `match` over commands. Never here: parsing, settings, rules.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::agent::agent;
 use super::ahead::{ahead, leave_behind, leave_session};
 use super::config_report::ConfigReport;
 use super::drivers::{
-    host_name, needed_variables, open_repository, open_repository_retrying, open_second, program,
-    repository_flags, run_light, run_parallel, second_for_push, server,
+    host_name, open_repository, open_second, run_light, run_parallel, second_for_push, server,
 };
 use super::environment::Environment;
 use super::output::Output;
+use super::receive::{receive, receiving_server, slot};
 use super::requests::{
     ArchiveGetRequest, ArchivePushRequest, BackupRequest, BackupSource, CheckRequest, InfoRequest,
-    InitRequest, ManifestChecksums, ReceiveRequest, Request, RestoreRequest,
+    InitRequest, ManifestChecksums, Request, RestoreRequest,
 };
+use super::restore::{restore, restore_request, too_little};
 use super::second_repo::Only;
 use super::settings::{NOTHING_DONE, Settings};
 use super::two::{Reported, each, each_and_what_is_missing, either};
-use super::{copy, drill, keys, log, man, progress, reports, retention, signals, stall, verify};
+use super::{
+    copy, drill, info_report, keys, log, man, progress, reports, retention, signals, stall, verify,
+};
 use crate::failure::{Failure, Kind};
 use crate::ops;
 use crate::ops::Which;
 use crate::ops::stall::Stall;
 use crate::pg::PgTimestamp;
-use crate::plan::memory::{TooLittle, backup_memory, restore_range_bytes};
+use crate::plan::memory::backup_memory;
 use crate::plan::target::{RecoveryPoint, RecoveryTarget, TargetAction, TimelineChoice};
-use crate::walsender::{self, SlotName};
+use crate::walsender;
 
 /// Threads of `fetch-ahead`.
 const FETCH_AHEAD_THREADS: usize = 2;
-
-/// `receive` repeats by itself what the store did not take, without the long pauses of the store's own
-/// repetitions: commits may be waiting.
-pub(super) const RECEIVE_RETRY_DEADLINE: Duration = Duration::from_secs(3);
-
-/// How long `receive` tries to store what it holds once it was asked to stop; service
-/// managers commonly kill after 90 s.
-const STOP_DEADLINE: Duration = Duration::from_mins(1);
 
 /// How long `archive-push` waits for an agent where WAL has another place to go.
 const AGENT_PATIENCE: Duration = Duration::from_secs(30);
@@ -100,7 +94,7 @@ pub fn dispatch(request: Request, surroundings: &Surroundings<'_>) -> Result<(),
         Request::FetchAhead => fetch_ahead(surroundings)?,
         Request::Spool { drain } => return stall::spool(drain, surroundings),
         Request::DrainSpool => stall::drain_spool(surroundings)?,
-        Request::Receive(request) => receive(request, surroundings)?,
+        Request::Receive(request) => return receive(request, surroundings),
         Request::Agent(request) => agent(request, surroundings)?,
         Request::Backup(request) => return backup(request, surroundings),
         Request::Restore(request) => restore(&request, surroundings)?,
@@ -149,14 +143,13 @@ fn init(request: &InitRequest, surroundings: &Surroundings<'_>) -> Result<Report
 
 fn check(request: &CheckRequest, surroundings: &Surroundings<'_>) -> Result<Reported, Failure> {
     let opened = open_repository(surroundings)?;
-    let server = server(surroundings)?;
     let receiver = ops::check::Expected {
         slot: slot(surroundings)?,
-        application_name: server.application_name().to_owned(),
+        application_name: receiving_server(surroundings)?.application_name().to_owned(),
         synchronous: surroundings.settings.synchronous.value,
     };
     let request = ops::check::Request {
-        server,
+        server: server(surroundings)?,
         wait: Duration::from_secs(request.wait_seconds),
         no_switch: request.no_switch,
         receiver,
@@ -289,46 +282,6 @@ fn fetch_ahead(surroundings: &Surroundings<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Returns the replication slot of `receive`.
-fn slot(surroundings: &Surroundings<'_>) -> Result<Option<SlotName>, Failure> {
-    let settings = surroundings.settings;
-    Ok(match &settings.slot {
-        Some(said) => said.value.0.clone(),
-        None => Some(SlotName::of_cluster(settings.require_cluster()?)),
-    })
-}
-
-fn receive(request: ReceiveRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
-    let opened = open_repository_retrying(surroundings, RECEIVE_RETRY_DEADLINE)?;
-    let request = receive_request(request, surroundings)?;
-    // On one thread: handing each piece to another and back would cost a commit more than the piece itself.
-    let report = run_light(async {
-        opened.sweep().await;
-        let work = |stop| ops::receive::run(&opened.repository, &request, stop);
-        signals::stoppable(surroundings.output, work).await
-    })?;
-    surroundings.output.report(&report, reports::receive)
-}
-
-/// Returns what `receive` is asked, as the settings have it.
-pub(super) fn receive_request(
-    request: ReceiveRequest,
-    surroundings: &Surroundings<'_>,
-) -> Result<ops::receive::Request, Failure> {
-    let settings = surroundings.settings;
-    Ok(ops::receive::Request {
-        server: server(surroundings)?,
-        slot: slot(surroundings)?,
-        synchronous: settings.synchronous.value,
-        rpo: settings.rpo.value,
-        uploads_max: settings.uploads.value,
-        codec: settings.compression.value,
-        from_standby: request.from_standby,
-        old_timeline: request.old_timeline,
-        stop_deadline: STOP_DEADLINE,
-    })
-}
-
 /// Takes a backup, and brings it to the second repository if there is one: the server is read once.
 fn backup(request: BackupRequest, surroundings: &Surroundings<'_>) -> Result<(), Ended> {
     let settings = surroundings.settings;
@@ -404,103 +357,6 @@ fn backup_into(
     outcome
 }
 
-fn restore(request: &RestoreRequest, surroundings: &Surroundings<'_>) -> Result<(), Failure> {
-    tell_target(request, surroundings.output);
-    either(surroundings, |one, began| restore_from(request.clone(), one, began))
-}
-
-/// Restores from one repository; `began` is set once anything is created.
-fn restore_from(
-    request: RestoreRequest,
-    surroundings: &Surroundings<'_>,
-    began: &AtomicBool,
-) -> Result<(), Failure> {
-    let opened = open_repository(surroundings)?;
-    let repository = &opened.repository;
-    let jobs = surroundings.settings.jobs.value;
-    let dry_run = request.dry_run;
-    let request = restore_request(request, surroundings)?;
-    let listener = progress::listener("restore", surroundings.output);
-    let output = surroundings.output;
-    let outcome = run_parallel(jobs, async {
-        let mut planned = ops::restore::make_plan(repository, &request).await?;
-        ops::restore::check_place(&request, &planned).await?;
-        if dry_run {
-            listener.note("looking for tablespaces that replay would make");
-            ops::restore::tell_tablespaces(repository, &request, &mut planned).await?;
-            if request.delta {
-                let survey = ops::restore::survey(repository, &request, &planned.backup).await?;
-                planned.report.fetch_bytes = survey.fetch_bytes;
-                planned.report.survey = Some(survey);
-            }
-            output.report(&planned.report, reports::dry_restore_plan)?;
-            return Ok(None);
-        }
-        for line in reports::restore_plan(&planned.report).lines() {
-            output.say(line);
-        }
-        let mut plan = planned.report.clone();
-        let looking = ops::restore::LookBeside::begin(repository, &request, &planned);
-        began.store(true, Ordering::SeqCst);
-        let report =
-            ops::restore::carry_out(repository, &request, planned, listener.clone()).await?;
-        plan.made_by_replay = looking.found().await;
-        Ok(Some((plan, report)))
-    });
-    listener.finish();
-    match outcome? {
-        None => Ok(()),
-        Some((plan, report)) => {
-            let needed = needed_variables(surroundings);
-            let done = reports::RestoreDone::of(plan, &report, &request, needed);
-            output.report(&done, reports::RestoreDone::text)
-        }
-    }
-}
-
-pub(super) fn restore_request(
-    request: RestoreRequest,
-    surroundings: &Surroundings<'_>,
-) -> Result<ops::restore::Request, Failure> {
-    let backup = request.backup.map(|id| id.parse()).transpose();
-    let backup = backup.map_err(|error: crate::format::NameError| {
-        let next = "`highwater info` lists the backups";
-        Failure::new(Kind::Usage, "`--backup` names no backup", NOTHING_DONE, next).because(error)
-    })?;
-    let settings = surroundings.settings;
-    let range_bytes_max = restore_range_bytes(settings.memory_max_bytes.value, settings.jobs.value);
-    let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
-    Ok(ops::restore::Request {
-        pgdata: absolute(request.pgdata),
-        backup,
-        target: request.target,
-        tablespace_map: request
-            .tablespace_map
-            .into_iter()
-            .map(|mapping| (mapping.old.display().to_string(), absolute(mapping.new)))
-            .collect(),
-        standby: request.standby,
-        delta: request.delta,
-        take_over: request.take_over,
-        jobs: surroundings.settings.jobs.value,
-        range_bytes_max: range_bytes_max.map_err(|little| too_little(&little, settings))?,
-        program: program()?,
-        program_flags: repository_flags(surroundings),
-    })
-}
-
-/// The ceiling of memory is checked before anything begins: no stage could stay below its share.
-fn too_little(little: &TooLittle, settings: &Settings) -> Failure {
-    let memory_max = &settings.memory_max_bytes;
-    let mut next = format!("raise memory_max to {} MiB", little.least_bytes.div_ceil(1 << 20));
-    if little.jobs_max > 0 {
-        next.push_str(&format!(", or set `jobs` to {} or less", little.jobs_max));
-    }
-    let (mib, origin) = (memory_max.value >> 20, &memory_max.origin);
-    let what = format!("{little}, and it is {mib} MiB ({origin})");
-    Failure::new(Kind::Usage, what, NOTHING_DONE, next)
-}
-
 fn info(request: &InfoRequest, surroundings: &Surroundings<'_>) -> Result<Reported, Failure> {
     let opened = open_repository(surroundings)?;
     let policy = surroundings.settings.retention.policy();
@@ -518,7 +374,7 @@ fn info(request: &InfoRequest, surroundings: &Surroundings<'_>) -> Result<Report
             ));
         }
     }
-    Reported::new(&report, reports::info, None)
+    Reported::new(&report, info_report::info, None)
 }
 
 /// Tells what a restore to a time would use.
@@ -557,11 +413,4 @@ fn outlook(
     };
     let request = restore_request(request, surroundings)?;
     run_light(ops::restore::outlook(&opened.repository, &request))
-}
-
-/// Tells a time back in full before anything is done, since a zone was perhaps only meant.
-pub(super) fn tell_target(restore: &RestoreRequest, output: Output) {
-    if let Some(in_full) = &restore.target_in_full {
-        output.say(&format!("the target is {in_full}, which is {}", restore.target));
-    }
 }

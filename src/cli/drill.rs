@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::dispatch::{Ended, Surroundings, restore_request, tell_target};
+use super::dispatch::{Ended, Surroundings};
 use super::drivers::{host_name, open_repository, run_parallel};
 use super::progress;
 use super::requests::{DrillGoal, DrillRequest, RestoreRequest};
+use super::restore::{restore_request, tell_target};
 use super::signals;
 use super::units::{human_duration, human_size};
 use crate::drill::{self, Goal, Report};

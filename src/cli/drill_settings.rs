@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::setting_check::Check;
 use super::setting_values::{absolute, within_size};
-use super::settings::{Check, NOTHING_DONE, Origin, Sourced};
+use super::settings::{NOTHING_DONE, Origin, Sourced};
 use super::settings_table::Id;
 use super::units::setting_size;
 use crate::failure::{Failure, Kind};

@@ -25,7 +25,7 @@ use crate::walsender::{ConnInfo, PgEnvironment};
 const BLOCKING_THREADS_MAX: usize = 16;
 
 /// Small stacks: hosts with strict overcommit count address space.
-const THREAD_STACK_BYTES: usize = 512 << 10;
+pub(super) const THREAD_STACK_BYTES: usize = 512 << 10;
 
 /// How long background work may go on once a command has its result.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(100);

@@ -101,7 +101,8 @@ Examples:
   highwater receive --synchronous      no acknowledged commit is lost; in postgresql.conf:
       synchronous_standby_names = 'highwater'
 
-It runs until SIGTERM or SIGINT, then stores what it holds and exits 0. Archiving with
+It runs until SIGTERM or SIGINT, then stores what it holds and exits 0. With two repositories it
+streams into both, each with a slot and an application_name of its own (…_second). Archiving with
 archive_command may go on beside it. The server keeps WAL for the slot while receive is away:
 drop the slot when you stop using it, or pg_wal fills the disk.";
 

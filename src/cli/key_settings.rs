@@ -5,8 +5,9 @@
 
 use std::path::PathBuf;
 
+use super::setting_check::Check;
 use super::setting_values::absolute;
-use super::settings::{Check, NOTHING_DONE, Origin, Raw, Sourced};
+use super::settings::{NOTHING_DONE, Origin, Raw, Sourced};
 use super::settings_table::{Id, KEY_VARIABLE, SECOND_KEY_VARIABLE, setting};
 use crate::failure::{Failure, Kind};
 use crate::format::SecretKey;

@@ -2,7 +2,8 @@
 //!
 //! One line each: `highwater: warn: message name=value`. There is no time in front: PostgreSQL,
 //! systemd and container engines write their own, and a person at a terminal
-//! has a clock. Never here: what is worth an event.
+//! has a clock. Where two do the same beside each other, a span names which of them speaks:
+//! `highwater: warn: second repository: message`. Never here: what is worth an event.
 //!
 //! | flags | ours | other crates |
 //! |---|---|---|
@@ -19,7 +20,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::registry::{LookupSpan, Scope};
 
 use crate::causes::in_one_line;
 
@@ -55,14 +56,18 @@ where
 {
     fn format_event(
         &self,
-        _context: &FmtContext<'_, S, N>,
+        context: &FmtContext<'_, S, N>,
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
         let mut line = Line::default();
         event.record(&mut line);
         let word = level_word(*event.metadata().level());
-        let text = super::output::one_line(&format!("{}{}", line.message, line.fields));
+        let mut text = String::new();
+        for span in context.event_scope().into_iter().flat_map(Scope::from_root) {
+            text = text + span.name() + ": ";
+        }
+        let text = super::output::one_line(&(text + &line.message + &line.fields));
         writeln!(writer, "highwater: {word}: {text}")
     }
 }
@@ -144,6 +149,15 @@ mod tests {
             tracing::warn!(target: "hyper", "not shown");
         });
         assert_eq!(seen, "highwater: warning: slow attempt=2 key=a b\n");
+    }
+
+    #[test]
+    fn of_two_it_is_told_which_one_speaks() {
+        let seen = logged(0, false, || {
+            let span = tracing::error_span!(target: "highwater::ops", "second repository");
+            span.in_scope(|| tracing::warn!(target: "highwater::store", "slow"));
+        });
+        assert_eq!(seen, "highwater: warning: second repository: slow\n");
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use super::setting_check::Check;
 use super::setting_values::{within_count, within_duration};
-use super::settings::{Check, Sourced};
+use super::settings::Sourced;
 use super::settings_table::Id;
 use super::units::setting_duration;
 use crate::failure::Failure;

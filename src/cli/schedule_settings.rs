@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use super::setting_check::Check;
 use super::setting_values::{parse_switch, within_duration};
-use super::settings::{Check, NOTHING_DONE, Origin, Sourced};
+use super::settings::{NOTHING_DONE, Origin, Sourced};
 use super::settings_table::Id;
 use super::units::setting_duration;
 use crate::failure::{Failure, Kind};

@@ -10,12 +10,12 @@ use clap::ValueEnum;
 use super::key_settings::{KeyNames, KeySettings};
 use super::redact;
 use super::retention_settings::{RetentionNames, RetentionSettings};
+use super::setting_check::Check;
 use super::setting_values::{WalCopies, parse_copies};
-use super::settings::{
-    Check, NOTHING_DONE, OptionValue, Origin, Raw, Settings, Sourced, option_values,
-};
+use super::settings::{NOTHING_DONE, OptionValue, Origin, Raw, Settings, Sourced, option_values};
 use super::settings_table::Id;
 use crate::failure::{Failure, Kind};
+use crate::ops::Which;
 
 /// `--only`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -105,6 +105,7 @@ impl Settings {
             key: second.key,
             retention: second.retention,
             repo_options: second.options,
+            which: Which::Second,
             ..self.of_first()
         })
     }

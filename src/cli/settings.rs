@@ -22,20 +22,21 @@ use super::redact;
 use super::retention_settings::{RetentionNames, RetentionSettings};
 use super::schedule_settings::ScheduleSettings;
 use super::second_repo::SecondRepo;
+use super::setting_check::{Check, required};
 pub use super::setting_values::{SlotChoice, SpoolChoice};
 use super::setting_values::{
-    absolute, is_cluster_name, parse_slot, parse_spool, parse_switch, within_count,
-    within_duration, within_size,
+    absolute, is_cluster_name, parse_slot, parse_spool, parse_switch, within_count, within_size,
 };
 use super::settings_file::SettingsFile;
 use super::settings_table::{
-    Accepts, CONFIG_VARIABLE, Id, KEY_VARIABLE, OPTION_VARIABLE_PREFIX, SECOND_KEY_VARIABLE,
+    CONFIG_VARIABLE, Id, KEY_VARIABLE, OPTION_VARIABLE_PREFIX, SECOND_KEY_VARIABLE,
     SECOND_OPTION_VARIABLE_PREFIX, TABLE, is_secret_option, setting,
 };
 use super::stall_settings::StallSettings;
 use super::units::{setting_duration, setting_size};
-use crate::failure::{Failure, Kind};
+use crate::failure::Failure;
 use crate::format::Codec;
+use crate::ops::Which;
 use crate::spelling::nearest;
 
 /// What is true of every failure before a command begins.
@@ -154,7 +155,7 @@ impl RawSettings {
     /// Gathers from file, environment and flags; the later wins.
     ///
     /// # Errors
-    /// [`Kind::Usage`] for a settings file that cannot be read or understood.
+    /// [`Kind::Usage`](crate::failure::Kind::Usage) for a settings file that cannot be read or understood.
     pub fn gather(flags: &FlagValues, environment: &Environment) -> Result<Self, Failure> {
         let named = environment.own.get(CONFIG_VARIABLE).map(Path::new);
         let file = SettingsFile::read(flags.config.as_deref().or(named))?;
@@ -289,6 +290,8 @@ pub struct Settings {
     pub repo_options: BTreeMap<String, OptionValue>,
     /// What was said about a second repository.
     pub second: SecondRepo,
+    /// Which of two repositories stands in `repo`.
+    pub which: Which,
 }
 
 /// Takes store options as they were given.
@@ -304,7 +307,7 @@ impl Settings {
     /// Checks everything that was said; the only place where values are checked.
     ///
     /// # Errors
-    /// [`Kind::Usage`], naming the setting, where it was said, what was given and what is accepted.
+    /// [`Kind::Usage`](crate::failure::Kind::Usage), naming the setting, where it was said, what was given and what is accepted.
     pub fn validate(raw: RawSettings) -> Result<Self, Failure> {
         let check = Check { values: &raw.values };
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -343,6 +346,7 @@ impl Settings {
             schedule: ScheduleSettings::validate(&check)?,
             second: SecondRepo::validate(&check, raw.second_key.as_ref(), raw.second_options)?,
             repo_options: option_values(raw.repo_options),
+            which: Which::First,
             file: raw.file,
         })
     }
@@ -350,7 +354,7 @@ impl Settings {
     /// Returns the repository's URL.
     ///
     /// # Errors
-    /// [`Kind::Usage`] when nobody named one.
+    /// [`Kind::Usage`](crate::failure::Kind::Usage) when nobody named one.
     pub fn require_repo(&self) -> Result<&str, Failure> {
         required(self.repo.as_ref(), Id::Repo, "no repository is named", self.file.as_deref())
     }
@@ -358,7 +362,7 @@ impl Settings {
     /// Returns the cluster's name.
     ///
     /// # Errors
-    /// [`Kind::Usage`] when nobody named one.
+    /// [`Kind::Usage`](crate::failure::Kind::Usage) when nobody named one.
     pub fn require_cluster(&self) -> Result<&str, Failure> {
         required(self.cluster.as_ref(), Id::Cluster, "no cluster is named", self.file.as_deref())
     }
@@ -441,119 +445,11 @@ impl Settings {
     }
 }
 
-/// The values to check.
-pub(super) struct Check<'a> {
-    values: &'a BTreeMap<Id, Raw>,
-}
-
-impl Check<'_> {
-    /// Checks one setting, if it was given.
-    pub(super) fn one<T>(
-        &self,
-        id: Id,
-        parse: impl Fn(&str) -> Option<T>,
-    ) -> Result<Option<Sourced<T>>, Failure> {
-        let Some(raw) = self.values.get(&id) else { return Ok(None) };
-        let typed = raw.toml_type.is_none_or(|toml_type| setting(id).accepts.takes_toml(toml_type));
-        let value = typed.then(|| parse(raw.text.trim())).flatten();
-        let value = value.ok_or_else(|| wrong_value(id, raw))?;
-        Ok(Some(Sourced { value, origin: raw.origin.clone() }))
-    }
-
-    /// Checks one setting that has a default.
-    pub(super) fn or_default<T>(
-        &self,
-        id: Id,
-        parse: impl Fn(&str) -> Option<T>,
-    ) -> Result<Sourced<T>, Failure> {
-        if let Some(given) = self.one(id, &parse)? {
-            return Ok(given);
-        }
-        let default = setting(id).default.and_then(parse).ok_or_else(|| {
-            Failure::new(
-                Kind::Bug,
-                format!("the default of `{}` is not accepted", setting(id).key),
-                NOTHING_DONE,
-                "please report this",
-            )
-        })?;
-        Ok(Sourced { value: default, origin: Origin::Default })
-    }
-
-    pub(super) fn duration(&self, id: Id) -> Result<Sourced<Duration>, Failure> {
-        self.or_default(id, |text| within_duration(id, text))
-    }
-}
-
-/// Tells what is wrong with a value, in a form that can be corrected at sight.
-fn wrong_value(id: Id, raw: &Raw) -> Failure {
-    let setting = setting(id);
-    let shown = match id {
-        Id::Repo | Id::SecondRepo => redact::url(&raw.text).0,
-        Id::Dsn => redact::conninfo(&raw.text).0,
-        _ => raw.text.clone(),
-    };
-    let given = match raw.toml_type {
-        Some("string") => format!("the string \"{shown}\""),
-        _ => format!("`{shown}`"),
-    };
-    let example = setting.example;
-    let corrected = match &raw.origin {
-        Origin::Flag(flag) => format!("{flag} {}", shell_word(example)),
-        Origin::Environment(name) => format!("{name}={}", shell_word(example)),
-        Origin::File { .. } | Origin::Default => {
-            let name = setting.key.rsplit('.').next().unwrap_or(setting.key);
-            match setting.accepts {
-                Accepts::Count { .. } => format!("{name} = {example}"),
-                Accepts::Switch => format!("{name} = true"),
-                _ => format!("{name} = \"{example}\""),
-            }
-        }
-    };
-    let origin = match &raw.origin {
-        Origin::File { .. } => format!("`{}` in {}", setting.key, raw.origin),
-        other => format!("`{other}`"),
-    };
-    Failure::new(
-        Kind::Usage,
-        format!("{origin} is {given}; it takes {}", setting.accepts.in_words()),
-        NOTHING_DONE,
-        format!("correct it, for example: {corrected}"),
-    )
-}
-
-fn shell_word(text: &str) -> String {
-    if text.contains(' ') { format!("'{text}'") } else { text.to_owned() }
-}
-
-fn required<'a>(
-    value: Option<&'a Sourced<String>>,
-    id: Id,
-    what: &str,
-    file: Option<&Path>,
-) -> Result<&'a str, Failure> {
-    value.map(|value| value.value.as_str()).ok_or_else(|| {
-        let setting = setting(id);
-        let flag = setting.flag.unwrap_or_default();
-        let file = file.map_or("no settings file was read".to_owned(), |file| {
-            format!("`{}` is not in {}", setting.key, file.display())
-        });
-        Failure::new(
-            Kind::Usage,
-            what,
-            NOTHING_DONE,
-            format!(
-                "give {flag} {}, set {}, or write it in the settings file ({file})",
-                setting.example, setting.variable
-            ),
-        )
-    })
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use super::*;
+    use crate::failure::Kind;
     use std::os::unix::fs::PermissionsExt;
 
     fn gather(flags: &[(Id, &str)], variables: &[(&str, &str)], file: &str) -> RawSettings {

@@ -15,6 +15,7 @@
 pub use super::accepts::Accepts;
 use super::second_settings::SECOND;
 pub use super::setting_id::Id;
+use super::upkeep_settings::UPKEEP;
 
 /// The declaration of one setting.
 #[derive(Debug, Clone, Copy)]
@@ -37,27 +38,33 @@ pub struct Setting {
     pub meaning: &'static str,
 }
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 pub(super) const HOUR: u64 = 3_600;
 
 /// How many settings there are.
-const COUNT: usize = FIRST.len() + SECOND.len();
+const COUNT: usize = FIRST.len() + UPKEEP.len() + SECOND.len();
 
 /// All settings, in the order in which they are shown.
 pub static TABLE: [Setting; COUNT] = joined();
 
 const fn joined() -> [Setting; COUNT] {
+    let parts: [&[Setting]; 3] = [&FIRST, &UPKEEP, &SECOND];
     let mut all = [FIRST[0]; COUNT];
-    let mut place = 0;
-    while place < COUNT {
-        all[place] = if place < FIRST.len() { FIRST[place] } else { SECOND[place - FIRST.len()] };
-        place += 1;
+    let (mut place, mut part) = (0, 0);
+    while part < parts.len() {
+        let mut row = 0;
+        while row < parts[part].len() {
+            all[place] = parts[part][row];
+            place += 1;
+            row += 1;
+        }
+        part += 1;
     }
     all
 }
 
 /// Those that hold with one repository too.
-const FIRST: [Setting; 42] = [
+const FIRST: [Setting; 30] = [
     Setting {
         id: Id::Repo,
         key: "repo.url",
@@ -357,126 +364,6 @@ const FIRST: [Setting; 42] = [
         default: None,
         example: "vault kv get -field=key secret/highwater",
         meaning: "a command that prints the key, within 30 s; instead of a file",
-    },
-    Setting {
-        id: Id::DrillScratch,
-        key: "drill_scratch",
-        variable: "HIGHWATER_SCRATCH",
-        flag: Some("--scratch"),
-        accepts: Accepts::Directory,
-        default: None,
-        example: "/var/tmp/highwater-drill",
-        meaning: "where a drill may work: an empty directory or a new one, with room for the cluster",
-    },
-    Setting {
-        id: Id::DrillChecks,
-        key: "drill_checks",
-        variable: "HIGHWATER_CHECKS",
-        flag: Some("--checks"),
-        accepts: Accepts::Directory,
-        default: None,
-        example: "/etc/highwater/checks",
-        meaning: "a drill's own questions: files NAME.sql, and NAME.expected with the rows that are right",
-    },
-    Setting {
-        id: Id::DrillDiskFreeMin,
-        key: "drill_disk_free_min",
-        variable: "HIGHWATER_DRILL_DISK_FREE_MIN",
-        flag: None,
-        accepts: Accepts::Size { min: 0, max: MIB << 24 },
-        default: Some("1GiB"),
-        example: "20GiB",
-        meaning: "a drill ends before less than this is free on the file system of its scratch directory",
-    },
-    Setting {
-        id: Id::DrillUser,
-        key: "drill_user",
-        variable: "HIGHWATER_DRILL_USER",
-        flag: None,
-        accepts: Accepts::User,
-        default: None,
-        example: "postgres",
-        meaning: "whose the server of a drill is, where root drills; by default the scratch directory's owner",
-    },
-    Setting {
-        id: Id::DrillPreload,
-        key: "drill_preload",
-        variable: "HIGHWATER_DRILL_PRELOAD",
-        flag: None,
-        accepts: Accepts::Libraries,
-        default: None,
-        example: "pg_search",
-        meaning: "shared_preload_libraries of a drill's server: what recovery itself needs, and no more",
-    },
-    Setting {
-        id: Id::PostgresBin,
-        key: "postgres_bin",
-        variable: "HIGHWATER_BINDIR",
-        flag: Some("--bindir"),
-        accepts: Accepts::Directory,
-        default: None,
-        example: "/usr/lib/postgresql/18/bin",
-        meaning: "where PostgreSQL's programs are; by default they are looked for where packages put them, then in PATH",
-    },
-    Setting {
-        id: Id::BackupEvery,
-        key: "backup_every",
-        variable: "HIGHWATER_BACKUP_EVERY",
-        flag: None,
-        accepts: Accepts::Duration { min: 10, max: 366 * 24 * HOUR },
-        default: None,
-        example: "1d",
-        meaning: "the agent takes a backup when the newest is this old",
-    },
-    Setting {
-        id: Id::BackupAt,
-        key: "backup_at",
-        variable: "HIGHWATER_BACKUP_AT",
-        flag: None,
-        accepts: Accepts::TimeOfDay,
-        default: None,
-        example: "02:30",
-        meaning: "at this time of day (UTC), where backup_every is a number of days",
-    },
-    Setting {
-        id: Id::BackupOnStandby,
-        key: "backup_on_standby",
-        variable: "HIGHWATER_BACKUP_ON_STANDBY",
-        flag: None,
-        accepts: Accepts::Switch,
-        default: Some("off"),
-        example: "on",
-        meaning: "the agent of a standby takes backups too",
-    },
-    Setting {
-        id: Id::ExpireEvery,
-        key: "expire_every",
-        variable: "HIGHWATER_EXPIRE_EVERY",
-        flag: None,
-        accepts: Accepts::Duration { min: 10, max: 366 * 24 * HOUR },
-        default: None,
-        example: "1d",
-        meaning: "the agent runs expire so often",
-    },
-    Setting {
-        id: Id::VerifyEvery,
-        key: "verify_every",
-        variable: "HIGHWATER_VERIFY_EVERY",
-        flag: None,
-        accepts: Accepts::Duration { min: 10, max: 366 * 24 * HOUR },
-        default: None,
-        example: "1d",
-        meaning: "the agent runs verify --deep when the last run is this old",
-    },
-    Setting {
-        id: Id::DrillEvery,
-        key: "drill_every",
-        variable: "HIGHWATER_DRILL_EVERY",
-        flag: None,
-        accepts: Accepts::Duration { min: 10, max: 366 * 24 * HOUR },
-        default: None,
-        example: "7d",
-        meaning: "the agent runs drill when the last one is this old; needs drill_scratch",
     },
 ];
 

@@ -79,6 +79,19 @@ fn each_and(
             end => ends.push((which, end)),
         }
     }
+    tell(output, ends, || between(surroundings))
+}
+
+/// Tells how something ended that was done with both repositories, and what there is to say between them if both
+/// have reported.
+///
+/// # Errors
+/// The gravest end of both, told already.
+pub(super) fn tell(
+    output: Output,
+    ends: Vec<(Which, Result<Reported, Failure>)>,
+    between: impl FnOnce() -> Result<Option<Reported>, Failure>,
+) -> Result<(), Ended> {
     let one_is_well = ends.iter().any(|(_, end)| end.is_ok());
     let both_are_well = ends.iter().all(|(_, end)| end.is_ok());
     let (mut pages, mut kinds) = (Vec::new(), Vec::new());
@@ -101,7 +114,7 @@ fn each_and(
             }
         }
     }
-    let between = if both_are_well { between(surroundings) } else { Ok(None) };
+    let between = if both_are_well { between() } else { Ok(None) };
     let between = between.unwrap_or_else(|failure| {
         output.failure_on_stderr(&failure.so("could not look what each repository lacks"));
         kinds.push(Kind::Store);

@@ -20,8 +20,11 @@ impl Repository {
     /// # Errors
     /// [`RepoError::Conflict`] if another host has recorded the very same gap in other words: it is recorded then.
     pub async fn put_gap(&self, gap: &WalGap) -> Result<Put, RepoError> {
-        self.put_document(&Key::new(self.place().gap(gap.system_identifier, &gap.tail())), gap)
-            .await
+        self.put_document(&self.gap_key(gap), gap).await
+    }
+
+    fn gap_key(&self, gap: &WalGap) -> Key {
+        Key::new(self.place().gap(gap.system_identifier, &gap.tail()))
     }
 
     /// Reads all records, in order of their keys. One that cannot be read is told as an error of its own.
@@ -39,9 +42,9 @@ impl Repository {
         let mut reading = futures_util::stream::iter(keys.into_iter().filter(is_ours))
             .map(|key| async move {
                 match self.document::<WalGap>(&key).await {
-                    Ok(gap) if key.file_name() == gap.tail() => Ok(Some((key, Ok(gap)))),
+                    Ok(gap) if key == self.gap_key(&gap) => Ok(Some((key, Ok(gap)))),
                     Ok(gap) => {
-                        let why = format!("it records `{}`", gap.tail());
+                        let why = format!("it is the record of `{}`", self.gap_key(&gap));
                         let error = RepoError::damaged(&key, why);
                         Ok(Some((key, Err(error))))
                     }

@@ -57,6 +57,16 @@ impl SlotName {
         Self("highwater_".chars().chain(plain).take(NAME_BYTES_MAX).collect())
     }
 
+    /// Returns the name of another slot, for a second stream of whoever uses this one: with `_second`, cut to what fits.
+    #[must_use]
+    pub fn of_second(&self) -> Self {
+        // A name that has it already, at full length, would come out as it is.
+        let suffix = if self.0.ends_with("_second") { "_2" } else { "_second" };
+        let kept = self.0.len().min(NAME_BYTES_MAX - suffix.len());
+        let kept: String = self.0.chars().take(kept).collect();
+        Self(format!("{kept}{suffix}"))
+    }
+
     /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -204,6 +214,16 @@ mod tests {
         }
         let long = SlotName::of_cluster(&"x".repeat(63));
         assert_eq!(long, name(long.as_str()));
+    }
+
+    #[test]
+    fn a_second_stream_never_has_the_slot_of_the_first() {
+        assert_eq!(name("highwater_main").of_second(), name("highwater_main_second"));
+        for slot in ["x".repeat(63), format!("{}_second", "x".repeat(56)), "a_second".to_owned()] {
+            let second = name(&slot).of_second();
+            assert_ne!(second, name(&slot));
+            assert_eq!(second, name(second.as_str()), "a legal name");
+        }
     }
 
     #[tokio::test]

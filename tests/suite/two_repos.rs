@@ -5,15 +5,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// A cluster that archives into two repositories, and each of them alone.
-struct Two {
-    place: Archived,
-    first: Highwater,
-    second: Highwater,
+pub struct Two {
+    pub place: Archived,
+    pub first: Highwater,
+    pub second: Highwater,
 }
 
 impl Two {
     /// The first is a local directory; `choose` makes the second.
-    fn new(major: u32, choose: impl FnOnce(&Lab) -> Highwater) -> Self {
+    pub fn new(major: u32, choose: impl FnOnce(&Lab) -> Highwater) -> Self {
         let lab = Lab::open();
         let cluster = lab.cluster(major).conf("archive_mode = on").start();
         let (first, second) = (lab.highwater().on(&cluster), choose(&lab).on(&cluster));
@@ -40,7 +40,7 @@ impl Two {
     }
 }
 
-fn beside(lab: &Lab) -> Highwater {
+pub fn beside(lab: &Lab) -> Highwater {
     let directory = lab.directory("second");
     lab.highwater().for_repo(&format!("file://{}", directory.display()))
 }
@@ -51,13 +51,13 @@ fn beside_encrypted(lab: &Lab) -> Highwater {
 }
 
 /// Takes a local repository away until it is dropped or brought back: a directory that is not mounted.
-struct Away {
+pub struct Away {
     directory: PathBuf,
     elsewhere: PathBuf,
 }
 
 impl Away {
-    fn new(repo: &Highwater) -> Self {
+    pub fn new(repo: &Highwater) -> Self {
         let directory = repo.repo_directory();
         let elsewhere = directory.with_extension("away");
         std::fs::rename(&directory, &elsewhere).unwrap();

@@ -6,7 +6,8 @@
 //! `committed.json` names every pack that it needs, and so keeps them.
 //!
 //! Retention at the destination may be at work meanwhile. `begun.json` names every backup that is leaned on, and stands
-//! before any pack is counted on; and before the backup is committed it is looked once more whether every pack stands.
+//! before any pack is counted on; and before and after the backup is committed it is looked once more whether every pack
+//! stands.
 
 use futures_util::{StreamExt, stream};
 
@@ -121,7 +122,9 @@ impl Way<'_> {
             return Ok(line);
         }
         match self.transfer().commit(backup).await {
-            Ok(()) => line.outcome = Outcome::Copied,
+            // From here on nobody deletes a pack of it who has not looked long ago.
+            Ok(()) if self.bring_packs(backup, &mut line).await? => line.outcome = Outcome::Copied,
+            Ok(()) => {}
             Err(error) => self.troubled(&format!("backup {id}"), error)?,
         }
         Ok(line)

@@ -227,7 +227,7 @@ impl Way<'_> {
             .into_iter()
             .filter(|listed| wants(listed.object))
             .filter(|listed| !there.contains(&listed.object))
-            .filter(|listed| !lies_in_another(listed.object, &there))
+            .filter(|listed| !is_held_by(&there, listed.object))
             .filter(|listed| !lies_in_another(listed.object, &known_here))
             .collect();
         missing.sort_unstable_by_key(|listed| (listed.object.segment(), listed.object));
@@ -309,6 +309,26 @@ async fn tidy(to: &Side, system_id: SystemId, size: SegmentSize, object: WalObje
     }
 }
 
+/// Returns whether a piece lies in a complete segment among these, or in pieces that join: two streams cut the same WAL
+/// at different places.
+fn is_held_by(there: &BTreeSet<WalObject>, object: WalObject) -> bool {
+    let WalObject::Piece { segment, start, end } = object else { return false };
+    if there.contains(&WalObject::File(WalFileName::Segment(segment))) {
+        return true;
+    }
+    let first = WalObject::Piece { segment, start: 0, end: 0 };
+    let last = WalObject::Piece { segment, start: end, end: 0 };
+    let mut held_until = start;
+    for other in there.range(first..last) {
+        if let WalObject::Piece { start: from, end: to, .. } = *other
+            && from <= held_until
+        {
+            held_until = held_until.max(to);
+        }
+    }
+    held_until >= end
+}
+
 /// Returns whether a piece lies in a complete segment or in a longer piece among these.
 fn lies_in_another(object: WalObject, among: &BTreeSet<WalObject>) -> bool {
     let WalObject::Piece { segment, start, end } = object else { return false };
@@ -326,4 +346,30 @@ fn lies_in_another(object: WalObject, among: &BTreeSet<WalObject>) -> bool {
 
 fn told(object: WalObject) -> String {
     format!("`{}`", object.tail())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::pg::Timeline;
+
+    fn piece(start: u32, end: u32) -> WalObject {
+        let segment = SegmentName::new(Timeline(1), 3, SegmentSize::new(1 << 20).unwrap());
+        WalObject::Piece { segment, start, end }
+    }
+
+    #[test]
+    fn a_piece_is_held_by_pieces_that_join_and_by_none_with_a_hole() {
+        let there = BTreeSet::from([piece(0, 10), piece(5, 20), piece(20, 30), piece(40, 50)]);
+        for (start, end) in [(0, 10), (2, 8), (0, 30), (15, 25), (40, 50), (41, 42)] {
+            assert!(is_held_by(&there, piece(start, end)), "{start} to {end}");
+        }
+        for (start, end) in [(0, 31), (29, 31), (30, 40), (35, 45), (49, 51), (60, 70)] {
+            assert!(!is_held_by(&there, piece(start, end)), "{start} to {end}");
+        }
+        let WalObject::Piece { segment, .. } = piece(0, 1) else { return };
+        let whole = BTreeSet::from([WalObject::File(WalFileName::Segment(segment))]);
+        assert!(is_held_by(&whole, piece(60, 70)));
+    }
 }

@@ -13,7 +13,9 @@
 //! against a second `expire` nor against backups: one that begins names what it leans on in `begun.json` and looks
 //! afterwards whether its parent still exists; here the parent's `committed.json` is deleted first, and looked for
 //! any `begun.json` that leans on it afterwards. Whichever came first, one of them sees the other. The same holds for
-//! a backup that goes on from what a dead one has stored, and the `begun.json` of that one.
+//! a backup that goes on from what a dead one has stored, and the `begun.json` of that one. Only a copy counts on packs of
+//! a backup that is gone: who has begun is looked for again and again while packs are deleted, and by the copy, once it is
+//! committed, whether they all stand.
 //!
 //! Never here: what is kept (`plan::retention`).
 
@@ -45,6 +47,10 @@ pub use report::{
     BackupLine, Deleted, KeptPacks, KeptStretch, Refusal, Refused, Report, UnfinishedLine,
     UnreadableLine, WalLine, WalRange,
 };
+
+/// It is looked for backups that have begun before this many packs are deleted: a copy leans on what a deleted backup
+/// has left, which is no backup that it could look for.
+pub(super) const LOOK_EVERY: usize = 64;
 
 /// The most objects of one group of WAL that are gathered before they are deleted; a group with more is
 /// listed again.
@@ -138,9 +144,9 @@ impl Expiring<'_> {
             let (stock, policy) = (&self.gathered.stock, &self.request.policy);
             self.plan = plan(stock, policy, self.now, &self.forced);
         }
-        let (protected, fresh) = self.look_again().await?;
+        let (_, fresh) = self.look_again().await?;
         let needed = self.needed_packs(&fresh).await?;
-        self.sweep_backups(&protected, &needed).await?;
+        self.sweep_backups(&needed).await?;
         self.delete_wal().await?;
         self.delete_gaps().await?;
         self.delete_pins(&fresh).await?;
@@ -260,29 +266,46 @@ impl Expiring<'_> {
     }
 
     /// Deletes what is left of backups that do not exist, as far as nobody needs it.
-    async fn sweep_backups(
-        &mut self,
-        protected: &Protected,
-        needed: &NeededPacks,
-    ) -> Result<(), Failure> {
+    async fn sweep_backups(&mut self, needed: &NeededPacks) -> Result<(), Failure> {
         self.deleting.progress.note("deleting packs");
         let going: Vec<(BackupId, Option<Unfinishedness>)> =
             self.going().into_iter().map(|(id, fate)| (id.clone(), fate)).collect();
         for (id, fate) in going {
-            if protected.covers(&id) {
-                let by = "a backup that runs or cannot be read may need them".to_owned();
-                self.kept_packs.push(KeptPacks { backup: id, packs: None, by });
+            if self.is_leaned_on(&id).await? {
+                self.keep_all_packs(id);
             } else if self.buried.contains(&id)
                 && let Some(sweep) = self.look_at(&id, fate, needed).await?
             {
-                self.deleting.all(sweep.doomed).await?;
-                if sweep.kept > 0 {
-                    let by = "backups that stay need them".to_owned();
-                    self.kept_packs.push(KeptPacks { backup: id, packs: Some(sweep.kept), by });
-                }
+                self.sweep(id, sweep).await?;
             }
         }
         Ok(())
+    }
+
+    /// Deletes what is left of one backup, as long as nobody begins to lean on it.
+    async fn sweep(&mut self, id: BackupId, sweep: Sweep) -> Result<(), Failure> {
+        for (n, doomed) in sweep.doomed.chunks(LOOK_EVERY).enumerate() {
+            if n > 0 && self.is_leaned_on(&id).await? {
+                self.keep_all_packs(id);
+                return Ok(());
+            }
+            self.deleting.all(doomed.to_vec()).await?;
+        }
+        if sweep.kept > 0 {
+            let by = "backups that stay need them".to_owned();
+            self.kept_packs.push(KeptPacks { backup: id, packs: Some(sweep.kept), by });
+        }
+        Ok(())
+    }
+
+    /// Looks whether a backup that runs or cannot be read may lean on this one.
+    async fn is_leaned_on(&self, id: &BackupId) -> Result<bool, Failure> {
+        Ok(self.look_again().await?.0.covers(id))
+    }
+
+    fn keep_all_packs(&mut self, id: BackupId) {
+        let by = "a backup that runs or cannot be read may need them".to_owned();
+        self.kept_packs.push(KeptPacks { backup: id, packs: None, by });
     }
 
     /// Lists what of a backup goes; `None` if it has shown a sign of life since stock was taken.

@@ -12,6 +12,7 @@
 //! by itself is what no retry can cure: wrong settings, and content that contradicts
 //! what is stored.
 
+mod keeping;
 mod line;
 mod sealer;
 mod session;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+pub use self::keeping::{Beside, Stream, keep};
 use self::session::{End, Session};
 use self::source::{Memory, Source};
 use self::troubles::Trouble;

@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use super::UNHARMED;
 use super::sealer::Sealer;
@@ -150,11 +151,15 @@ impl Uploads {
         self.seal(Purpose::Merge(merge), segment, pieces);
     }
 
+    fn spawn(&mut self, work: impl Future<Output = Result<Done, Undone>> + Send + 'static) {
+        self.tasks.spawn(work.in_current_span());
+    }
+
     /// Seals aside: whoever streams has no time for it.
     fn seal(&mut self, purpose: Purpose, segment: SegmentName, unsealed: Unsealed) {
         let unsealed_bytes = counted(unsealed.held_bytes());
         let sealed = self.sealer.seal(unsealed);
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             let piece = Box::new(sealed.await.map_err(Undone::Unsealed)?);
             Ok(Done::Sealed { purpose, segment, unsealed_bytes, piece })
         });
@@ -164,7 +169,7 @@ impl Uploads {
         let object_bytes = piece.sealed.header.stored_bytes;
         let repository = self.repository.clone();
         let system_id = self.system_id;
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             let put = put_until_stored(&repository, &piece).await;
             put.map_err(|error| Undone::Refused(segment, piece.start_lsn, error))?;
             if let Purpose::Merge(merge) = purpose {
@@ -182,7 +187,7 @@ impl Uploads {
         let repository = self.repository.clone();
         let (system_id, size) = (self.system_id, self.size);
         self.others += 1;
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             let dropped = repository.drop_redundant_pieces(system_id, segment, size);
             tell_left_behind(dropped.await, segment);
             Ok(Done::Tidied)

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tracing::Instrument;
 
 use super::Request;
 use super::source::{Facts, Source};
@@ -44,7 +45,7 @@ pub(super) fn begin(request: &Request, source: &Source) -> Watch {
         lost: sender,
         said: Said::default(),
     };
-    Watch { task: tokio::spawn(looking.go()), lost }
+    Watch { task: tokio::spawn(looking.go().in_current_span()), lost }
 }
 
 struct Looking {

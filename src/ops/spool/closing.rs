@@ -4,11 +4,11 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use super::{Drained, UNHARMED};
+use super::{Draining, UNHARMED};
 use crate::failure::Failure;
 use crate::format::{Committed, WalGap};
-use crate::ops::failures::{of_repo, of_task};
-use crate::ops::stall::{BackupTry, GapRecord, Stall};
+use crate::ops::failures::{of_disk, of_repo, of_task};
+use crate::ops::stall::{BackupTry, GapRecord};
 use crate::ops::{claimed_identity, now};
 use crate::pgdata::StallDirectory;
 use crate::plan::stall::closed_by;
@@ -46,54 +46,104 @@ impl BackupCommand {
     }
 }
 
-/// Stores the records of gaps, takes a backup where none stands behind them yet, and removes records of gaps that are
-/// closed.
-pub(super) async fn close_gaps(
-    repository: &Repository,
-    stall: &Stall,
-    directory: &StallDirectory,
-    backup: Option<&BackupCommand>,
-    drained: &mut Drained,
-) -> Result<(), Failure> {
-    for (name, record) in stall.records(directory)? {
-        if !record.stored {
-            claimed_identity(repository, record.gap.system_identifier, UNHARMED).await?;
-            store_record(repository, &record.gap).await?;
-            let stored = GapRecord { stored: true, ..record.clone() };
-            if change(stall, directory, &name, &record, Some(&stored))? {
-                drained.gaps_recorded += 1;
+impl Draining<'_> {
+    /// Stores the records of gaps, takes a backup where none stands behind them yet, and removes records of gaps that
+    /// are closed.
+    pub(super) async fn close_gaps(
+        &mut self,
+        backup: Option<&BackupCommand>,
+    ) -> Result<(), Failure> {
+        for (name, record) in self.stall.records(self.directory)? {
+            if !record.stored {
+                let whose = record.gap.system_identifier;
+                claimed_identity(self.repository, whose, UNHARMED).await?;
+                store_record(self.repository, &record.gap).await?;
+                let stored = GapRecord { stored: true, ..record.clone() };
+                if self.change(&name, &record, Some(&stored))? {
+                    self.drained.gaps_recorded += 1;
+                }
             }
         }
-    }
-    let open = remove_closed(repository, stall, directory, drained).await?;
-    if open.is_empty() {
-        return Ok(());
-    }
-    let Some(backup) = backup else {
-        drained.gaps_open = open.iter().map(|(_, record)| in_words(&record.gap)).collect();
-        return Ok(());
-    };
-    tracing::warn!(
-        "WAL was let go: a backup is taken now, so that recovery is possible again from there on"
-    );
-    let (command, place) = (backup.clone(), directory.clone());
-    let ran = tokio::task::spawn_blocking(move || command.run(&place)).await;
-    let (outcome, succeeded) = ran.map_err(|error| of_task(error, UNHARMED))?;
-    if succeeded {
-        tracing::info!("{outcome}");
-    } else {
-        tracing::error!(
-            "a gap stays open: {outcome}. It is tried again; `highwater backup` closes it as well"
+        let open = self.remove_closed().await?;
+        if open.is_empty() {
+            return Ok(());
+        }
+        let Some(backup) = backup else {
+            self.drained.gaps_open = open.iter().map(|(_, record)| in_words(&record.gap)).collect();
+            return Ok(());
+        };
+        tracing::warn!(
+            "WAL was let go: a backup is taken now, so that recovery is possible again from there on"
         );
+        let (command, place) = (backup.clone(), self.directory.clone());
+        let ran = tokio::task::spawn_blocking(move || command.run(&place)).await;
+        let (outcome, succeeded) = ran.map_err(|error| of_task(error, UNHARMED))?;
+        if succeeded {
+            tracing::info!("{outcome}");
+        } else {
+            tracing::error!(
+                "a gap stays open: {outcome}. It is tried again; `highwater backup` closes it as well"
+            );
+        }
+        let last_try = Some(BackupTry { at: now(), outcome });
+        for (name, record) in &open {
+            let tried = GapRecord { last_try: last_try.clone(), ..record.clone() };
+            self.change(name, record, Some(&tried))?;
+        }
+        let open = self.remove_closed().await?;
+        self.drained.gaps_open = open.iter().map(|(_, record)| in_words(&record.gap)).collect();
+        Ok(())
     }
-    let last_try = Some(BackupTry { at: now(), outcome });
-    for (name, record) in &open {
-        let tried = GapRecord { last_try: last_try.clone(), ..record.clone() };
-        change(stall, directory, name, record, Some(&tried))?;
+
+    /// Removes the records of gaps behind which a backup begins; returns the others that the repository has.
+    async fn remove_closed(&mut self) -> Result<Vec<(String, GapRecord)>, Failure> {
+        let records = self.stall.records(self.directory)?;
+        if records.is_empty() {
+            return Ok(records);
+        }
+        let backups = committed(self.repository).await.map_err(|error| {
+            let what = format!("could not list the backups in {}", self.repository.describe());
+            of_repo(error, what, UNHARMED)
+        })?;
+        let mut open = Vec::new();
+        for (name, record) in records {
+            match closed_by(&record.gap, &backups) {
+                Some(id) if record.stored => {
+                    if self.change(&name, &record, None)? {
+                        let gap = in_words(&record.gap);
+                        tracing::info!("the gap {gap} is closed by backup {id}");
+                        self.drained.gaps_closed += 1;
+                    }
+                }
+                _ => open.push((name, record)),
+            }
+        }
+        Ok(open)
     }
-    let open = remove_closed(repository, stall, directory, drained).await?;
-    drained.gaps_open = open.iter().map(|(_, record)| in_words(&record.gap)).collect();
-    Ok(())
+
+    /// Changes or removes a record, if it still is what it was: it may have grown meanwhile. Returns whether it was
+    /// changed.
+    fn change(
+        &self,
+        name: &str,
+        before: &GapRecord,
+        after: Option<&GapRecord>,
+    ) -> Result<bool, Failure> {
+        let directory = self.directory;
+        let _lock = self.stall.lock_records(directory)?;
+        let records = self.stall.records(directory)?;
+        if !records.iter().any(|(known, record)| known == name && record == before) {
+            return Ok(false);
+        }
+        match after {
+            Some(record) => self.stall.write_record(directory, name, record)?,
+            None => directory.remove(name).map_err(|error| {
+                let place = directory.path().display();
+                of_disk(error, format!("could not remove `{name}` from `{place}`"), UNHARMED)
+            })?,
+        }
+        Ok(true)
+    }
 }
 
 fn in_words(gap: &WalGap) -> String {
@@ -111,35 +161,6 @@ async fn store_record(repository: &Repository, gap: &WalGap) -> Result<(), Failu
     }
 }
 
-/// Removes the records of gaps behind which a backup begins; returns the others that the repository has.
-async fn remove_closed(
-    repository: &Repository,
-    stall: &Stall,
-    directory: &StallDirectory,
-    drained: &mut Drained,
-) -> Result<Vec<(String, GapRecord)>, Failure> {
-    let records = stall.records(directory)?;
-    if records.is_empty() {
-        return Ok(records);
-    }
-    let backups = committed(repository).await.map_err(|error| {
-        of_repo(error, format!("could not list the backups in {}", repository.describe()), UNHARMED)
-    })?;
-    let mut open = Vec::new();
-    for (name, record) in records {
-        match closed_by(&record.gap, &backups) {
-            Some(id) if record.stored => {
-                if change(stall, directory, &name, &record, None)? {
-                    tracing::info!("the gap {} is closed by backup {id}", in_words(&record.gap));
-                    drained.gaps_closed += 1;
-                }
-            }
-            _ => open.push((name, record)),
-        }
-    }
-    Ok(open)
-}
-
 async fn committed(repository: &Repository) -> Result<Vec<Committed>, RepoError> {
     let mut backups = Vec::new();
     for id in repository.backup_ids().await? {
@@ -149,27 +170,4 @@ async fn committed(repository: &Repository) -> Result<Vec<Committed>, RepoError>
         }
     }
     Ok(backups)
-}
-
-/// Changes or removes a record, if it still is what it was: it may have grown meanwhile. Returns whether it was changed.
-fn change(
-    stall: &Stall,
-    directory: &StallDirectory,
-    name: &str,
-    before: &GapRecord,
-    after: Option<&GapRecord>,
-) -> Result<bool, Failure> {
-    let _lock = stall.lock_records(directory)?;
-    let records = stall.records(directory)?;
-    if !records.iter().any(|(known, record)| known == name && record == before) {
-        return Ok(false);
-    }
-    match after {
-        Some(record) => stall.write_record(directory, name, record)?,
-        None => directory.remove(name).map_err(|error| {
-            let what = format!("could not remove `{name}` from `{}`", directory.path().display());
-            crate::ops::failures::of_disk(error, what, UNHARMED)
-        })?,
-    }
-    Ok(true)
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{BackupCommand, Drained, UNHARMED, drain_locked};
+use super::{BackupCommand, Drained, Draining, UNHARMED};
 use crate::failure::{Failure, Kind};
 use crate::ops::StopRequest;
 use crate::ops::failures::of_disk;
@@ -64,9 +64,9 @@ pub async fn keep_drained(
         {
             all.gaps_open = Vec::new();
             let backup = backup.filter(|_| backups.next <= Instant::now());
-            let work = drain_locked(repository, stall, directory, backup, &mut all);
+            let mut run = Draining { repository, stall, directory, drained: &mut all };
             let outcome = tokio::select! {
-                outcome = work => outcome,
+                outcome = run.once(backup) => outcome,
                 _ = stop.wanted() => return Ok(all),
             };
             match outcome {

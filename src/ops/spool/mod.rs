@@ -86,31 +86,12 @@ pub async fn drain(
         drained.is_drained_by_another = true;
         return Ok(drained);
     };
-    drain_locked(repository, stall, &directory, backup, &mut drained).await?;
+    let directory = &directory;
+    Draining { repository, stall, directory, drained: &mut drained }.once(backup).await?;
     Ok(drained)
 }
 
-/// Does it for who has the lock.
-async fn drain_locked(
-    repository: &Repository,
-    stall: &Stall,
-    directory: &StallDirectory,
-    backup: Option<&BackupCommand>,
-    drained: &mut Drained,
-) -> Result<(), Failure> {
-    let emptied = Draining { repository, stall, directory, drained }.empty().await;
-    let outcome = match emptied {
-        Ok(()) => closing::close_gaps(repository, stall, directory, backup, drained).await,
-        Err(failure) => Err(failure),
-    };
-    match &outcome {
-        Err(failure) if failure.kind == Kind::Store => directory.note_away(),
-        _ => directory.note_back(),
-    }
-    outcome
-}
-
-/// One run over the spool.
+/// One run over the spool, for who has the lock.
 struct Draining<'a> {
     repository: &'a Repository,
     stall: &'a Stall,
@@ -128,6 +109,19 @@ struct Waiting {
 }
 
 impl Draining<'_> {
+    /// Empties the spool, then closes gaps.
+    async fn once(&mut self, backup: Option<&BackupCommand>) -> Result<(), Failure> {
+        let outcome = match self.empty().await {
+            Ok(()) => self.close_gaps(backup).await,
+            Err(failure) => Err(failure),
+        };
+        match &outcome {
+            Err(failure) if failure.kind == Kind::Store => self.directory.note_away(),
+            _ => self.directory.note_back(),
+        }
+        outcome
+    }
+
     async fn empty(&mut self) -> Result<(), Failure> {
         let Some(spool) = &self.stall.spool else { return Ok(()) };
         if self.stall.held_in(self.directory)?.files == 0 {

@@ -14,6 +14,7 @@ use crate::format::{
     KeyObject, Kind, Made, Place, RepositoryKeyName, SecretKey, WalObject, WrappedKey,
     digest_chunk,
 };
+use crate::ops::stall::Stall;
 use crate::ops::{Silent, archive_get, archive_push, restore};
 use crate::pg::wal_build::{RecordSpec, build_segment};
 use crate::pg::{Lsn, PgTimestamp, SegmentName, SegmentSize, SystemId, Timeline};
@@ -36,6 +37,9 @@ pub(super) const SIZE_BYTES: u32 = 1 << 20;
 
 /// Whether this is `ops::encrypted_trials`, where everything is tried once more over an encrypted cluster.
 pub(super) const IS_ENCRYPTED: bool = module_path!().as_bytes()["highwater::ops::".len()] == b'e';
+
+/// How a get ended, and what was handed out.
+pub(super) type Got = (Result<archive_get::Report, Failure>, Option<Vec<u8>>);
 
 /// Where encrypted trials have their key from.
 #[derive(Debug)]
@@ -221,19 +225,17 @@ impl Archive {
     }
 
     /// Gets a file; the second part is what stands at the target afterwards.
-    pub(super) async fn get(
-        &self,
-        name: &str,
-    ) -> (Result<archive_get::Report, Failure>, Option<Vec<u8>>) {
-        self.get_or_from(None, name).await
+    pub(super) async fn get(&self, name: &str) -> Got {
+        self.get_or_from(None, None, name).await
     }
 
-    /// Gets a file from this archive or from a second one.
+    /// Gets a file from this archive or from a second one, or from what this host holds for a store that is away.
     pub(super) async fn get_or_from(
         &self,
         second: Option<&Self>,
+        stall: Option<&Stall>,
         name: &str,
-    ) -> (Result<archive_get::Report, Failure>, Option<Vec<u8>>) {
+    ) -> Got {
         let directory = tempfile::tempdir().unwrap();
         let target = directory.path().join("RECOVERYXLOG");
         let request = archive_get::Request {
@@ -244,7 +246,7 @@ impl Archive {
             ahead: None,
             second: second.map(|second| second.repository.clone()),
         };
-        let outcome = archive_get::run(&self.repository, &request).await;
+        let outcome = archive_get::run_beside(&self.repository, &request, stall).await;
         (outcome, std::fs::read(target).ok())
     }
 

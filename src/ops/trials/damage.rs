@@ -6,7 +6,7 @@ use super::archive::{Archive, SIZE_BYTES, SYSTEM, contents};
 use crate::failure::{Failure, Kind};
 use crate::format::{
     Begun, Committed, Document, Drill, ENCRYPTED_IDENTITY_VERSION, HEADER_PROBE_BYTES, Identity,
-    Pin, encode_header_padded, parse_header,
+    Pin, WalGap, encode_header_padded, parse_header,
 };
 use crate::ops::info;
 use crate::pg::SystemId;
@@ -93,6 +93,11 @@ fn of_another_cluster(key: &str, good: &[u8]) -> Vec<u8> {
     }
     if key.contains("/identity/") {
         return Identity { cluster: other(), ..Identity::parse(good).unwrap() }.to_json().unwrap();
+    }
+    if key.contains("/gap/") {
+        return WalGap { system_identifier: SystemId(7), ..WalGap::parse(good).unwrap() }
+            .to_json()
+            .unwrap();
     }
     // These name no cluster, only a backup.
     let id = super::archive::id(77);

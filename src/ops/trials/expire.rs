@@ -4,15 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::archive::{Archive, MODES, SIZE_BYTES, SYSTEM, contents, id, meta};
+use super::archive::{self, Archive, MODES, SIZE_BYTES, SYSTEM, contents, id, meta};
 use crate::failure::{Failure, Kind};
 use crate::format::{
-    BackupId, Begun, CHUNK_BYTES, Codec, Committed, EntryKind, FORMAT_VERSION, FileIndex,
-    digest_chunk,
+    BackupId, Begun, CHUNK_BYTES, Codec, Committed, EntryKind, FileIndex, digest_chunk,
 };
-use crate::ops::expire::{Report, Request, run};
+use crate::ops::expire::{LOOK_EVERY, Report, Request, run};
 use crate::ops::{Silent, StopRequest, pin};
-use crate::pg::{Lsn, PgTimestamp};
+use crate::pg::Lsn;
 use crate::plan::retention::Policy;
 use crate::repo::{BackupWriter, FileMeta, FileRecorder, ParentFiles, Repository};
 use crate::store::Key;
@@ -26,17 +25,9 @@ fn files(seed: u64) -> Vec<(String, Vec<u8>)> {
 }
 
 fn begun(id: &BackupId, parent: Option<&Committed>) -> Begun {
-    let leans_on = parent.map(|p| p.references.iter().map(|r| r.backup.clone()).collect());
-    Begun {
-        format: FORMAT_VERSION,
-        id: id.clone(),
-        begun_at: PgTimestamp(0),
-        host: "host".to_owned(),
-        pid: 1,
-        parent: parent.map(|parent| parent.id.clone()),
-        leans_on: leans_on.unwrap_or_default(),
-        tool: "test".to_owned(),
-    }
+    let leans_on = parent.into_iter().flat_map(|parent| &parent.references);
+    let leans_on: Vec<BackupId> = leans_on.map(|reference| reference.backup.clone()).collect();
+    Begun { parent: parent.map(|parent| parent.id.clone()), ..archive::begun(id, &leans_on) }
 }
 
 /// Makes a backup that references what is unchanged since its parent; its WAL goes from segment `start` into the next.
@@ -298,6 +289,32 @@ async fn a_backup_that_begins_meanwhile_keeps_the_packs_of_the_dead_one_that_it_
     expire(&archive.repository, policy(), false).await.unwrap();
     assert_eq!(archive.keys_below(id(4).as_str()).len(), 1, "its pack, and no begun.json");
     assert_eq!(archive.keys_below(id(5).as_str()), [""; 0], "nobody leans on that one");
+}
+
+/// A copy counts on what a deleted backup has left: that is looked for again before the next packs go.
+#[tokio::test]
+async fn what_begins_while_packs_are_deleted_keeps_those_that_are_left() {
+    for (deleted, part, leant_on) in [(1, "files", 4), (1, "files", 5), (5, "pack/", 5)] {
+        let archive = archive().await;
+        for number in 2..200 {
+            archive.memory.overwrite(&archive.calm.place().pack(&id(5), number), "of nobody");
+        }
+        let (memory, place) = (archive.memory.clone(), archive.calm.place().clone());
+        let copying = Begun { leans_on: vec![id(leant_on)], ..begun(&id(9), None) };
+        let json = archive.as_stored(&place.begun(&id(9)), &copying).await;
+        let meanwhile = Fault::on(Call::Delete).key_contains(format!("{}/{part}", id(deleted)));
+        archive.faults.inject(
+            meanwhile
+                .symptom(Symptom::Slow(Duration::ZERO))
+                .hook(move |_, _| memory.overwrite(&place.begun(&id(9)), json.clone())),
+        );
+        expire(&archive.repository, policy(), false).await.unwrap();
+        let left = archive.keys_below(&format!("{}/pack/", id(leant_on))).len();
+        let wanted = if leant_on == 4 { 1 } else { 200 };
+        let gone = if deleted == leant_on { LOOK_EVERY } else { 0 };
+        assert_eq!(left, wanted - gone, "{deleted} was deleted when {leant_on} was leaned on");
+        assert_whole(&archive, "a copy").await;
+    }
 }
 
 #[tokio::test]

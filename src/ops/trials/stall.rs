@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::archive::{Archive, SIZE_BYTES, SYSTEM, control_file, repository_in};
+use super::archive::{Archive, Got, SIZE_BYTES, SYSTEM, control_file, repository_in};
+use super::damage::{Damage, all_damage};
 use super::expire::{back_up, expire, policy};
 use crate::failure::{Failure, Kind};
-use crate::format::{Codec, Depth, FORMAT_VERSION, WalGap, parse_gap};
+use crate::format::{Codec, Depth, WalGap, parse_gap};
 use crate::ops::archive_push::{Pushed, Request, run_despite};
 use crate::ops::spool::{Drained, drain};
 use crate::ops::stall::{Stall, StallSpool};
-use crate::ops::{archive_get, archive_push, info};
-use crate::pg::{PgTimestamp, Timeline};
+use crate::ops::{archive_push, info};
 use crate::pgdata::StallDirectory;
 use crate::plan::retention::Policy;
 use crate::store::faults::{Fault, FaultStore, Symptom};
@@ -89,20 +89,8 @@ impl Host {
     }
 
     /// Gets a file as recovery on this host does.
-    async fn get(&self, name: &str) -> (Result<archive_get::Report, Failure>, Option<Vec<u8>>) {
-        let directory = tempfile::tempdir().unwrap();
-        let target = directory.path().join("RECOVERYXLOG");
-        let request = archive_get::Request {
-            name: name.to_owned(),
-            target: target.clone(),
-            data_directory: directory.path().to_owned(),
-            deadline: Duration::from_mins(1),
-            ahead: None,
-            second: None,
-        };
-        let stall = Some(&self.stall);
-        let outcome = archive_get::run_beside(&self.archive.repository, &request, stall).await;
-        (outcome, std::fs::read(target).ok())
+    async fn get(&self, name: &str) -> Got {
+        self.archive.get_or_from(None, Some(&self.stall), name).await
     }
 
     fn held(&self) -> u64 {
@@ -456,24 +444,18 @@ async fn nothing_is_let_go_that_cannot_be_recorded_or_that_the_server_does_not_w
     assert!(report.is_ok(), "it can still be stored while the server has it");
 }
 
-fn gap(archive: &Archive, first: u64, end: u64) -> WalGap {
-    WalGap {
-        format: FORMAT_VERSION,
-        system_identifier: SYSTEM,
-        timeline: Timeline(1),
-        start_lsn: archive.size.start_of(first),
-        end_lsn: archive.size.start_of(end),
-        let_go_at: PgTimestamp(0),
-        why: "the store was away".to_owned(),
-        host: "host".to_owned(),
-        tool: "test".to_owned(),
+impl Archive {
+    /// The record of segments of timeline 1 that were let go, `end` excluded.
+    pub(super) fn gap(&self, first: u64, end: u64) -> WalGap {
+        let [first, end] = [first, end].map(|number| self.size.start_of(number).0);
+        WalGap { system_identifier: SYSTEM, ..WalGap::sample(first, end) }
     }
 }
 
 #[tokio::test]
 async fn a_gap_is_a_finding_until_a_backup_begins_behind_it_and_goes_with_the_wal_around_it() {
     let (archive, _) = Archive::with_backups().await;
-    archive.calm.put_gap(&gap(&archive, 5, 7)).await.unwrap();
+    archive.calm.put_gap(&archive.gap(5, 7)).await.unwrap();
     let unset = Policy::nothing_set();
     let open = archive.verify(Depth::Header).await;
     let [finding] = &open.findings[..] else { panic!("{:?}", open.findings) };
@@ -512,15 +494,30 @@ async fn a_gap_is_a_finding_until_a_backup_begins_behind_it_and_goes_with_the_wa
 }
 
 #[tokio::test]
-async fn a_record_that_is_damaged_is_found_and_wal_that_came_all_the_same_is_no_gap() {
+async fn damage_to_a_record_hides_no_gap_and_wal_that_came_all_the_same_is_none() {
     let (archive, _) = Archive::with_backups().await;
-    archive.calm.put_gap(&gap(&archive, 3, 4)).await.unwrap();
-    assert_eq!(archive.verify(Depth::Header).await.findings.len(), 0, "segment 3 is stored");
-    archive.calm.put_gap(&gap(&archive, 3, 4)).await.unwrap();
-    archive.memory.overwrite(&archive.keys_below("/gap/")[0], "nonsense");
-    let report = archive.verify(Depth::Header).await;
-    let [finding] = &report.findings[..] else { panic!("{:?}", report.findings) };
-    assert_eq!(finding.fault, "damaged");
-    assert!(finding.object.as_ref().unwrap().contains("/gap/"));
-    assert!(info::run(&archive.calm, &Policy::nothing_set()).await.is_ok());
+    for (first, end) in [(3, 4), (5, 7)] {
+        archive.calm.put_gap(&archive.gap(first, end)).await.unwrap();
+    }
+    for number in 7..9 {
+        let (name, bytes) = archive.segment(number);
+        archive.push(&name, &bytes).await.unwrap();
+    }
+    let keys = archive.keys_below("/gap/");
+    let gaps = async || {
+        let report = archive.verify(Depth::Header).await;
+        let gaps = report.findings.into_iter().filter(|one| one.fault == "gap");
+        gaps.map(|one| one.id).collect::<Vec<_>>()
+    };
+    let whole = gaps().await;
+    assert_eq!(whole.len(), 1, "segment 3 is stored, 5 and 6 are not");
+    for damage in all_damage().into_iter().chain([Damage::OfAnotherCluster]) {
+        for (key, sibling) in [(&keys[0], &keys[1]), (&keys[1], &keys[0])] {
+            let good = archive.damage(key, sibling, damage).await;
+            assert_eq!(gaps().await, whole, "{key}: {damage:?}");
+            let told = info::run(&archive.calm, &Policy::nothing_set()).await.unwrap();
+            assert_eq!(told.let_go.len(), usize::from(*key == keys[0]), "{key}: {damage:?}");
+            archive.memory.overwrite(key, good);
+        }
+    }
 }

@@ -28,7 +28,7 @@ async fn get(
     second: &Archive,
     name: &str,
 ) -> (Result<archive_get::Report, Failure>, Option<Vec<u8>>) {
-    first.get_or_from(Some(second), name).await
+    first.get_or_from(Some(second), None, name).await
 }
 
 async fn has(archive: &Archive, number: u64) -> bool {

@@ -63,6 +63,9 @@ impl Archive {
         for host in ["one", "other"] {
             archive.calm.put_drill(&mut drill(host, PgTimestamp(0))).await.unwrap();
         }
+        for number in [2, 3] {
+            archive.calm.put_gap(&archive.gap(number, number + 1)).await.unwrap();
+        }
         archive
     }
 
@@ -201,6 +204,8 @@ fn kinds_of(archive: &Archive) -> Vec<Kinds> {
         kinds(key_of("/begun.json"), true, true),
         kinds(key_of("/pin/"), false, true),
         kinds(key_of("/drill/"), false, true),
+        // What was let go came all the same.
+        kinds(key_of("/gap/"), false, true),
         kinds(identities, true, true),
     ]
 }

@@ -1,17 +1,24 @@
 //! From what is wrong to what it means and what to do.
 
+use std::pin::pin;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+
 use super::Verifying;
 use super::findings::{About, Acknowledged, Fault, Finding, LostMoments, Raw, Report};
 use super::losses::Gone;
 use crate::failure::Failure;
 use crate::format::{
-    Acknowledgement, Depth, FINDINGS_NAMED_MAX, KeyObject, WalObject, parse_acknowledged,
+    Acknowledgement, BackupId, Depth, FINDINGS_NAMED_MAX, KeyObject, WalObject, parse_acknowledged,
     parse_drill, parse_gap, parse_pin, parse_proof,
 };
 use crate::ops::now;
 use crate::pg::{Lsn, SystemId};
+use crate::repo::RepoError;
 use crate::store::Key;
-use futures_util::TryStreamExt;
+
+/// How many documents of one kind are read at a time.
+const DOCUMENTS_IN_FLIGHT: usize = 8;
 
 /// What is known of one thing that is wrong.
 struct Meaning {
@@ -25,7 +32,8 @@ impl Verifying<'_> {
         self.look_at_pins();
         self.look_for_identities();
         self.look_for_histories();
-        let place = self.repository.place();
+        let repository = self.repository;
+        let place = repository.place();
         let (pins, verify, known) =
             (place.pins_dir(), place.verify_dir(), place.acknowledged_dir());
         let let_go = place.gaps_dir();
@@ -46,11 +54,13 @@ impl Verifying<'_> {
                     id.is_some_and(|id| id.parse::<SystemId>().is_ok())
                 },
                 _ if directory == place.keys_dir() => {
-                    self.look_at_keys(&directory).await?;
+                    let prove = async |object| repository.prove_key_document(object).await;
+                    self.look_at_records(&directory, KeyObject::parse, prove, About::Key).await?;
                     continue;
                 }
                 _ if directory == place.drills_dir() => {
-                    self.look_at_drills(&directory).await?;
+                    let prove = async |id: BackupId| repository.drill(&id).await.map(drop);
+                    self.look_at_records(&directory, parse_drill, prove, About::Drill).await?;
                     continue;
                 }
                 _ if directory == pins => |tail| parse_pin(tail).is_some(),
@@ -78,47 +88,39 @@ impl Verifying<'_> {
         Ok(())
     }
 
-    /// Documents about keys; what is deleted meanwhile is no loss.
-    async fn look_at_keys(&mut self, directory: &str) -> Result<(), Failure> {
+    /// Reads the documents of a directory that `parse` knows by their names; what is deleted meanwhile is no loss.
+    async fn look_at_records<T>(
+        &mut self,
+        directory: &str,
+        parse: impl Fn(&str) -> Option<T>,
+        prove: impl AsyncFn(T) -> Result<(), RepoError>,
+        about: impl Fn(Key) -> About,
+    ) -> Result<(), Failure> {
         let listing = self.repository.store().list(&Key::new(directory)).try_collect::<Vec<_>>();
-        let listing = listing.await.map_err(|error| self.failed(error.into(), "list keys"))?;
+        let failed = |error| self.failed(error, &format!("list `{directory}`"));
+        let listing = listing.await.map_err(|error| failed(error.into()))?;
+        let mut documents = Vec::new();
         for listed in listing {
             let tail = listed.key.as_str().strip_prefix(directory);
-            let tail = tail.and_then(|tail| tail.strip_prefix('/'));
-            let Some(object) = tail.and_then(KeyObject::parse) else {
-                self.stray(&listed.key);
-                continue;
-            };
-            self.check_stop().await?;
-            self.checked += 1;
-            let Err(error) = self.repository.prove_key_document(object).await else { continue };
-            let found = Fault::of(error);
-            let (fault, why) = found.map_err(|error| self.failed(error, "read keys"))?;
-            if fault != Fault::Missing {
-                self.raw.push(Raw { about: About::Key(listed.key), fault, why });
+            match tail.and_then(|tail| tail.strip_prefix('/')).and_then(&parse) {
+                Some(document) => documents.push((listed.key, document)),
+                None => self.stray(&listed.key),
             }
         }
-        Ok(())
-    }
-
-    /// Records of drills; what is deleted meanwhile is no loss.
-    async fn look_at_drills(&mut self, directory: &str) -> Result<(), Failure> {
-        let listing = self.repository.store().list(&Key::new(directory)).try_collect::<Vec<_>>();
-        let listing = listing.await.map_err(|error| self.failed(error.into(), "list drills"))?;
-        for listed in listing {
-            let tail = listed.key.as_str().strip_prefix(directory);
-            let tail = tail.and_then(|tail| tail.strip_prefix('/'));
-            let Some(id) = tail.and_then(parse_drill) else {
-                self.stray(&listed.key);
-                continue;
-            };
+        let prove = &prove;
+        let proving = stream::iter(documents)
+            .map(async |(key, document)| (key, prove(document).await))
+            .buffered(DOCUMENTS_IN_FLIGHT);
+        let mut proving = pin!(proving);
+        while let Some((key, proven)) = proving.next().await {
             self.check_stop().await?;
             self.checked += 1;
-            let Err(error) = self.repository.drill(&id).await else { continue };
+            let Err(error) = proven else { continue };
             let found = Fault::of(error);
-            let (fault, why) = found.map_err(|error| self.failed(error, "read drills"))?;
+            let (fault, why) =
+                found.map_err(|error| self.failed(error, &format!("read `{key}`")))?;
             if fault != Fault::Missing {
-                self.raw.push(Raw { about: About::Drill(listed.key), fault, why });
+                self.raw.push(Raw { about: about(key), fault, why });
             }
         }
         Ok(())

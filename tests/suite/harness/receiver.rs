@@ -93,6 +93,11 @@ impl Receiver {
         self.status("VmHWM:")
     }
 
+    /// The same without its code and libraries, which a build for tests has more of.
+    pub fn peak_memory_without_code(&self) -> u64 {
+        self.peak_memory().saturating_sub(self.status("RssFile:"))
+    }
+
     fn status(&self, field: &str) -> u64 {
         let pid = self.running.as_ref().expect("it was started").id();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

@@ -1,0 +1,307 @@
+//! WAL streamed into two repositories: neither being away holds up the other, and each has all of it in the end.
+
+use crate::harness::{
+    Archived, Cluster, Highwater, Lab, Load, NEWEST, Receiver, parse_lsn, passes_within,
+};
+use crate::two_repos::{Away, beside};
+use std::path::Path;
+use std::process::Child;
+use std::time::Duration;
+
+const FIRST: &str = "highwater";
+const SECOND: &str = "highwater_second";
+
+/// Whatever is waited for comes within this: the longest pause of a receiver is 15 s.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// A server that archives nothing by itself, and two repositories that are claimed for it.
+struct Streamed {
+    place: Archived,
+    first: Highwater,
+    second: Highwater,
+}
+
+impl Streamed {
+    fn new(major: u32, segment_mib: u32, settings: &[&str]) -> Self {
+        let lab = Lab::open();
+        let mut cluster = lab.cluster(major).segment_mib(segment_mib);
+        for line in settings {
+            cluster = cluster.conf(line);
+        }
+        let cluster = cluster.start();
+        let (first, second) = (lab.highwater().on(&cluster), beside(&lab).on(&cluster));
+        let highwater = first.with_second(&second);
+        highwater.run(&["init"]).done();
+        Self { place: Archived { cluster, highwater, lab }, first, second }
+    }
+
+    fn cluster(&self) -> &Cluster {
+        &self.place.cluster
+    }
+
+    fn wait_streaming(&self, receiver: &Receiver, name: &str) {
+        let query = format!(
+            "select count(*) > 0 from pg_stat_replication where application_name = '{name}' and state = 'streaming'"
+        );
+        let streams = passes_within(LIMIT, || self.cluster().try_sql(&query).as_deref() == Ok("t"));
+        assert!(streams, "{name} does not stream:\n{}", receiver.log());
+    }
+
+    fn flushed(&self, name: &str) -> u64 {
+        let query = format!(
+            "select coalesce(max(flush_lsn), '0/0') from pg_stat_replication where application_name = '{name}'"
+        );
+        parse_lsn(&self.cluster().sql(&query))
+    }
+
+    /// Waits until the stream of this name has stored all that is flushed now; returns its end.
+    #[track_caller]
+    fn wait_stored(&self, receiver: &Receiver, name: &str) -> u64 {
+        let lsn = parse_lsn(&self.cluster().sql("select pg_current_wal_flush_lsn()"));
+        let stored = passes_within(LIMIT, || self.flushed(name) >= lsn);
+        assert!(stored, "{name} has not stored {lsn:X}:\n{}", receiver.log());
+        lsn
+    }
+
+    /// While the repository of `stands` is away, the stream into the other goes on; then that one follows.
+    #[track_caller]
+    fn outlive(&self, away: &Highwater, stands: (&Receiver, &str), goes_on: (&Receiver, &str)) {
+        let away = Away::new(away);
+        let before = parse_lsn(&self.cluster().sql("select pg_current_wal_flush_lsn()"));
+        let mut at = before;
+        for _ in 0..3 {
+            self.place.segments(2);
+            let stored = self.wait_stored(goes_on.0, goes_on.1);
+            assert!(stored > at, "nothing was written");
+            at = stored;
+        }
+        // What the server wrote by itself before the directory was gone may be stored.
+        assert!(self.flushed(stands.1) <= before, "acknowledged without a repository");
+        drop(away);
+        self.wait_stored(stands.0, stands.1);
+    }
+
+    /// Restores from each alone, and compares with what the server holds now.
+    fn assert_each_holds_all(&mut self) {
+        let dump = self.place.cluster.dump();
+        for which in ["first", "second"] {
+            let pgdata = self.place.lab.path().join(format!("from-{which}"));
+            let pgdata = pgdata.to_str().unwrap();
+            self.place.highwater.run(&["--only", which, "restore", "--pgdata", pgdata]).done();
+            let mut copy =
+                Cluster::adopt(&self.place.lab, self.place.cluster.major, Path::new(pgdata));
+            copy.start();
+            copy.wait_until("select pg_is_in_recovery()", "f");
+            assert!(copy.dump() == dump, "{which}: another content came back");
+        }
+        self.place.highwater.run(&["verify", "--deep"]).done();
+    }
+}
+
+fn slots(cluster: &Cluster) -> String {
+    cluster.sql("select string_agg(slot_name || case when active then '' else ' idle' end, ' ' order by slot_name) from pg_replication_slots")
+}
+
+#[test]
+fn two_receivers_each_outlive_the_others_repository() {
+    for major in [14, NEWEST] {
+        let mut streamed = Streamed::new(major, 1, &[]);
+        let start = |which| Receiver::start(&streamed.place.highwater, &["--only", which]);
+        let (first, second) = (start("first"), start("second"));
+        streamed.wait_streaming(&first, FIRST);
+        streamed.wait_streaming(&second, SECOND);
+        assert_eq!(slots(streamed.cluster()), "highwater_main highwater_main_second");
+        streamed.place.highwater.run(&["backup", "--fast"]).done();
+        let load = Load::on(streamed.cluster());
+        streamed.outlive(&streamed.second, (&second, SECOND), (&first, FIRST));
+        streamed.outlive(&streamed.first, (&first, FIRST), (&second, SECOND));
+        drop(load);
+        streamed.wait_stored(&first, FIRST);
+        streamed.wait_stored(&second, SECOND);
+        first.terminate().done();
+        second.terminate().done();
+        streamed.assert_each_holds_all();
+    }
+}
+
+#[test]
+fn one_receiver_streams_into_both_and_outlives_each() {
+    for major in [14, NEWEST] {
+        let mut streamed = Streamed::new(major, 1, &["archive_mode = off"]);
+        let receiver = Receiver::start(&streamed.place.highwater, &[]);
+        streamed.wait_streaming(&receiver, FIRST);
+        streamed.wait_streaming(&receiver, SECOND);
+        assert_eq!(slots(streamed.cluster()), "highwater_main highwater_main_second");
+        let checked = streamed.place.highwater.run(&["check"]).done();
+        for slot in ["`highwater_main`: reserved", "`highwater_main_second`: reserved"] {
+            assert!(checked.stdout.contains(slot), "{checked}");
+        }
+        streamed.place.highwater.run(&["backup", "--fast"]).done();
+        let load = Load::on(streamed.cluster());
+        streamed.outlive(&streamed.second, (&receiver, SECOND), (&receiver, FIRST));
+        // The backup is taken where its WAL comes.
+        let away = Away::new(&streamed.first);
+        let made = streamed.place.highwater.run(&["--json", "backup", "--fast"]).done().json();
+        assert_eq!(made["second_copy"]["taken_into"], "second", "{made}");
+        drop(away);
+        streamed.outlive(&streamed.first, (&receiver, FIRST), (&receiver, SECOND));
+        drop(load);
+        streamed.wait_stored(&receiver, FIRST);
+        streamed.wait_stored(&receiver, SECOND);
+        receiver.terminate().done().says("second");
+        streamed.place.highwater.run(&["copy", "--all", "--wal"]).done();
+        streamed.assert_each_holds_all();
+    }
+}
+
+#[test]
+fn a_slot_may_be_named_for_the_second_alone_and_each_has_its_own_where_one_is_set() {
+    let streamed = Streamed::new(NEWEST, 1, &[]);
+    let both = &streamed.place.highwater;
+    let second = Receiver::start(both, &["--only", "second", "--slot", "mine"]);
+    streamed.wait_streaming(&second, SECOND);
+    assert_eq!(slots(streamed.cluster()), "mine");
+    second.terminate().done();
+    let named = both.with_env("HIGHWATER_SLOT", "named").with_env("PGAPPNAME", "archive");
+    let receiver = Receiver::start(&named, &[]);
+    streamed.wait_streaming(&receiver, "archive");
+    streamed.wait_streaming(&receiver, "archive_second");
+    assert_eq!(slots(streamed.cluster()), "mine idle named named_second");
+    receiver.terminate().done();
+}
+
+/// A commit that may wait.
+struct Inserting(Child);
+
+impl Inserting {
+    fn has_ended(&mut self, limit: Duration) -> bool {
+        passes_within(limit, || self.0.try_wait().unwrap().is_some())
+    }
+}
+
+impl Drop for Inserting {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+fn insert(cluster: &Cluster, n: u32) -> Inserting {
+    let mut psql = cluster.client("psql");
+    psql.args(["-q", "-c", &format!("insert into t values ({n})")]);
+    Inserting(psql.spawn().unwrap())
+}
+
+#[test]
+fn commits_wait_for_one_or_for_both_as_the_server_is_told() {
+    for major in [14, NEWEST] {
+        let streamed = Streamed::new(major, 1, &[]);
+        let cluster = streamed.cluster();
+        cluster.sql("create table t (n int)");
+        let receiver =
+            Receiver::start(&streamed.place.highwater, &["--synchronous", "--rpo", "1h"]);
+        streamed.wait_streaming(&receiver, FIRST);
+        streamed.wait_streaming(&receiver, SECOND);
+        let told = |names: &str, state: &str| {
+            cluster.set(&format!("synchronous_standby_names = '{names}'"));
+            cluster.reload();
+            let states = "select string_agg(distinct sync_state, ' ') from pg_stat_replication";
+            cluster.wait_until(states, state);
+        };
+        told("ANY 1 (highwater, highwater_second)", "quorum");
+        for repo in [&streamed.first, &streamed.second] {
+            let away = Away::new(repo);
+            let mut inserting = insert(cluster, 1);
+            assert!(inserting.has_ended(LIMIT), "one is enough:\n{}", receiver.log());
+            drop(away);
+        }
+        streamed.wait_stored(&receiver, FIRST);
+        streamed.wait_stored(&receiver, SECOND);
+        told("FIRST 2 (highwater, highwater_second)", "sync");
+        assert!(insert(cluster, 2).has_ended(LIMIT), "both are there:\n{}", receiver.log());
+        let away = Away::new(&streamed.second);
+        let mut inserting = insert(cluster, 3);
+        let waits = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
+        cluster.wait_until(waits, "1");
+        streamed.wait_stored(&receiver, FIRST);
+        assert!(!inserting.has_ended(Duration::from_secs(2)), "the second has not stored it");
+        drop(away);
+        assert!(inserting.has_ended(LIMIT), "both are back:\n{}", receiver.log());
+        assert_eq!(cluster.sql("select count(*) from t"), "4");
+        receiver.terminate().done();
+    }
+}
+
+#[test]
+fn an_agent_streams_into_both() {
+    let mut streamed = Streamed::new(NEWEST, 1, &["archive_mode = on"]);
+    streamed.cluster().archive_into(&streamed.place.highwater);
+    let pgdata = streamed.cluster().pgdata.clone();
+    let agent = Receiver::agent(&streamed.place.highwater, &pgdata, &["--receive"]);
+    streamed.wait_streaming(&agent, FIRST);
+    streamed.wait_streaming(&agent, SECOND);
+    streamed.place.highwater.run(&["backup", "--fast"]).done();
+    streamed.outlive(&streamed.second, (&agent, SECOND), (&agent, FIRST));
+    streamed.outlive(&streamed.first, (&agent, FIRST), (&agent, SECOND));
+    let report = agent.terminate().done().json();
+    for field in ["received", "received_into_second"] {
+        assert!(report[field]["wal_bytes"].as_u64() > Some(0), "{report}");
+    }
+    streamed.assert_each_holds_all();
+}
+
+#[test]
+fn a_stream_that_ends_by_itself_is_told_and_started_again_while_the_other_goes_on() {
+    let streamed = Streamed::new(NEWEST, 1, &[]);
+    let both = &streamed.place.highwater;
+    // Where the second was, another cluster has the place now.
+    let ours = Away::new(&streamed.second);
+    let stranger = streamed.place.lab.cluster(NEWEST).named("stranger").start();
+    for directory in ["second", "third"] {
+        let directory = streamed.place.lab.directory(directory);
+        let repo = streamed.first.for_repo(&format!("file://{}", directory.display()));
+        repo.on(&stranger).run(&["init"]).done();
+    }
+    let third = streamed.place.lab.path().join("third");
+    let neither = both.for_repo(&format!("file://{}", third.display()));
+    // Where both end there is nothing to go on for.
+    let ended = Receiver::start(&neither, &[]).wait().ends_with(3);
+    ended.says("in the first repository").says("in the second repository");
+    let receiver = Receiver::start(both, &[]);
+    receiver.wait_says("receive into the second repository has ended");
+    streamed.wait_streaming(&receiver, FIRST);
+    streamed.place.segments(2);
+    streamed.wait_stored(&receiver, FIRST);
+    let second = streamed.second.repo_directory();
+    std::fs::rename(&second, second.with_extension("strangers")).unwrap();
+    drop(ours);
+    streamed.wait_streaming(&receiver, SECOND);
+    streamed.wait_stored(&receiver, SECOND);
+    receiver.wait_says("second repository: streaming timeline 1");
+    receiver.terminate().done();
+}
+
+#[test]
+fn both_away_are_outlived_and_take_bounded_memory_whatever_the_wal_is_like() {
+    let streamed = Streamed::new(NEWEST, 16, &[]);
+    let receiver = Receiver::start(&streamed.place.highwater, &[]);
+    streamed.wait_streaming(&receiver, FIRST);
+    streamed.wait_streaming(&receiver, SECOND);
+    let away = [&streamed.first, &streamed.second].map(Away::new);
+    streamed.cluster().sql(
+        "select pg_logical_emit_message(false, 'x', \
+         (select string_agg(sha512((g * n)::text::bytea), ''::bytea) \
+          from generate_series(1, 16384) g)) from generate_series(1, 80) n",
+    );
+    for name in ["first", "second"] {
+        receiver.wait_says(&format!("{name} repository: `main/wal/"));
+    }
+    drop(away);
+    streamed.wait_stored(&receiver, FIRST);
+    streamed.wait_stored(&receiver, SECOND);
+    // What the release build has in memory of its code and libraries.
+    let peak = (receiver.peak_memory_without_code() >> 20) + 14;
+    eprintln!("peak of a receiver into two repositories: {peak} MiB");
+    assert!(peak <= 96, "{peak} MiB of memory");
+    receiver.terminate().done();
+}
