@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::harness::{Archived, Cluster, Lab, NEWEST, Run, finish, rounds, wait_for};
+use crate::harness::{Archived, Cluster, Lab, NEWEST, Run, finish, parse_lsn, rounds, wait_for};
 
 /// The lowest ceiling that there is.
 const CEILING_MIB: u64 = 64;
@@ -179,6 +179,29 @@ fn very_many_small_files_are_restored_below_the_ceiling() {
     assert_eq!(fs::read(&changed).unwrap(), b"00005000");
 }
 
+/// Writes some 120 MB of WAL that no codec makes shorter.
+fn write_noise(cluster: &Cluster) {
+    cluster.sql(
+        "create table noise as select sha512(random()::text::bytea) a, sha512(random()::text::bytea) b \
+         from generate_series(1, 800000)",
+    );
+}
+
+/// A restore reads them too, for tablespaces that are younger than the backup.
+#[test]
+fn a_restore_beside_wal_that_no_codec_makes_shorter_stays_below_the_ceiling() {
+    let place = archived();
+    place.highwater.run(&["backup", "--fast"]).done();
+    write_noise(&place.cluster);
+    place.cluster.archive_now();
+    let copy = place.lab.path().join("copy");
+    let asked = ["--json", "restore", "--jobs", "4", "--pgdata", copy.to_str().unwrap()];
+    let done = run_within(&place, &asked).json();
+    let lsn = |name: &str| parse_lsn(done[name].as_str().unwrap());
+    assert!(lsn("wal_end_lsn") - lsn("wal_start_lsn") > 100 << 20, "{done}");
+    assert_eq!(done["made_by_replay"].as_array().unwrap().len(), 0, "it was looked for: {done}");
+}
+
 /// Whole segments of bytes that no codec makes shorter wait, encrypted or not: what is stored beside the one asked for
 /// has to fit as well.
 #[test]
@@ -191,10 +214,7 @@ fn archive_push_of_segments_that_no_codec_makes_shorter_is_bounded_with_a_key_as
             highwater = highwater.with_key(&highwater.new_key("key"));
         }
         highwater.run(&["init"]).done();
-        cluster.sql(
-            "create table noise as select sha512(random()::text::bytea) a, sha512(random()::text::bytea) b \
-             from generate_series(1, 800000)",
-        );
+        write_noise(&cluster);
         let last = cluster.switch_wal();
         let place = Archived { cluster, highwater, lab };
         let ready = place.cluster.pgdata.join(format!("pg_wal/archive_status/{last}.ready"));
