@@ -93,10 +93,16 @@ done
 timeout 60 radosgw-admin -c ceph.conf -n client.rgw user create --uid=test --display-name=test \
     --access-key="$KEY" --secret="$SECRET" >&3 2>&3
 # A version 2 signature, because it is one line; the tests themselves sign with version 4.
-DATE=$(date -Ru)
-SIGNATURE=$(printf 'PUT\n\n\n%s\n/%s' "$DATE" "$BUCKET" | openssl dgst -sha1 -hmac "$SECRET" -binary | base64)
-curl -sf -o /dev/null -X PUT -H "Date: $DATE" -H "Authorization: AWS $KEY:$SIGNATURE" \
-    "http://127.0.0.1:$PORT/$BUCKET"
+request() {
+    date=$(date -Ru)
+    signature=$(printf '%s\n\n\n%s\n/%s' "$1" "$date" "$2" | openssl dgst -sha1 -hmac "$SECRET" -binary | base64)
+    curl -sf -o /dev/null -X "$1" -H "Content-Length: 0" -H "Date: $date" -H "Authorization: AWS $KEY:$signature" \
+        "http://127.0.0.1:$PORT/$2"
+}
+request PUT "$BUCKET"
+# The pools for objects are made with the first one, which takes seconds that no test should have to wait.
+request PUT "$BUCKET/first"
+request DELETE "$BUCKET/first"
 echo ready
 exec 3>&-
 # Until whoever started us closes the pipe or dies.
