@@ -14,9 +14,6 @@ export HIGHWATER_PG_ROOT := $(HIGHWATER_TEST_CACHE)/pg
 # Where tests say that this system forbids what they need.
 export HIGHWATER_TEST_NOT_RUN := $(HIGHWATER_TEST_CACHE)/not-run
 
-# Most of what tests do is wait for servers.
-TESTS_AT_ONCE := $(or $(RUST_TEST_THREADS),$(shell echo $$((2 * $$(nproc)))))
-
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## /\1	/p' $(MAKEFILE_LIST) \
 		| while IFS='	' read -r target text; do printf 'make %-13s %s\n' "$$target" "$$text"; done
@@ -28,7 +25,7 @@ demo: ## the main job in less than a minute: archive, back up, drop a table, go 
 test: ## every test, against real PostgreSQL 14 to 18 and real object stores
 	@$(INSTALL) --test
 	@rm -f $(HIGHWATER_TEST_NOT_RUN)
-	RUST_TEST_THREADS=$(TESTS_AT_ONCE) cargo test --no-fail-fast; status=$$?; \
+	cargo test --no-fail-fast; status=$$?; \
 	if [ -s $(HIGHWATER_TEST_NOT_RUN) ]; then \
 		echo; echo "Not run on this system:"; sort -u $(HIGHWATER_TEST_NOT_RUN); \
 	fi; exit $$status
