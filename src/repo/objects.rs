@@ -49,12 +49,8 @@ impl Repository {
     /// # Errors
     /// [`RepoError::Conflict`] if the name holds other content; the stored object is untouched.
     pub async fn put_sealed(&self, key: &Key, object: &SealedObject) -> Result<Put, RepoError> {
-        let head = encode_header(&object.header).map_err(|e| RepoError::of_document(key, e))?;
-        let mut body = Body::from(head);
-        for piece in object.body.pieces() {
-            body.push(piece.clone());
-        }
-        self.put_encoded(key, &object.header, body).await
+        // Pieces are shared, not copied.
+        Ok(self.hand_over(key, object.clone()).await?.0)
     }
 
     /// As [`Self::put_sealed`], letting go of the object's bytes as soon as they are not needed: those of an encrypted
@@ -68,8 +64,8 @@ impl Repository {
         object: SealedObject,
     ) -> Result<(Put, Header), RepoError> {
         let SealedObject { header, body: sealed } = object;
-        let mut body =
-            Body::from(encode_header(&header).map_err(|e| RepoError::of_document(key, e))?);
+        let head = encode_header(&header).map_err(|e| RepoError::of_document(key, e))?;
+        let mut body = Body::from(head);
         for piece in sealed.into_pieces() {
             body.push(piece);
         }
