@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::ops::StopRequest;
-use crate::ops::spool::{BackupCommand, Keeping, keep_drained};
+use crate::ops::spool::{Destinations, Keeping, OwnProgram, keep_drained};
 use crate::ops::stall::Stall;
 use crate::repo::Repository;
 
@@ -18,8 +18,10 @@ const PAUSE: Duration = Duration::from_mins(1);
 pub struct Stalling {
     /// What is set.
     pub stall: Stall,
+    /// Where WAL goes that was kept meanwhile.
+    pub into: Destinations,
     /// How a backup is taken that closes a gap.
-    pub backup: BackupCommand,
+    pub program: OwnProgram,
 }
 
 /// Works until it is asked to stop. A seat at which nothing is set waits for that as well.
@@ -28,7 +30,7 @@ pub(super) async fn keep(
     stalling: Option<&Stalling>,
     mut stop: StopRequest,
 ) {
-    let Some(Stalling { stall, backup }) = stalling else {
+    let Some(Stalling { stall, into, program }) = stalling else {
         stop.wanted().await;
         return;
     };
@@ -40,8 +42,7 @@ pub(super) async fn keep(
     };
     let draining = async {
         while !stop.is_wanted() {
-            let kept =
-                keep_drained(repository, stall, Some(backup), Keeping::ForEver, stop.clone());
+            let kept = keep_drained(into, stall, Some(program), Keeping::ForEver, stop.clone());
             if let Err(failure) = Box::pin(kept).await {
                 tracing::error!(
                     "the stall spool is not drained: {failure}. Next: {}",

@@ -4,6 +4,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use futures_util::future::{Either, select};
 
@@ -49,7 +50,7 @@ pub(super) fn agent(request: AgentRequest, surroundings: &Surroundings<'_>) -> R
         wal_directory: PathBuf::from(WAL_DIRECTORY),
         codec: settings.compression.value,
         push_deadline: settings.archive_push_deadline.value,
-        second: second_for_push(surroundings)?,
+        second: second_for_push(surroundings, Duration::MAX)?,
         both: both_sides(surroundings)?.map(|(first, second)| agent::Both {
             first,
             second,
@@ -101,7 +102,8 @@ fn stalling(surroundings: &Surroundings<'_>) -> Result<Option<agent::Stalling>, 
     let Some(stall) = stall::stall(Some(Path::new(WAL_DIRECTORY)), surroundings)? else {
         return Ok(None);
     };
-    Ok(Some(agent::Stalling { stall, backup: stall::backup_command(surroundings)? }))
+    let into = stall::destinations(surroundings)?;
+    Ok(Some(agent::Stalling { stall, into, program: stall::own_program(surroundings)? }))
 }
 
 /// Returns the data directory that was named: by the setting, or as PostgreSQL's own programs are told.

@@ -177,10 +177,10 @@ fn archive_push(
     };
     let done = match (done_before(&mut request, stall.as_ref()), &stall) {
         (Some(report), _) => Ok(Some(report)),
-        (None, Some(stall)) => stall::push(&request, stall, surroundings),
+        (None, Some(stall)) => stall::push(request, stall, surroundings),
         (None, None) => {
             let opened = open_repository(surroundings)?;
-            request.second = second_for_push(surroundings)?;
+            request.second = second_for_push(surroundings, Duration::MAX)?;
             run_light(ops::archive_push::run(&opened.repository, &request)).map(Some)
         }
     };

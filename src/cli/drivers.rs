@@ -136,9 +136,10 @@ pub(super) fn open_second_retrying(
 /// Opens the second repository as `archive-push` takes it.
 pub(super) fn second_for_push(
     surroundings: &Surroundings<'_>,
+    retry_deadline_max: Duration,
 ) -> Result<Option<Arc<Second>>, Failure> {
     let one_is_enough = surroundings.settings.second.wal_copies.value == WalCopies::Any;
-    let second = open_second(surroundings)?;
+    let second = open_second_retrying(surroundings, retry_deadline_max)?;
     Ok(second.map(|opened| Arc::new(Second::new(opened.repository, one_is_enough))))
 }
 

@@ -473,20 +473,27 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_in_for_one_repository_is_refused_beside_a_second() {
-        let second = "[repo]\nurl = \"file:///a\"\n[second_repo]\nurl = \"file:///b\"\n";
-        for line in ["stall_spool = \"/s\"", "wal_backlog_max = \"1GiB\""] {
-            assert!(settings(&[], &[], &format!("{line}\n[repo]\nurl = \"file:///a\"")).is_ok());
-            let failure = settings(&[], &[], &format!("{line}\n{second}")).err().unwrap();
-            let name = line.split(' ').next().unwrap();
-            assert_eq!(failure.kind, Kind::Usage);
-            assert!(
-                failure.what.contains(name) && failure.what.contains("h.toml:5"),
-                "{}",
-                failure.what
-            );
+    fn wal_is_not_to_be_let_go_and_kept_until_both_repositories_have_it() {
+        let (any, all) = ("wal_copies = \"any\"", "wal_copies = \"all\"");
+        let (max, spool) = ("wal_backlog_max = \"1GiB\"", "stall_spool = \"/s\"");
+        let one = "[repo]\nurl = \"file:///a\"\n";
+        let both = format!("{one}[second_repo]\nurl = \"file:///b\"\n");
+        let read = |lines: [&str; 2], repos: &str| {
+            settings(&[], &[], &format!("{}\n{}\n{repos}", lines[0], lines[1])).err()
+        };
+        for accepted in [
+            read([max, any], &both),
+            read([max, all], one),
+            read([spool, all], &both),
+            read([spool, max], &both),
+        ] {
+            assert!(accepted.is_none());
         }
-        assert!(settings(&[], &[], &format!("stall_spool_max = \"1GiB\"\n{second}")).is_ok());
+        let refused = read([max, all], &both).unwrap();
+        assert_eq!(refused.kind, Kind::Usage);
+        for told in ["wal_backlog_max", "h.toml:1", "wal_copies", "h.toml:2"] {
+            assert!(refused.what.contains(told), "{}", refused.what);
+        }
     }
 
     #[test]

@@ -13,19 +13,21 @@ use serde::Serialize;
 use super::ahead::leave_session;
 use super::dispatch::{Ended, Surroundings};
 use super::drivers::{
-    host_name, open_repository, open_repository_retrying, program, repository_flags, run_light,
-    run_parallel,
+    host_name, open_repository_retrying, open_second_retrying, program, repository_flags,
+    run_light, run_parallel, second_for_push,
 };
 use super::key_source::source_of;
 use super::redact;
+use super::setting_values::WalCopies;
 use super::settings::{NOTHING_DONE, Origin};
 use super::settings_table::{Id, setting};
 use super::signals;
 use super::units::{human_duration, human_size};
 use crate::failure::{Failure, Kind};
+use crate::ops::Which;
 use crate::ops::ahead::wal_directory_of_server;
 use crate::ops::archive_push::{self, Pushed};
-use crate::ops::spool::{BackupCommand, Drained, Keeping, drain, keep_drained};
+use crate::ops::spool::{Destinations, Drained, Keeping, OwnProgram, drain, keep_drained};
 use crate::ops::stall::{HostState, SPOOL_STALL_MAX, SpoolState, Stall, StallSpool};
 use crate::pg::PgTimestamp;
 use crate::pgdata::StallDirectory;
@@ -46,14 +48,16 @@ const THREADS: usize = 2;
 
 const WAL_DIRECTORY: &str = "pg_wal";
 
-/// Returns what is set for a store that is away; `None` if nothing is, or there is no place for it. `wal` is the
-/// directory of WAL, where it is known.
+/// Returns what is set for a store that is away; `None` if nothing is, or there is no place for it, or the second of two
+/// repositories is meant alone: what lies here is sealed under the first's keys. `wal` is the directory of WAL, where it
+/// is known.
 pub(super) fn stall(
     wal: Option<&Path>,
     surroundings: &Surroundings<'_>,
 ) -> Result<Option<Stall>, Failure> {
     let settings = surroundings.settings;
-    if !settings.stall.is_set() || settings.repo.is_none() || settings.cluster.is_none() {
+    let is_named = settings.repo.is_some() && settings.cluster.is_some();
+    if !settings.stall.is_set() || !is_named || settings.which == Which::Second {
         return Ok(None);
     }
     let cluster: crate::format::ClusterName =
@@ -110,12 +114,13 @@ pub(super) fn host_state(surroundings: &Surroundings<'_>) -> Option<HostState> {
 /// Stores a WAL file, or does with it what is set for a store that is away. Returns what the store has, and nothing for
 /// a file that it has not: that is told here, louder.
 pub(super) fn push(
-    request: &archive_push::Request,
+    mut request: archive_push::Request,
     stall: &Stall,
     surroundings: &Surroundings<'_>,
 ) -> Result<Option<archive_push::Report>, Failure> {
     let opened = open_repository_retrying(surroundings, RETRY_DEADLINE)?;
-    let pushed = run_light(archive_push::run_despite(&opened.repository, request, stall))?;
+    request.second = second_for_push(surroundings, RETRY_DEADLINE)?;
+    let pushed = run_light(archive_push::run_despite(&opened.repository, &request, stall))?;
     match pushed {
         Pushed::Stored(report) => return Ok(Some(report)),
         Pushed::Spooled { report, held } => {
@@ -184,23 +189,29 @@ fn dsn_variable(surroundings: &Surroundings<'_>) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Returns how a backup is taken with the same settings.
-pub(super) fn backup_command(surroundings: &Surroundings<'_>) -> Result<BackupCommand, Failure> {
-    let mut arguments = repository_flags(surroundings);
-    arguments.extend(["backup", "--fast"].map(str::to_owned));
-    Ok(BackupCommand { program: program()?, arguments, variables: dsn_variable(surroundings) })
+/// Returns this program with the same settings.
+pub(super) fn own_program(surroundings: &Surroundings<'_>) -> Result<OwnProgram, Failure> {
+    let (flags, variables) = (repository_flags(surroundings), dsn_variable(surroundings));
+    Ok(OwnProgram { program: program()?, flags, variables })
+}
+
+/// Opens the repository, or both, as a drain takes them.
+pub(super) fn destinations(surroundings: &Surroundings<'_>) -> Result<Destinations, Failure> {
+    let first = open_repository_retrying(surroundings, RETRY_DEADLINE)?.repository;
+    let second = open_second_retrying(surroundings, RETRY_DEADLINE)?;
+    let second = second.map(|opened| opened.repository);
+    let one_is_enough = surroundings.settings.second.wal_copies.value == WalCopies::Any;
+    Ok(Destinations { first, second, one_is_enough })
 }
 
 /// Drains until nothing is left.
 pub(super) fn drain_spool(surroundings: &Surroundings<'_>) -> Result<(), Failure> {
     leave_session();
     let Some(stall) = stall_of_host(surroundings)? else { return Ok(()) };
-    let opened = open_repository_retrying(surroundings, RETRY_DEADLINE)?;
-    let backup = backup_command(surroundings)?;
+    let into = destinations(surroundings)?;
+    let program = own_program(surroundings)?;
     run_parallel(THREADS, async {
-        let work = |stop| {
-            keep_drained(&opened.repository, &stall, Some(&backup), Keeping::UntilEmpty, stop)
-        };
+        let work = |stop| keep_drained(&into, &stall, Some(&program), Keeping::UntilEmpty, stop);
         signals::stoppable(surroundings.output, work).await
     })?;
     Ok(())
@@ -219,14 +230,19 @@ struct Report {
 /// Shows the spool, or drains it.
 pub(super) fn spool(wants_drain: bool, surroundings: &Surroundings<'_>) -> Result<(), Ended> {
     let Some(stall) = stall_of_host(surroundings)? else {
+        if surroundings.settings.which == Which::Second {
+            let next = "leave `--only second` out: `--drain` brings it into both repositories";
+            let what = "what lies on this host is sealed under the keys of the first repository";
+            return Err(Failure::new(Kind::Usage, what, NOTHING_DONE, next).into());
+        }
         let next = "Set `stall_spool = \"/dir\"` to keep WAL on this host while the store is away; docs/guide.md, \"When the store is away\".";
         let what = "no `stall_spool` is set, and no `wal_backlog_max` with a data directory that is known here";
         return Err(Failure::new(Kind::Usage, what, NOTHING_DONE, next).into());
     };
     let drained = if wants_drain {
-        let opened = open_repository(surroundings)?;
-        let backup = backup_command(surroundings)?;
-        Some(run_light(drain(&opened.repository, &stall, Some(&backup)))?)
+        let into = destinations(surroundings)?;
+        let program = own_program(surroundings)?;
+        Some(run_light(drain(&into, &stall, Some(&program)))?)
     } else {
         None
     };
@@ -248,10 +264,12 @@ impl Report {
         let spool = self.host.spool.as_ref();
         let is_kept = spool.is_some_and(|spool| !spool.refused.is_empty());
         let is_left = spool.is_some_and(|spool| spool.files > 0);
+        // One that is closed in one repository waits for the other.
+        let is_open = self.host.open_gaps.iter().any(|gap| gap.closed_in.is_none());
         worst
             .or(is_kept.then_some(Kind::Conflict))
-            .or((!self.host.open_gaps.is_empty()).then_some(Kind::Integrity))
-            .or(is_left.then_some(Kind::Store))
+            .or(is_open.then_some(Kind::Integrity))
+            .or((is_left || !self.host.open_gaps.is_empty()).then_some(Kind::Store))
     }
 }
 
@@ -310,6 +328,19 @@ pub(super) fn host(state: &HostState) -> String {
         text.push_str(&spool_text(spool));
     }
     for gap in &state.open_gaps {
+        if let Some(closed) = gap.closed_in {
+            let _ = writeln!(
+                text,
+                "  GAP: WAL from {} to {} on timeline {} was let go at {}; a backup behind it stands in the {} repository, and the {} one lacks one still",
+                gap.start_lsn,
+                gap.end_lsn,
+                gap.timeline,
+                gap.let_go_at,
+                closed.word(),
+                closed.other().word()
+            );
+            continue;
+        }
         let recorded = if gap.stored { "recorded" } else { "not recorded in the repository yet" };
         let _ = writeln!(
             text,

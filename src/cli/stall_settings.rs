@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::setting_check::Check;
-use super::setting_values::{absolute, within_size};
+use super::setting_values::{WalCopies, absolute, parse_copies, within_size};
 use super::settings::{NOTHING_DONE, Origin, Sourced};
 use super::settings_table::Id;
 use super::units::setting_size;
@@ -29,23 +29,23 @@ impl StallSettings {
             backlog_max_bytes: check
                 .one(Id::WalBacklogMax, |text| within_size(Id::WalBacklogMax, text))?,
         };
-        settings.refuse_beside_a_second(check)?;
+        settings.refuse_against_two_copies(check)?;
         Ok(settings)
     }
 
-    /// The spool stands in for one repository, sealed under its keys, and the record of a gap is one repository's: what
-    /// of two lacks what could not be told.
-    fn refuse_beside_a_second(&self, check: &Check<'_>) -> Result<(), Failure> {
-        let spool = self.spool.as_ref().map(|spool| ("stall_spool", &spool.origin));
-        let backlog = self.backlog_max_bytes.as_ref().map(|max| ("wal_backlog_max", &max.origin));
-        let Some((name, origin)) = spool.or(backlog) else { return Ok(()) };
+    /// Whose WAL waits until both have it cannot wish as well that it is let go.
+    fn refuse_against_two_copies(&self, check: &Check<'_>) -> Result<(), Failure> {
+        let Some(max) = &self.backlog_max_bytes else { return Ok(()) };
         let second = check.one(Id::SecondRepo, |text| Some(text.to_owned()))?;
-        let Some(second) = second else { return Ok(()) };
+        let copies = check.or_default(Id::WalCopies, parse_copies)?;
+        if second.is_none() || copies.value == WalCopies::Any {
+            return Ok(());
+        }
         let what = format!(
-            "`{name}` ({origin}) cannot be set beside a second repository ({})",
-            second.origin
+            "`wal_backlog_max` ({}) lets WAL go that `wal_copies = \"all\"` ({}) keeps until both repositories have it",
+            max.origin, copies.origin
         );
-        let next = "leave one of them out: with two repositories, either takes WAL while the other is away, and while both are, PostgreSQL keeps it";
+        let next = "leave one of them out: with `wal_copies = \"any\"` WAL is let go only while neither repository takes it";
         Err(Failure::new(Kind::Usage, what, NOTHING_DONE, next))
     }
 

@@ -41,6 +41,8 @@ pub use stop::StopRequest;
 
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use crate::failure::{Failure, Kind};
 use crate::format::{BackupId, FORMAT_VERSION, Identity, Pin};
 use crate::pg::{ControlFile, PgTimestamp, SystemId};
@@ -48,7 +50,8 @@ use crate::pgdata::{Rereads, read_control_bytes, read_stable};
 use crate::repo::{KeyTaker, RepoError, Repository, claim_of};
 
 /// Which of two repositories.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Which {
     /// `repo`
     First,

@@ -49,6 +49,7 @@ mod refusals;
 mod schedule;
 mod schedule_shared;
 mod stall;
+mod stall_two;
 mod stops;
 mod timelines;
 mod two_hosts;

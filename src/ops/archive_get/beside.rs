@@ -22,7 +22,8 @@ pub async fn run_beside(
         Ok(spool) => spool,
         Err(unknown) => return or_else(run(repository, request).await, unknown),
     };
-    match run(&spool, request).await {
+    let local = Request { second: None, ..request.clone() };
+    match run(&spool, &local).await {
         Ok(report) => {
             tracing::info!("`{}` was brought from the spool of this host", report.name);
             Ok(report)

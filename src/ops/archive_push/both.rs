@@ -57,6 +57,11 @@ impl Second {
         self.has_debt.swap(false, Ordering::SeqCst)
     }
 
+    /// Returns whether this one was away a moment ago, and the other was not.
+    pub(super) fn is_away(&self, request: &Request, which: Which) -> bool {
+        self.away(request) == Some(which)
+    }
+
     fn away(&self, request: &Request) -> Option<Which> {
         let known = *self.away.lock().unwrap_or_else(PoisonError::into_inner);
         let known = known.filter(|(_, at)| at.elapsed() < AWAY_FOR).map(|(which, _)| which);

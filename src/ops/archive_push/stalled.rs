@@ -1,7 +1,7 @@
 //! Pushing where something was set for a store that is away.
 //!
 //! ```text
-//! push -> stored                                        as ever
+//! push -> stored                                        as ever; in one of two repositories, if that is enough
 //!      -> the store is away -> push into the spool      the same push, into a little repository on this host
 //!                           -> or keep trying           the default
 //!                           -> or record the gap, durably, and let go
@@ -10,6 +10,7 @@
 //! Into the spool goes nothing that was not checked as it would be for the store: it is the same push. Never here: the
 //! decision (`plan::stall`), or how the spool is drained.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -19,7 +20,7 @@ use super::{Report, Request, data_directory_of, run};
 use crate::failure::{Failure, Kind};
 use crate::format::{FORMAT_VERSION, WalGap};
 use crate::ops::stall::{GapRecord, Stall};
-use crate::ops::{TOOL, control_of, now};
+use crate::ops::{TOOL, Which, control_of, now};
 use crate::pg::{
     LONG_PAGE_HEADER_BYTES, Lsn, PageHeader, SegmentName, SegmentSize, SystemId, WalFileName,
 };
@@ -84,7 +85,11 @@ pub async fn run_despite(
     let attempt = Request { deadline: request.deadline.min(patience), ..request.clone() };
     let failure = match run(repository, &attempt).await {
         Ok(report) => {
-            stall.keep_claims(repository).await;
+            // One that is away now would only make the server wait.
+            if !request.second.as_ref().is_some_and(|second| second.is_away(request, Which::First))
+            {
+                stall.keep_claims(repository).await;
+            }
             return Ok(Pushed::Stored(report));
         }
         Err(failure) if failure.kind != Kind::Store => return Err(failure),
@@ -142,7 +147,7 @@ async fn into_spool(request: &Request, stall: &Stall) -> Result<Result<Pushed, R
         );
         return Ok(Err(Room::Full));
     }
-    let local = Request { ahead: None, ..request.clone() };
+    let local = Request { ahead: None, second: None, ..request.clone() };
     match run(&spool.repository, &local).await {
         Ok(report) => {
             let held = stall.held_in(&directory)?;
@@ -210,7 +215,7 @@ fn record(
     let _lock = stall.lock_records(directory)?;
     let records = stall.records(directory)?;
     // One that the repository has stays as it is: another one follows it.
-    let open = records.into_iter().filter(|(_, one)| !one.stored);
+    let open = records.into_iter().filter(|(_, one)| one.stored_in.is_empty());
     let mut open = open.filter(|(_, one)| one.gap.system_identifier == system_id);
     let grown = open.find_map(|(name, one)| {
         let gap = extended(&one.gap, segment.timeline, start, end)?;
@@ -232,7 +237,15 @@ fn record(
             tool: TOOL.to_owned(),
         };
         let name = StallDirectory::gap_name(segment.timeline.0, start.0);
-        (name, GapRecord { gap, stored: false, last_try: None })
+        (
+            name,
+            GapRecord {
+                gap,
+                stored_in: BTreeSet::new(),
+                closed_in: BTreeSet::new(),
+                last_try: None,
+            },
+        )
     });
     stall.write_record(directory, &name, &record)?;
     Ok(record.gap)

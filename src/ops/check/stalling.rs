@@ -30,10 +30,15 @@ pub(super) fn look_at_stall(stall: Option<&Stall>, report: &mut Report) {
     };
     look_at_spool(&state, report);
     look_at_backlog(&state, stall.backlog_max_bytes, report);
-    let mut open = state.open_gaps.iter();
-    if let Some(first) = open.next() {
+    look_at_gaps(&state, report);
+}
+
+fn look_at_gaps(state: &HostState, report: &mut Report) {
+    let (open, half): (Vec<_>, Vec<_>) =
+        state.open_gaps.iter().partition(|gap| gap.closed_in.is_none());
+    if let Some(first) = open.first() {
         let last = first.last_backup.as_deref().unwrap_or("no backup was tried yet");
-        let more = open.count();
+        let more = open.len() - 1;
         report.fail(
             GAP,
             Kind::Integrity,
@@ -42,6 +47,16 @@ pub(super) fn look_at_stall(stall: Option<&Stall>, report: &mut Report) {
                 first.start_lsn, first.end_lsn, first.timeline
             ),
             "Run `highwater backup`: no moment behind the gap can be reached before that.",
+        );
+    } else if let Some((gap, closed)) = half.first().and_then(|gap| Some((gap, gap.closed_in?))) {
+        let lacking = closed.other().word();
+        report.warn(
+            GAP,
+            format!(
+                "the {lacking} repository has no backup behind WAL that was let go, from {} to {} on timeline {}; the {} one has",
+                gap.start_lsn, gap.end_lsn, gap.timeline, closed.word()
+            ),
+            format!("One is taken when the {lacking} repository answers; or run `highwater copy --newest --wal`."),
         );
     }
 }

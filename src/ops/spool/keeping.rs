@@ -2,13 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::{BackupCommand, Drained, Draining, UNHARMED};
+use super::{Destinations, Drained, Draining, OwnProgram, UNHARMED};
 use crate::failure::{Failure, Kind};
 use crate::ops::StopRequest;
 use crate::ops::failures::of_disk;
 use crate::ops::stall::Stall;
 use crate::pgdata::{SpoolLock, StallDirectory};
-use crate::repo::Repository;
 
 /// The pause after a failure, at first and at last. Shorter than [`crate::plan::stall::AWAY_SECONDS_MAX`], less what an
 /// attempt takes: those who push rely on being told that the store is away.
@@ -23,8 +22,9 @@ const BACKUP_PAUSE_LAST: Duration = Duration::from_mins(10);
 const LOCK_ATTEMPTS: u32 = 5;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
-/// How often an agent looks whether there is anything to do.
+/// How often an agent looks whether there is anything to do; and at last, while that must wait for something else.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_LAST: Duration = Duration::from_secs(10);
 
 /// How long it goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,9 +41,9 @@ pub enum Keeping {
 /// # Errors
 /// The directory cannot be used.
 pub async fn keep_drained(
-    repository: &Repository,
+    into: &Destinations,
     stall: &Stall,
-    backup: Option<&BackupCommand>,
+    program: Option<&OwnProgram>,
     keeping: Keeping,
     mut stop: StopRequest,
 ) -> Result<Drained, Failure> {
@@ -63,16 +63,21 @@ pub async fn keep_drained(
             && stall.is_pending()
         {
             all.gaps_open = Vec::new();
-            let backup = backup.filter(|_| backups.next <= Instant::now());
-            let mut run = Draining { repository, stall, directory, drained: &mut all };
+            let program = program.filter(|_| backups.next <= Instant::now());
+            let mut run = Draining::new(into, stall, directory, &mut all);
             let outcome = tokio::select! {
-                outcome = run.once(backup) => outcome,
+                outcome = run.once(program) => outcome,
                 _ = stop.wanted() => return Ok(all),
             };
             match outcome {
-                Ok(()) => {
-                    pause = PAUSE_FIRST;
-                    if backup.is_some() {
+                Ok(is_done) => {
+                    // What is left waits for a backup, or for one of two repositories; each look lists backups.
+                    (rest, pause) = if is_done {
+                        (LOOK_EVERY, PAUSE_FIRST)
+                    } else {
+                        (pause, (pause * 2).min(LOOK_LAST))
+                    };
+                    if program.is_some() {
                         backups.after(all.gaps_open.is_empty());
                     }
                 }

@@ -7,11 +7,14 @@
 //!                                        none: a backup is taken now
 //! ```
 //!
+//! With two repositories all of this is done in both at once, and `takers` says when one is enough.
+//!
 //! One process at a time, by a lock that the kernel gives back. Killed anywhere it leaves what was not confirmed, and the
 //! next one finds what was. Never here: what is put into the spool (`archive_push`), or how a backup is taken.
 
 mod closing;
 mod keeping;
+mod takers;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -19,8 +22,10 @@ use std::path::PathBuf;
 use futures_util::TryStreamExt;
 use serde::Serialize;
 
-pub use self::closing::BackupCommand;
+pub use self::closing::OwnProgram;
 pub use self::keeping::{Keeping, keep_drained};
+pub use self::takers::Destinations;
+use self::takers::Takers;
 use super::claimed_identity;
 use super::failures::{of_disk, of_repo};
 use super::stall::{SPOOL_STALL_MAX, Stall};
@@ -73,9 +78,9 @@ pub struct RefusedObject {
 /// # Errors
 /// [`Kind::Store`] if the store is away: then it is worth trying again. What was done by then is done.
 pub async fn drain(
-    repository: &Repository,
+    into: &Destinations,
     stall: &Stall,
-    backup: Option<&BackupCommand>,
+    program: Option<&OwnProgram>,
 ) -> Result<Drained, Failure> {
     let mut drained = Drained::default();
     let Some(directory) = stall.find()? else { return Ok(drained) };
@@ -87,13 +92,13 @@ pub async fn drain(
         return Ok(drained);
     };
     let directory = &directory;
-    Draining { repository, stall, directory, drained: &mut drained }.once(backup).await?;
+    Draining::new(into, stall, directory, &mut drained).once(program).await?;
     Ok(drained)
 }
 
 /// One run over the spool, for who has the lock.
 struct Draining<'a> {
-    repository: &'a Repository,
+    takers: Takers<'a>,
     stall: &'a Stall,
     directory: &'a StallDirectory,
     drained: &'a mut Drained,
@@ -108,18 +113,29 @@ struct Waiting {
     bytes: u64,
 }
 
-impl Draining<'_> {
-    /// Empties the spool, then closes gaps.
-    async fn once(&mut self, backup: Option<&BackupCommand>) -> Result<(), Failure> {
+impl<'a> Draining<'a> {
+    fn new(
+        into: &'a Destinations,
+        stall: &'a Stall,
+        directory: &'a StallDirectory,
+        drained: &'a mut Drained,
+    ) -> Self {
+        Self { takers: Takers::new(into), stall, directory, drained }
+    }
+
+    /// Empties the spool, then closes gaps. Returns whether all is done that could be: `false` where one of two
+    /// repositories is away, or a gap is open still.
+    async fn once(&mut self, program: Option<&OwnProgram>) -> Result<bool, Failure> {
         let outcome = match self.empty().await {
-            Ok(()) => self.close_gaps(backup).await,
+            Ok(()) => self.close_gaps(program).await,
             Err(failure) => Err(failure),
         };
         match &outcome {
             Err(failure) if failure.kind == Kind::Store => self.directory.note_away(),
             _ => self.directory.note_back(),
         }
-        outcome
+        outcome?;
+        Ok(self.takers.away().is_none() && self.drained.gaps_open.is_empty())
     }
 
     async fn empty(&mut self) -> Result<(), Failure> {
@@ -138,7 +154,11 @@ impl Draining<'_> {
         // The place may be another cluster's by now.
         let owners: BTreeSet<SystemId> = waiting.iter().map(|one| one.system_id).collect();
         for owner in owners {
-            claimed_identity(self.repository, owner, UNHARMED).await?;
+            let claim = async |_, repository: &Repository| {
+                claimed_identity(repository, owner, UNHARMED).await.map(drop)
+            };
+            let claimed = self.takers.each(claim).await?;
+            self.takers.require(&claimed)?;
         }
         let mut at = 0;
         while at < waiting.len() {
@@ -162,24 +182,37 @@ impl Draining<'_> {
                 }
                 Err(error) => return Err(self.not_read(error)),
             };
-            match self.repository.put_sealed(&one.key, &object).await {
-                Ok(_) => {}
-                Err(error @ RepoError::Conflict { .. }) => {
-                    return self.put_aside(all, true, &error);
-                }
-                Err(error) => return Err(self.not_stored(&one.key, error)),
+            let put = async |_, repository: &Repository| match repository
+                .put_sealed(&one.key, &object)
+                .await
+            {
+                Ok(_) => Ok(None),
+                Err(error @ RepoError::Conflict { .. }) => Ok(Some(error)),
+                Err(error) => Err(not_stored(repository, &one.key, error)),
+            };
+            let stored = self.takers.each(put).await?;
+            if let Some(conflict) = stored.iter().find_map(|(_, conflict)| conflict.as_ref()) {
+                return self.put_aside(all, true, conflict);
             }
+            self.takers.require(&stored)?;
         }
         for one in all {
             spool.delete(&one.key).await.map_err(|error| self.not_read(error))?;
             self.drained.stored += 1;
             self.drained.stored_bytes += one.bytes;
         }
-        tracing::info!(
-            "`{}` was brought from the spool into the repository",
-            all[0].key.file_name()
-        );
+        self.say_brought(all[0].key.file_name());
         Ok(())
+    }
+
+    fn say_brought(&self, name: &str) {
+        match self.takers.away() {
+            Some((which, why)) => tracing::warn!(
+                "`{name}` was brought from the spool into the {} repository only: {why}; `highwater copy --wal` brings it there",
+                which.other().word()
+            ),
+            None => tracing::info!("`{name}` was brought from the spool into the repository"),
+        }
     }
 
     /// Puts aside what cannot be stored: it is the only copy of what it holds.
@@ -211,15 +244,15 @@ impl Draining<'_> {
         let kind = if failure.kind == Kind::Store { Kind::Disk } else { failure.kind };
         Failure { kind, ..failure }
     }
+}
 
-    fn not_stored(&self, key: &Key, error: RepoError) -> Failure {
-        let what = format!(
-            "could not bring `{}` from the spool into {}",
-            key.file_name(),
-            self.repository.describe()
-        );
-        of_repo(error, what, UNHARMED)
-    }
+fn not_stored(repository: &Repository, key: &Key, error: RepoError) -> Failure {
+    let what = format!(
+        "could not bring `{}` from the spool into {}",
+        key.file_name(),
+        repository.describe()
+    );
+    of_repo(error, what, UNHARMED)
 }
 
 fn is_same(one: &Waiting, other: &Waiting) -> bool {

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::{GapRecord, Stall};
 use crate::failure::Failure;
+use crate::ops::Which;
 use crate::pg::{Lsn, PgTimestamp, Timeline};
 use crate::pgdata::{Backlog, StallDirectory, share_a_disk, waiting_wal};
 
@@ -69,8 +70,11 @@ pub struct HostGap {
     pub end_lsn: Lsn,
     /// When that began.
     pub let_go_at: PgTimestamp,
-    /// Whether the repository has the record.
+    /// Whether a repository has the record.
     pub stored: bool,
+    /// Which of two repositories has a backup behind it already, while the other lacks one; absent for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub closed_in: Option<Which>,
     /// What became of the last backup that was to close it.
     pub last_backup: Option<String>,
 }
@@ -140,13 +144,14 @@ fn moment(time: SystemTime) -> Option<PgTimestamp> {
 }
 
 fn gap(record: GapRecord) -> HostGap {
-    let GapRecord { gap, stored, last_try } = record;
+    let GapRecord { gap, stored_in, closed_in, last_try } = record;
     HostGap {
         timeline: gap.timeline,
         start_lsn: gap.start_lsn,
         end_lsn: gap.end_lsn,
         let_go_at: gap.let_go_at,
-        stored,
+        stored: !stored_in.is_empty(),
+        closed_in: closed_in.first().copied(),
         last_backup: last_try.map(|last| format!("{}: {}", last.at, last.outcome)),
     }
 }

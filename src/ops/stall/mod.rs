@@ -5,12 +5,14 @@
 
 mod host;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::host::{HostGap, HostState, SpoolState, WaitingWal};
+use super::Which;
 use super::failures::{of_disk, of_repo};
 use crate::failure::{Failure, Kind};
 use crate::format::WalGap;
@@ -45,7 +47,7 @@ pub struct Stall {
     pub spool: Option<StallSpool>,
     /// From how many waiting bytes on WAL is let go; `None`: never.
     pub backlog_max_bytes: Option<u64>,
-    /// The repository that it stands in for, as a URL without secrets.
+    /// The repository that it stands in for, the first of two, as a URL without secrets: its keys seal what lies here.
     pub stands_in_for: String,
     /// The directory of WAL, as its server names it to its commands, or as far as it is known.
     pub wal_directory: Option<PathBuf>,
@@ -67,8 +69,12 @@ pub struct StallSpool {
 pub struct GapRecord {
     /// What was let go.
     pub gap: WalGap,
-    /// Whether the repository has the record.
-    pub stored: bool,
+    /// Which repositories have the record.
+    #[serde(default)]
+    pub stored_in: BTreeSet<Which>,
+    /// Which have a backup behind it.
+    #[serde(default)]
+    pub closed_in: BTreeSet<Which>,
     /// What became of the last backup that was to close it.
     #[serde(default)]
     pub last_try: Option<BackupTry>,

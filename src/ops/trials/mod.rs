@@ -11,6 +11,7 @@ mod resume;
 mod rivals;
 mod smaller_faults;
 mod stall;
+mod stall_two;
 mod streamed;
 mod two_repos;
 mod verify;

@@ -9,8 +9,8 @@ use super::damage::{Damage, all_damage};
 use super::expire::{back_up, expire, policy};
 use crate::failure::{Failure, Kind};
 use crate::format::{Codec, Depth, WalGap, parse_gap};
-use crate::ops::archive_push::{Pushed, Request, run_despite};
-use crate::ops::spool::{Drained, drain};
+use crate::ops::archive_push::{Pushed, Request, Second, run_despite};
+use crate::ops::spool::{Destinations, Drained, drain};
 use crate::ops::stall::{Stall, StallSpool};
 use crate::ops::{archive_push, info};
 use crate::pgdata::StallDirectory;
@@ -18,14 +18,17 @@ use crate::plan::retention::Policy;
 use crate::store::faults::{Fault, FaultStore, Symptom};
 use crate::store::file::FileStore;
 
-const HISTORY: (&str, &[u8]) = ("00000002.history", b"1\t0/300000\tno recovery target specified\n");
+pub(super) const HISTORY: (&str, &[u8]) =
+    ("00000002.history", b"1\t0/300000\tno recovery target specified\n");
 
 /// A server's host: an archive whose store may be away, a data directory, and a spool whose disk may fail.
-struct Host {
-    archive: Archive,
+pub(super) struct Host {
+    pub(super) archive: Archive,
+    /// A second archive, and whether one of both is enough.
+    pub(super) second: Option<(Archive, bool)>,
     place: tempfile::TempDir,
-    disk: FaultStore,
-    stall: Stall,
+    pub(super) disk: FaultStore,
+    pub(super) stall: Stall,
 }
 
 impl Host {
@@ -50,60 +53,83 @@ impl Host {
             host: "host".to_owned(),
         };
         stall.keep_claims(&archive.repository).await;
-        Self { archive, place, disk, stall }
+        Self { archive, second: None, place, disk, stall }
+    }
+
+    /// The same with two archives.
+    pub(super) async fn with_two(one_is_enough: bool) -> Self {
+        let second = Archive::claimed(SIZE_BYTES).await;
+        Self { second: Some((second, one_is_enough)), ..Self::new(SIZE_BYTES).await }
     }
 
     fn wal(&self) -> PathBuf {
         self.place.path().join("data/pg_wal")
     }
 
-    fn store_goes_away(&self) {
+    pub(super) fn store_goes_away(&self) {
         self.archive.faults.inject(Fault::anywhere().for_ever());
     }
 
-    fn all_is_well(&self) {
+    pub(super) fn all_is_well(&self) {
         self.archive.faults.heal();
         self.disk.heal();
     }
 
     /// As PostgreSQL does: the file, its `.ready`, the command; and `.done` once that has succeeded.
-    async fn push(&self, name: &str, bytes: &[u8]) -> Result<Pushed, Failure> {
+    pub(super) async fn push(&self, name: &str, bytes: &[u8]) -> Result<Pushed, Failure> {
         let (path, ready) = (self.wal().join(name), self.ready(name));
         std::fs::write(&path, bytes).unwrap();
         std::fs::write(&ready, "").unwrap();
         let deadline = Duration::from_mins(1);
         let codec = Codec::DEFAULT;
-        let request =
-            Request { path, codec, deadline, accept_damaged: false, ahead: None, second: None };
+        let second = self.second.as_ref().map(|(archive, one_is_enough)| {
+            Arc::new(Second::new(archive.repository.clone(), *one_is_enough))
+        });
+        let request = Request { path, codec, deadline, accept_damaged: false, ahead: None, second };
         let pushed = run_despite(&self.archive.repository, &request, &self.stall).await?;
         std::fs::remove_file(ready).unwrap();
         Ok(pushed)
+    }
+
+    /// From now on there is no spool, and WAL is let go while so much waits.
+    pub(super) fn lets_go(&mut self, backlog_max_bytes: u64) {
+        self.stall.spool = None;
+        self.stall.backlog_max_bytes = Some(backlog_max_bytes);
     }
 
     fn ready(&self, name: &str) -> PathBuf {
         self.wal().join("archive_status").join(format!("{name}.ready"))
     }
 
-    async fn drain(&self) -> Result<Drained, Failure> {
-        drain(&self.archive.repository, &self.stall, None).await
+    pub(super) async fn drain(&self) -> Result<Drained, Failure> {
+        drain(&self.destinations(), &self.stall, None).await
+    }
+
+    fn destinations(&self) -> Destinations {
+        let mut into = Destinations::only(&self.archive.repository);
+        if let Some((second, one_is_enough)) = &self.second {
+            into.second = Some(second.repository.clone());
+            into.one_is_enough = *one_is_enough;
+        }
+        into
     }
 
     /// Gets a file as recovery on this host does.
-    async fn get(&self, name: &str) -> Got {
+    pub(super) async fn get(&self, name: &str) -> Got {
         self.archive.get_or_from(None, Some(&self.stall), name).await
     }
 
-    fn held(&self) -> u64 {
+    pub(super) fn held(&self) -> u64 {
         self.stall.host_state().unwrap().spool.unwrap().files
     }
 
-    fn files(&self, directory: &str) -> usize {
+    pub(super) fn files(&self, directory: &str) -> usize {
         let path = self.stall.directory.join(directory);
         std::fs::read_dir(path).map_or(0, Iterator::count)
     }
 }
 
-fn is_spooled(pushed: &Result<Pushed, Failure>) -> bool {
+pub(super) fn is_spooled(pushed: &Result<Pushed, Failure>) -> bool {
     matches!(pushed, Ok(Pushed::Spooled { .. }))
 }
 
@@ -150,7 +176,7 @@ async fn what_the_store_cannot_take_is_kept_given_back_and_brought_over_byte_for
 }
 
 /// How a store or a disk ends for good at the Nth call: before its effect, or after it.
-const ENDS: [fn(u64) -> Fault; 2] = [
+pub(super) const ENDS: [fn(u64) -> Fault; 2] = [
     |n| Fault::anywhere().nth(n).for_ever(),
     |n| Fault::anywhere().nth(n).for_ever().after_effect(),
 ];
@@ -360,8 +386,7 @@ async fn a_full_spool_takes_nothing_and_the_default_lets_nothing_go() {
 /// A server of 1 MiB segments, as its control file says, that has nothing but `wal_backlog_max`.
 async fn letting_go(backlog_max_bytes: u64) -> Host {
     let mut host = Host::new(SIZE_BYTES).await;
-    host.stall.spool = None;
-    host.stall.backlog_max_bytes = Some(backlog_max_bytes);
+    host.lets_go(backlog_max_bytes);
     host.store_goes_away();
     host
 }
