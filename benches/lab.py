@@ -19,6 +19,8 @@ CACHE = Path(os.environ["HIGHWATER_TEST_CACHE"])
 KEY, SECRET, BUCKET = "benchkey", "benchsecret", "bench-bucket"
 # The processor that the S3 server and the proxies before it have for themselves, if that is wanted.
 STORE_CPU = os.environ.get("BENCH_STORE_CPU") or None
+# The command of another S3 server, with {port}, {key}, {secret} and {directory}.
+OTHER_S3 = os.environ.get("BENCH_S3_SERVER") or None
 
 ARCHIVING = """
 listen_addresses = ''
@@ -236,7 +238,9 @@ class Lab:
         raise RuntimeError((self.place / "postgres.log").read_text()[-4000:])
 
     def start_gateway(self):
-        """Begins to start Ceph RGW, with TLS because pgBackRest insists on it."""
+        """Begins to start Ceph RGW, with TLS because pgBackRest insists on it, or the server that is named instead."""
+        if OTHER_S3 is not None:
+            return self.start_other_gateway()
         tls = self.directory("tls")
         leaf = "subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=CA:FALSE\n"
         (tls / "leaf").write_text(leaf)
@@ -264,6 +268,24 @@ class Lab:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
 
+    def start_other_gateway(self):
+        """Starts another S3 server, which speaks no TLS and takes directories below its own for buckets."""
+        self.gateway_port, self.ca = free_port(), None
+        self.gateway_url = f"http://127.0.0.1:{self.gateway_port}"
+        place = self.directory("other-s3")
+        (place / BUCKET).mkdir()
+        words = {"port": self.gateway_port, "key": KEY, "secret": SECRET, "directory": place}
+        command = OTHER_S3.format(**words).split()
+        self.gateway = subprocess.Popen(of_the_store(command), stdin=subprocess.PIPE)
+        for _ in range(100):
+            try:
+                socket.create_connection(("127.0.0.1", self.gateway_port)).close()
+                self.gateway_ready = True
+                return
+            except ConnectionRefusedError:
+                time.sleep(0.1)
+        raise RuntimeError(f"this S3 server did not start: {command}")
+
     def wait_for_gateway(self):
         if not self.gateway_ready and self.gateway.stdout.readline().strip() != "ready":
             raise RuntimeError("Ceph RGW did not start; see the log in the newest /tmp/hwrgw*")
@@ -273,6 +295,8 @@ class Lab:
         if self.gateway:
             # The script stops its servers when its input ends.
             self.gateway.stdin.close()
+            if OTHER_S3 is not None:
+                self.gateway.terminate()
             self.gateway.wait(timeout=30)
             self.gateway = None
 

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import stores
-from lab import BUCKET, KEY, SECRET, STORE_CPU, Lab, free_port, leave_cpu_to_store, of_the_store
+from lab import BUCKET, KEY, OTHER_S3, SECRET, STORE_CPU, Lab, free_port, leave_cpu_to_store, of_the_store
 from measure import OUT, describe, load, note
 
 MAJOR = int(os.environ.get("BENCH_RECEIVE_MAJOR", "18"))
@@ -190,11 +190,15 @@ class Highwater(Receiver):
         if self.port:
             env |= {
                 "HIGHWATER_REPO": f"s3://{BUCKET}/receive",
-                "HIGHWATER_REPO_ENDPOINT": f"https://127.0.0.1:{self.port}",
-                "HIGHWATER_REPO_CA_FILE": self.lab.ca,
+                "HIGHWATER_REPO_ENDPOINT": f"{self.lab.gateway_url.split(':')[0]}://127.0.0.1:{self.port}",
                 "HIGHWATER_REPO_ACCESS_KEY_ID": KEY,
                 "HIGHWATER_REPO_SECRET_ACCESS_KEY": SECRET,
             }
+            env |= (
+                {"HIGHWATER_REPO_CA_FILE": self.lab.ca}
+                if self.lab.ca
+                else {"HIGHWATER_REPO_ALLOW_HTTP": "true"}
+            )
         return env
 
     def command(self):
@@ -512,6 +516,8 @@ def main():
         describe(tables, lab)
         if STORE_CPU is not None:
             tables.say(f"- processor {STORE_CPU} is the S3 server's alone, all others are everybody else's")
+        if OTHER_S3 is not None:
+            tables.say(f"- the S3 server: `{Path(OTHER_S3.split()[0]).name}`, without TLS")
         load(tables, "before")
         lab.start_gateway()
         lab.start_postgres(SETTINGS)

@@ -28,6 +28,8 @@
 #   BENCH_RECEIVE_RANDOM=192               MiB of a load that does not compress
 #   BENCH_RECEIVE_WRITERS=60,40,15         seconds of the idle, light and heavy writer
 #   BENCH_RECEIVE_MAJOR=18                 PostgreSQL
+#   BENCH_S3_SERVER=COMMAND                another S3 server than Ceph RGW, without TLS, for commits and rate: a command with
+#                                          {port}, {key}, {secret} and {directory}, below which directories are buckets
 #   BENCH_STORE_CPU=N                      a processor for the S3 server alone, as if it were elsewhere; all else on the others
 #
 # For both:

@@ -4,6 +4,7 @@ use super::Recording;
 use super::disk::{Disk, Image};
 use super::trace::{self, Act, Effect, MARKS};
 use futures_util::TryStreamExt;
+use highwater::causes::in_one_line;
 use highwater::store::file::FileStore;
 use highwater::store::{Key, Store, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-const LIMIT: Duration = Duration::from_mins(1);
+/// A disk that is slow is not what is tried here.
+const LIMIT: Duration = Duration::from_mins(10);
 
 /// Tells the second process of this program what to do.
 const SUBJECT: &str = "HIGHWATER_POWER_CUT_SUBJECT";
@@ -162,7 +164,7 @@ async fn held(store: &FileStore, keys: &[String]) -> Result<BTreeMap<String, Opt
         let bytes = match store.read(&Key::new(&**key), None).await {
             Ok(reading) => Some(reading.bytes.try_collect::<Vec<_>>().await.unwrap().concat()),
             Err(error) if error.is_absent() => None,
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err(in_one_line(&error)),
         };
         let number = match bytes {
             None => None,
@@ -179,7 +181,7 @@ async fn held(store: &FileStore, keys: &[String]) -> Result<BTreeMap<String, Opt
         .map_ok(|listed| listed.key.as_str().to_owned())
         .try_collect()
         .await
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| in_one_line(&error))?;
     let read: BTreeSet<String> =
         held.iter().filter(|(_, held)| held.is_some()).map(|(key, _)| key.clone()).collect();
     if listed == read { Ok(held) } else { Err(format!("listed {listed:?}, read {read:?}")) }
@@ -200,7 +202,7 @@ async fn check(disk: &Disk, root: &Path, image: &Image, moments: &[usize]) -> Re
         disk.marks_until(moments[moments.len() - 1]).any(|mark| mark.starts_with("prepared"));
     // Nothing was promised before: `init` runs again, and finishes what there is.
     if !is_prepared {
-        store.prepare().await.map_err(|error| error.to_string())?;
+        store.prepare().await.map_err(|error| in_one_line(&error))?;
     }
     let held = held(&store, &keys).await?;
     for moment in moments {
@@ -212,7 +214,7 @@ async fn check(disk: &Disk, root: &Path, image: &Image, moments: &[usize]) -> Re
         }
     }
     // Leftovers are swept, and nothing else.
-    let swept = store.sweep_leftovers(Duration::ZERO).await.map_err(|error| error.to_string())?;
+    let swept = store.sweep_leftovers(Duration::ZERO).await.map_err(|error| in_one_line(&error))?;
     let staged = copy.join(".staging");
     let left = std::fs::read_dir(&staged).unwrap().count();
     assert_eq!(left, 0, "{swept} were swept");
@@ -221,7 +223,7 @@ async fn check(disk: &Disk, root: &Path, image: &Image, moments: &[usize]) -> Re
         let number = number.unwrap_or(50);
         match store.create(&Key::new(&**key), content(number).into()).await {
             Ok(()) | Err(StoreError::Exists { .. }) => {}
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err(in_one_line(&error)),
         }
     }
     let settled = self::held(&store, &keys).await?;
