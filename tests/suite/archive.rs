@@ -36,6 +36,8 @@ fn other_content_under_a_stored_name_is_refused_and_the_stored_copy_stays() {
 fn an_outage_of_the_store_is_counted_and_everything_arrives_in_order_later() {
     let place = Archived::by_server(NEWEST);
     place.cluster.archive_now();
+    let hasty = place.highwater.with_retries(2);
+    place.cluster.archive_into(&hasty);
     let repo = place.highwater.repo_directory();
     let away = repo.with_extension("away");
     std::fs::rename(&repo, &away).unwrap();
@@ -46,9 +48,10 @@ fn an_outage_of_the_store_is_counted_and_everything_arrives_in_order_later() {
         waiting[0],
         "the first segment blocks the later ones"
     );
-    assert_counted(place.highwater.push(&place.cluster.wal(&waiting[0])).code());
+    assert_counted(hasty.push(&place.cluster.wal(&waiting[0])).code());
     assert!(!repo.exists(), "a missing repository must not be made anew");
     std::fs::rename(&away, &repo).unwrap();
+    place.cluster.wake_archiver();
     for name in &waiting {
         place.cluster.wait_archived(name);
         place.assert_gives_back(name, &std::fs::read(place.cluster.wal(name)).unwrap());
@@ -109,6 +112,8 @@ fn other_content_of_a_large_segment_is_refused_and_the_stored_pieces_stay() {
 fn the_servers_log_tells_what_failed_and_what_to_do_in_plain_lines() {
     let place = Archived::by_server(NEWEST);
     place.cluster.archive_now();
+    // Enough repetitions to see that they are not told one by one.
+    place.cluster.archive_into(&place.highwater.with_retries(4));
     let repo = place.highwater.repo_directory();
     std::fs::rename(&repo, repo.with_extension("away")).unwrap();
     let name = place.segments(1).remove(0);
@@ -138,6 +143,7 @@ fn a_repository_that_does_not_exist_is_not_made_by_a_push() {
     let name = &place.segments(1)[0];
     let nowhere = place.lab.path().join("nowhere");
     let highwater = place.highwater.for_repo(&format!("file://{}", nowhere.display()));
+    let highwater = highwater.with_retries(2);
     assert_counted(highwater.push(&place.cluster.wal(name)).code());
     assert!(!nowhere.exists());
 }

@@ -136,6 +136,21 @@ fn a_whole_life_on_the_oldest_major() {
 }
 
 #[test]
+fn a_whole_life_on_postgresql_15() {
+    a_life(&Archived::by_server_encrypted(15, Lab::highwater, |builder| builder));
+}
+
+#[test]
+fn a_whole_life_on_postgresql_16() {
+    a_life(&Archived::by_server_encrypted(16, Lab::highwater, |builder| builder));
+}
+
+#[test]
+fn a_whole_life_on_postgresql_17() {
+    a_life(&Archived::by_server_encrypted(17, Lab::highwater, |builder| builder));
+}
+
+#[test]
 fn a_whole_life_on_the_newest_major() {
     a_life(&Archived::by_server_encrypted(NEWEST, Lab::highwater, |builder| builder));
 }

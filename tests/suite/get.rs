@@ -44,8 +44,7 @@ fn an_unreachable_store_is_never_the_end_of_the_archive() {
     let repo = place.highwater.repo_directory();
     let directory = place.lab.directory("target");
     let target = directory.join("RECOVERYXLOG");
-    // A short deadline, for the retries must end within the test.
-    let highwater = place.highwater.with_env("HIGHWATER_ARCHIVE_GET_DEADLINE", "3s");
+    let highwater = place.highwater.with_retries(2);
     let away = repo.with_extension("away");
     std::fs::rename(&repo, &away).unwrap();
     for asked in [name.as_str(), "00000001000000000000003C", "00000002.history"] {
@@ -198,7 +197,7 @@ fn an_empty_mount_point_is_not_an_empty_archive() {
     let repo = place.highwater.repo_directory();
     std::fs::rename(&repo, repo.with_extension("away")).unwrap();
     place.lab.directory("repo");
-    let highwater = place.highwater.with_env("HIGHWATER_ARCHIVE_GET_DEADLINE", "3s");
+    let highwater = place.highwater.with_retries(2);
     // From a data directory, as a server asks, and from one that says nothing of the cluster.
     for directory in [place.cluster.pgdata.clone(), place.lab.directory("elsewhere")] {
         let highwater = highwater.in_directory(&directory);

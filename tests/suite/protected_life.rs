@@ -1,6 +1,7 @@
 //! The life of a protected cluster on every major: it has a repository in a local directory and one on an S3 server,
 //! each encrypted under a key of its own, an agent that runs what is due, and an operator who tries every feature by
-//! which a repository proves itself, on either store alone.
+//! which a repository proves itself, on either store alone. The local directory is the first repository and S3 the
+//! second, and for a while it is the other way round.
 //!
 //! Each feature is a step, whose name is printed before it begins: the last one is what has failed.
 
@@ -34,14 +35,19 @@ impl Life {
         let (second, way_to_s3) = lab.highwater_on_s3_by_a_way();
         let second = second.with_key(&second.new_key("second.key")).on(&cluster);
         let highwater = first.with_second(&second);
-        // One that is away is not waited for.
-        let settings = lab.path().join("both.toml");
-        let options = std::fs::read_to_string(&settings).unwrap() + "retries = 1\n";
-        std::fs::write(settings, options).unwrap();
         highwater.run(&["init"]).done();
-        cluster.archive_into(&highwater);
         let alone = [("the local directory", first), ("S3", second)];
-        Self { place: Archived { cluster, highwater, lab }, alone, way_to_s3 }
+        let mut life = Self { place: Archived { cluster, highwater, lab }, alone, way_to_s3 };
+        life.order([0, 1]);
+        life
+    }
+
+    /// From here on the repository of the one number is the first, and that of the other is the second.
+    fn order(&mut self, [first, second]: [usize; 2]) {
+        let (first, second) = (&self.alone[first].1, &self.alone[second].1);
+        // One that is away is not waited for.
+        self.place.highwater = first.with_second(second).with_retries(1);
+        self.place.cluster.archive_into(&self.place.highwater);
     }
 
     /// Does something with the repository of this number alone.
@@ -77,9 +83,8 @@ fn a_life(major: u32) {
         let sql = format!("create table {table} as select generate_series(1, 500) n");
         life.place.cluster.sql(&sql);
     }
-    // A backup begins with a checkpoint, which the agent lets take its time.
-    life.place.cluster.sql("checkpoint");
-    let first_backup = runs_in_their_time(&life);
+    let first = runs_in_their_time(&life, ROWS[0], "24h");
+    life.with_each("one backup a day", |place| assert_eq!(ids(place), [first.as_str()]));
 
     write_rows(&life.place, ROWS[0], ROWS[1]);
     life.place.pass_earliest_time();
@@ -93,18 +98,23 @@ fn a_life(major: u32) {
     life.with_each("the recovery window", |place| {
         the_window_is_what_was_committed(place, &events, &moment);
     });
+    life.with(1, "drill", |place| a_drill_reaches_the_moment(place, &moment, &events));
     life.with_each("log", |place| log_tells_what_pg_waldump_tells(place, &events));
     for (number, table) in ["orders", "items"].into_iter().enumerate() {
         life.with(number, "log --before-drop", |place| {
             assert_comes_back(place, table, &rows[number]);
         });
     }
-    life.with(1, "drill", |place| a_drill_reaches_the_moment(place, &moment, &events));
     life.with_each("keys", keys_come_and_a_rotation_forgets_nobody);
 
-    let second_backup = one_is_away_and_gets_what_it_lacked(&life);
-    life.with_each("verify", |place| a_flipped_bit_is_found(place, &first_backup));
-    pins_hold_and_retention_deletes(&mut life, &first_backup, &second_backup);
+    life.order([1, 0]);
+    // The newest of each is older than that, or will be soon.
+    runs_in_their_time(&life, ROWS[1], "10s");
+    s3_is_away_and_gets_what_it_lacked(&life, "first");
+    life.order([0, 1]);
+    let last = s3_is_away_and_gets_what_it_lacked(&life, "second");
+    life.with_each("verify", |place| a_flipped_bit_is_found(place, &first));
+    pins_hold_and_retention_deletes(&mut life, &first, &last);
     life.place.cluster.archive_now();
     life.place.highwater.run(&["copy", "--wal"]).done();
     let dump = life.place.cluster.dump();
@@ -113,19 +123,21 @@ fn a_life(major: u32) {
     life.with(1, "restore", |place| place.assert_copy_equals("from-second", &dump));
 }
 
-/// Schedules: the agent brings a backup into both, proves them, expires and drills. Returns the backup's name.
-fn runs_in_their_time(life: &Life) -> String {
-    eprintln!("runs in their time");
+/// Schedules: the agent brings a backup into both, proves them, expires and drills; `every` is its period, which leaves
+/// each of these due. Returns the backup's name.
+fn runs_in_their_time(life: &Life, rows: u32, every: &str) -> String {
+    eprintln!("runs in their time, every {every}");
+    let known = ids(&life.place);
     let question = "select count(*) from zanzibar_table";
-    let checks = check(&life.place, "rows", question, Some(&format!("{}\n", ROWS[0])));
+    let checks = check(&life.place, "rows", question, Some(&format!("{rows}\n")));
     let highwater = [
         ("CHECKS", checks.to_str().unwrap()),
-        ("BACKUP_EVERY", "24h"),
-        ("VERIFY_EVERY", "24h"),
-        ("EXPIRE_EVERY", "24h"),
-        ("DRILL_EVERY", "7d"),
-        ("RETAIN_BACKUPS", "2"),
-        ("SECOND_RETAIN_BACKUPS", "2"),
+        ("BACKUP_EVERY", every),
+        ("VERIFY_EVERY", every),
+        ("EXPIRE_EVERY", every),
+        ("DRILL_EVERY", every),
+        ("RETAIN_BACKUPS", "5"),
+        ("SECOND_RETAIN_BACKUPS", "5"),
     ]
     .into_iter()
     .fold(driller(&life.place), |highwater, (name, value)| {
@@ -135,18 +147,24 @@ fn runs_in_their_time(life: &Life) -> String {
     for command in ["backup", "expire", "verify --deep", "drill"] {
         agent.wait_says(&format!("`{command}` has ended well"));
     }
-    let report = agent.terminate().done().json();
-    assert_eq!(report["scheduled"]["failed"], 0, "{report}");
+    let run = agent.terminate().done();
+    // What was due again is ended by the order to stop, and nothing else has failed.
+    let ended = run.stderr.matches("` was ended").count();
+    assert_eq!(run.json()["scheduled"]["failed"], ended, "{run}");
     let info = life.place.highwater.info();
     assert_eq!(info["drill"]["outcome"], "passed", "{info}");
     for info in [&info, &info["second"]] {
-        assert_eq!(info["backups"].as_array().map(Vec::len), Some(1), "{info}");
         let verification = &info["verification"];
         assert_eq!(verification["deep"], true, "{info}");
         assert_eq!(verification["findings"], 0, "{info}");
     }
-    assert_eq!(info["backups"][0]["id"], info["second"]["backups"][0]["id"], "{info}");
-    info["backups"][0]["id"].as_str().unwrap().to_owned()
+    let new = |info: &Value| {
+        let ids = info["backups"].as_array().unwrap().iter();
+        let mut ids = ids.map(|backup| backup["id"].as_str().unwrap().to_owned());
+        ids.find(|id| !known.contains(id)).unwrap()
+    };
+    assert_eq!(new(&info), new(&info["second"]), "{info}");
+    new(&info)
 }
 
 fn lsn(value: &Value) -> u64 {
@@ -267,16 +285,19 @@ fn keys_come_and_a_rotation_forgets_nobody(place: &Archived) {
     }
 }
 
-/// The way to S3 ends: archiving and backups go on, and `copy` brings over what was missed. Returns the backup's name.
-fn one_is_away_and_gets_what_it_lacked(life: &Life) -> String {
-    eprintln!("two repositories, copy");
+/// The way to S3 ends, which is the first or the second repository: archiving and backups go on, and `copy` brings over
+/// what was missed. Returns the backup's name.
+fn s3_is_away_and_gets_what_it_lacked(life: &Life, s3: &str) -> String {
+    eprintln!("two repositories, copy, S3 being the {s3}");
     let both = &life.place.highwater;
     life.way_to_s3.set(Weather::Gone);
     life.place.segments(1);
     life.place.cluster.archive_now();
     let made = both.run(&["--json", "backup", "--fast"]).done().json();
+    let other = if s3 == "first" { "second" } else { "first" };
+    assert_eq!(made["second_copy"]["taken_into"], other, "{made}");
     assert_eq!(made["second_copy"]["is_in_both"], false, "{made}");
-    both.run(&["info"]).ends_with(5).says("in the second repository");
+    both.run(&["info"]).ends_with(5).says(&format!("in the {s3} repository"));
     life.way_to_s3.set(Weather::Fair);
     let id = made["id"].as_str().unwrap().to_owned();
     let missing = |info: &Value| -> u64 {
@@ -289,7 +310,7 @@ fn one_is_away_and_gets_what_it_lacked(life: &Life) -> String {
     let info = both.info();
     assert_eq!(missing(&info), 0, "{info}");
     for info in [&info, &info["second"]] {
-        assert_eq!(info["backups"][1]["id"], *id, "{info}");
+        assert_eq!(info["backups"].as_array().unwrap().last().unwrap()["id"], *id, "{info}");
         assert_eq!(info["wal"][0]["gaps"].as_array().map(Vec::len), Some(0), "{info}");
     }
     id
@@ -326,14 +347,16 @@ fn a_flipped_bit_is_found(place: &Archived, backup: &str) {
     place.highwater.run(&deep).done();
 }
 
-fn pins_hold_and_retention_deletes(life: &mut Life, first: &str, second: &str) {
+/// The first backup is pinned, and stays for that; of those that were made after it, the last stays.
+fn pins_hold_and_retention_deletes(life: &mut Life, first: &str, last: &str) {
+    assert!(ids(&life.place).len() > 3, "there are others between them");
     eprintln!("pins and expire");
     let one_each = life.place.highwater.with_env("HIGHWATER_RETAIN_BACKUPS", "1");
     let one_each = one_each.with_env("HIGHWATER_SECOND_RETAIN_BACKUPS", "1");
     one_each.run(&["pin", first, "--reason", "zanzibar_reason"]).done();
     one_each.run(&["expire"]).done();
     life.with_each("pins", |place| {
-        assert_eq!(ids(place), [first, second]);
+        assert_eq!(ids(place), [first, last]);
         let target = ["--backup", first, "--to-immediate", "--target-action", "promote"];
         let mut copy = place.restore("pinned", &target);
         copy.start();
@@ -351,14 +374,13 @@ fn pins_hold_and_retention_deletes(life: &mut Life, first: &str, second: &str) {
         assert_eq!(deleted["deleted"]["backups"], 1, "{deleted}");
     }
     life.with_each("expire", |place| {
-        assert_eq!(ids(place), [second]);
+        assert_eq!(ids(place), [last]);
         assert_begins_with(&place.highwater.info());
         let names = Stored::of(&place.highwater).names();
-        let has = |id: &str| {
-            let document = format!("{id}/committed.json");
-            names.iter().any(|name| name.ends_with(&document))
-        };
-        assert!(has(second) && !has(first), "{names:?}");
+        let is_of_a_backup = |name: &&std::path::PathBuf| name.ends_with("committed.json");
+        let documents: Vec<_> = names.iter().filter(is_of_a_backup).collect();
+        let kept = |name: &std::path::Path| name.ends_with(format!("{last}/committed.json"));
+        assert!(documents.len() == 1 && kept(documents[0]), "{documents:?}");
         place.highwater.run(&["verify"]).done();
     });
 }

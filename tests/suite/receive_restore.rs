@@ -35,6 +35,8 @@ fn a_standby_that_has_only_the_repository_follows_within_seconds() {
         let receiver = Receiver::streaming(&place.highwater, &place.cluster, &[]);
         place.highwater.run(&["backup", "--fast"]).done();
         let mut standby = place.restore("follower", &["--standby"]);
+        // How often it asks, which is every five seconds by default.
+        standby.set("wal_retrieve_retry_interval = '1s'");
         standby.start();
         let segment = || place.cluster.sql("select pg_walfile_name(pg_current_wal_insert_lsn())");
         let before = segment();

@@ -104,6 +104,7 @@ fn with_short_periods_runs_come_again_and_again_and_old_backups_go() {
 fn a_stop_ends_the_backup_that_runs_in_good_order_and_begins_nothing() {
     let place = Archived::by_server(NEWEST);
     // A backup begins with a checkpoint, which takes its time: a tenth of a second for each page.
+    place.cluster.set("checkpoint_completion_target = 0.9");
     place.cluster.set("checkpoint_timeout = '1h'");
     place.cluster.reload();
     place
@@ -122,7 +123,9 @@ fn a_stop_ends_the_backup_that_runs_in_good_order_and_begins_nothing() {
     );
     assert!(run.stderr.contains("`backup` was ended"), "{run}");
     assert_eq!(run.stderr.matches("is due and begins").count(), 1, "{run}");
-    // The child is gone, and so is what it had begun, on the server and in the repository.
+    // The child is gone, and so is what it had begun, on the server and in the repository. The server sees that only
+    // when the checkpoint is done, which another one hurries on.
+    place.cluster.sql("checkpoint");
     place.cluster.wait_until(senders, "0");
     let info = place.highwater.info();
     assert_eq!(info["unfinished_backups"].as_array().unwrap().len(), 0, "{info}\n{run}");

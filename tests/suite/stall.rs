@@ -290,6 +290,7 @@ fn a_full_spool_leaves_wal_to_postgresql_and_nothing_is_let_go_by_default() {
     assert!(state["waiting"]["files"].as_u64().unwrap() >= 3, "{state}");
     assert!(state["waiting"]["bytes"].as_u64().unwrap() >= 3 << 24, "{state}");
     back(&place);
+    place.cluster.wake_archiver();
     for name in &names {
         place.cluster.wait_archived(name);
     }
@@ -325,9 +326,11 @@ fn wal_that_is_let_go_is_a_recorded_gap_that_a_backup_closes_by_itself() {
 
 #[test]
 fn wal_that_is_let_go_beside_a_way_to_s3_that_ends_is_a_recorded_gap_too() {
-    let (place, way) = archived_on_s3(NEWEST, LET_GO);
-    let set = |weather| way.set(weather);
-    a_gap_is_recorded_and_closed(&place, |_| set(Weather::Gone), |_| set(Weather::Fair));
+    for major in MAJORS {
+        let (place, way) = archived_on_s3(major, LET_GO);
+        let set = |weather| way.set(weather);
+        a_gap_is_recorded_and_closed(&place, |_| set(Weather::Gone), |_| set(Weather::Fair));
+    }
 }
 
 const LET_GO: &str = "wal_backlog_max = \"32MiB\"";
@@ -349,13 +352,19 @@ fn a_gap_is_recorded_and_closed(
     let let_go = || state(place)["open_gaps"].clone();
     assert_eq!(let_go().as_array().map(Vec::len), Some(1), "one stretch");
     back(place);
+    place.cluster.wake_archiver();
     wait_for("the gap is recorded in the repository", LIMIT, || {
         place.highwater.info()["let_go"].as_array().is_some_and(|all| all.len() == 1)
     });
     for name in &names[4..] {
         place.cluster.wait_archived(name);
     }
-    assert_is_open(place);
+    let id = assert_is_open(place);
+    // Once is enough: what closes it must do so where nobody has acknowledged it.
+    if place.cluster.major == NEWEST {
+        place.highwater.run(&["verify", "--acknowledge", &id, "--reason", "known"]).done();
+        place.highwater.run(&["verify"]).done();
+    }
     settings_file(&place.lab, &place.cluster.dsn(), LET_GO);
     wait_for("a backup closes it", LIMIT, || {
         place.cluster.sql("select pg_switch_wal()");
@@ -441,9 +450,9 @@ fn parse(lsn: &serde_json::Value) -> u64 {
     part(high) << 32 | part(low)
 }
 
-/// An open gap is told by everybody, and can be acknowledged.
+/// An open gap is told by everybody. Returns the name of what `verify` finds.
 #[track_caller]
-fn assert_is_open(place: &Archived) {
+fn assert_is_open(place: &Archived) -> String {
     let info = place.highwater.info();
     let gap = &info["let_go"][0];
     assert!(gap["closed_by"].is_null() && gap["why"].is_string(), "{info}");
@@ -457,9 +466,7 @@ fn assert_is_open(place: &Archived) {
     let pgdata = place.cluster.pgdata.to_str().unwrap();
     let check = place.highwater.run(&["check", "--no-switch", "--pgdata", pgdata]);
     check.ends_with(4).says("was let go");
-    let id = findings[0]["id"].as_str().unwrap();
-    place.highwater.run(&["verify", "--acknowledge", id, "--reason", "known"]).done();
-    place.highwater.run(&["verify"]).done();
+    findings[0]["id"].as_str().unwrap().to_owned()
 }
 
 #[test]

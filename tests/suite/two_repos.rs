@@ -17,13 +17,10 @@ impl Two {
         let lab = Lab::open();
         let cluster = lab.cluster(major).conf("archive_mode = on").start();
         let (first, second) = (lab.highwater().on(&cluster), choose(&lab).on(&cluster));
-        let highwater = first.with_second(&second);
+        // Neither commands nor the server need wait long for one that a test has taken away.
+        let highwater = first.with_second(&second).with_retries(2);
         highwater.run(&["init"]).done();
         cluster.archive_into(&highwater);
-        // Commands of a test need not wait long for one that it has taken away.
-        let highwater = ["HIGHWATER_REPO_RETRIES", "HIGHWATER_SECOND_REPO_RETRIES"]
-            .into_iter()
-            .fold(highwater, |highwater, name| highwater.with_env(name, "2"));
         Self { place: Archived { cluster, highwater, lab }, first, second }
     }
 

@@ -141,7 +141,7 @@ fn one_receiver_streams_into_both_and_outlives_each() {
         streamed.outlive(&streamed.second, (&receiver, SECOND), (&receiver, FIRST));
         // The backup is taken where its WAL comes.
         let away = Away::new(&streamed.first);
-        let hasty = streamed.place.highwater.with_env("HIGHWATER_REPO_RETRIES", "1");
+        let hasty = streamed.place.highwater.with_retries(1);
         let made = hasty.run(&["--json", "backup", "--fast"]).done().json();
         assert_eq!(made["second_copy"]["taken_into"], "second", "{made}");
         drop(away);

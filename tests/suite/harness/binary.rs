@@ -112,6 +112,17 @@ impl Highwater {
         both
     }
 
+    /// The same, repeating a request to a store that is away only so often; `archive_command` does so too.
+    #[must_use]
+    pub fn with_retries(&self, count: u32) -> Self {
+        let count = count.to_string();
+        let changed = self.with_env("HIGHWATER_REPO_RETRIES", &count);
+        if self.env_of("HIGHWATER_SECOND_REPO").is_none() {
+            return changed;
+        }
+        changed.with_env("HIGHWATER_SECOND_REPO_RETRIES", &count)
+    }
+
     fn env_of(&self, name: &str) -> Option<&str> {
         let (_, value) = self.env.iter().rfind(|(known, _)| known == name)?;
         Some(value)
@@ -189,7 +200,13 @@ impl Highwater {
         .into_iter()
         .filter_map(|(name, flag)| Some(format!(" {flag} {}", self.env_of(name)?)))
         .collect();
-        format!("{binary}{file} --repo {} --cluster {}{key}{second}", self.repo, self.cluster)
+        // They have no flags; the server's shell takes them so.
+        let retries: String = ["HIGHWATER_REPO_RETRIES", "HIGHWATER_SECOND_REPO_RETRIES"]
+            .into_iter()
+            .filter_map(|name| Some(format!("{name}={} ", self.env_of(name)?)))
+            .collect();
+        let (repo, cluster) = (&self.repo, &self.cluster);
+        format!("{retries}{binary}{file} --repo {repo} --cluster {cluster}{key}{second}")
     }
 
     /// Returns a command with the settings of this repository in its environment.

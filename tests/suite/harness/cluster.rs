@@ -2,6 +2,7 @@
 
 use super::binary::Highwater;
 use super::lab::Lab;
+use super::templates::Kind;
 use super::trees::{Tree, give_to_server_user};
 use super::wait::{passes_within, wait_for};
 use std::fmt::Write as _;
@@ -20,7 +21,6 @@ const PORT_TRIES: u32 = 5;
 #[must_use]
 pub struct ClusterBuilder {
     lab: Lab,
-    tree: Tree,
     major: u32,
     name: String,
     segment_mib: u32,
@@ -55,7 +55,6 @@ impl ClusterBuilder {
         Self {
             lab,
             major,
-            tree: Tree::of(major),
             name: "pg".into(),
             segment_mib: 16,
             checksums: true,
@@ -109,19 +108,17 @@ impl ClusterBuilder {
         self
     }
 
-    /// Makes the cluster with initdb and does not start it.
+    /// Makes the cluster as initdb does and does not start it.
     pub fn create(self) -> Cluster {
         let pgdata = self.lab.path().join(&self.name);
-        let mut initdb = self.tree.tool("initdb");
-        initdb.arg("-D").arg(&pgdata).args(["-U", "postgres", "-A", "trust", "-N"]);
-        initdb.args(["--no-locale", "-E", "UTF8", "--no-instructions"]);
-        initdb.arg(format!("--wal-segsize={}", self.segment_mib));
-        if self.checksums {
-            initdb.arg("-k");
-        } else if self.major >= 18 {
-            initdb.arg("--no-data-checksums");
+        let kind =
+            Kind { major: self.major, segment_mib: self.segment_mib, checksums: self.checksums };
+        // Two clusters of one test must differ in their system identifiers.
+        if kind.has_template() && self.lab.copies_first(kind) {
+            kind.copy(&pgdata);
+        } else {
+            kind.make(&pgdata);
         }
-        finish(initdb);
         self.configure(&pgdata);
         let mut cluster = Cluster::adopt_as(self.lab.clone(), self.major, &pgdata, &self.name);
         cluster.listen = self.listen;
@@ -151,6 +148,8 @@ impl ClusterBuilder {
             "\nfsync = off\nshared_buffers = 32MB\nmax_connections = 50\ntimezone = 'UTC'\n\
              log_timezone = 'UTC'\nmin_wal_size = 32MB\nautovacuum_naptime = '1h'\n",
         );
+        // A checkpoint that a backup asks for without `--fast` would rest a tenth of a second after each page.
+        conf.push_str("checkpoint_completion_target = 0\n");
         // What was written stays in pg_wal for the test to look at.
         let keep = (self.segment_mib * 4).max(512);
         write!(conf, "wal_keep_size = {keep}MB\nmax_wal_size = {}MB\n", keep * 2).unwrap();
@@ -356,6 +355,11 @@ impl Cluster {
     /// Points `archive_command` at this repository and reloads.
     pub fn archive_into(&self, highwater: &Highwater) {
         self.set(&archive_line(highwater));
+        self.reload();
+    }
+
+    /// Has the archiver try again now: after three failures of a file it rests for a minute.
+    pub fn wake_archiver(&self) {
         self.reload();
     }
 

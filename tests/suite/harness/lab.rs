@@ -3,9 +3,10 @@
 use super::binary::Highwater;
 use super::cluster::ClusterBuilder;
 use super::script;
+use super::templates::Kind;
 use super::trees::give_to_server_user;
 use super::weather::Way;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -22,6 +23,8 @@ pub struct Lab {
 }
 
 struct Inner {
+    /// The kinds of cluster of which this lab has had the copy of a template.
+    copied: Mutex<BTreeSet<Kind>>,
     // Fields drop in this order: first the directory, then the turn.
     directory: tempfile::TempDir,
     _turn: Turn,
@@ -36,7 +39,7 @@ impl Lab {
             tempfile::Builder::new().prefix("hw-").tempdir_in("/tmp").expect("/tmp is writable");
         std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
         give_to_server_user(directory.path());
-        Self { inner: Arc::new(Inner { directory, _turn: turn }) }
+        Self { inner: Arc::new(Inner { copied: Mutex::default(), directory, _turn: turn }) }
     }
 
     /// Returns the place's directory.
@@ -96,6 +99,11 @@ impl Lab {
         std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
         Highwater::new(self.clone(), &format!("s3://{}/{name}", script::BUCKET), "main")
             .with_env("HIGHWATER_CONFIG", file.to_str().unwrap())
+    }
+
+    /// Returns true if no cluster of this kind was copied into this lab before.
+    pub(super) fn copies_first(&self, kind: Kind) -> bool {
+        self.inner.copied.lock().unwrap_or_else(PoisonError::into_inner).insert(kind)
     }
 
     /// Begins a new cluster.

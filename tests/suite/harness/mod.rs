@@ -13,6 +13,7 @@ mod not_run;
 mod receiver;
 mod small_disk;
 mod stored;
+mod templates;
 mod trees;
 mod truth;
 mod wait;
