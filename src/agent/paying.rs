@@ -10,6 +10,7 @@ use crate::failure::{Failure, Kind};
 use crate::ops::archive_push::Second;
 use crate::ops::copy::{self, Choice, Side};
 use crate::ops::{Silent, StopRequest};
+use crate::plan::retention::REMAINS_SETTLE_AFTER;
 
 /// How often it looks while something is missing, or may be.
 const LOOK_OWING: Duration = Duration::from_mins(1);
@@ -38,6 +39,7 @@ pub(super) async fn pay(both: &Both, storing: Option<&Arc<Second>>, mut stop: St
         from: None,
         dry_run: false,
         host: both.host.clone(),
+        settle_after: REMAINS_SETTLE_AFTER,
     };
     let mut copied = 0;
     // Something may have been missing before it came.

@@ -16,6 +16,7 @@ use crate::format::{BackupId, NameError};
 use crate::ops;
 use crate::ops::Which;
 use crate::ops::copy::{BackupLine, Choice, Outcome, Report, WalLine, WayReport};
+use crate::plan::retention::REMAINS_SETTLE_AFTER;
 
 /// Threads: proving what is copied takes processors.
 const THREADS: usize = 2;
@@ -45,6 +46,7 @@ pub(super) fn copy(request: CopyRequest, surroundings: &Surroundings<'_>) -> Res
         }),
         dry_run: request.dry_run,
         host: host_name(),
+        settle_after: REMAINS_SETTLE_AFTER,
     };
     let listener = progress::listener("copy", surroundings.output);
     let outcome = run_parallel(THREADS, async {
@@ -95,6 +97,7 @@ pub(super) fn to_the_other(
         from: Some(from),
         dry_run: false,
         host: host_name(),
+        settle_after: REMAINS_SETTLE_AFTER,
     };
     let copied = (|| {
         let Some((first, second)) = both_sides(surroundings)? else { return Ok(None) };

@@ -18,7 +18,7 @@ use crate::format::{BackupId, NameError, Pin};
 use crate::ops;
 use crate::ops::expire::{Report, WalLine};
 use crate::pg::PgTimestamp;
-use crate::plan::retention::{Policy, PolicyInfo};
+use crate::plan::retention::{LOOK_HOLDS_FOR, Policy, PolicyInfo};
 
 pub(super) fn expire(dry_run: bool, surroundings: &Surroundings<'_>) -> Result<(), Ended> {
     let settings = surroundings.settings;
@@ -45,7 +45,8 @@ struct NoRetention {
 fn expire_one(dry_run: bool, surroundings: &Surroundings<'_>) -> Result<Reported, Failure> {
     let opened = open_repository(surroundings)?;
     let policy = surroundings.settings.retention.policy();
-    let request = ops::expire::Request { policy, dry_run, now: None };
+    let request =
+        ops::expire::Request { policy, dry_run, now: None, look_holds_for: LOOK_HOLDS_FOR };
     let listener = progress::listener("expire", surroundings.output);
     let outcome = run_light(async {
         let work = |stop| ops::expire::run(&opened.repository, &request, &*listener, stop);

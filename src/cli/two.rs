@@ -14,6 +14,7 @@ use super::output::{Output, failure_json};
 use crate::failure::{Failure, Kind};
 use crate::ops::copy::Choice;
 use crate::ops::{Silent, StopRequest, Which, copy};
+use crate::plan::retention::REMAINS_SETTLE_AFTER;
 
 /// A report on one repository, ready to be printed.
 pub(super) struct Reported {
@@ -181,6 +182,7 @@ fn missing(surroundings: &Surroundings<'_>) -> Result<Reported, Failure> {
         from: None,
         dry_run: true,
         host: host_name(),
+        settle_after: REMAINS_SETTLE_AFTER,
     };
     let stop = StopRequest::new().1;
     let report = run_light(copy::run(&first, &second, &request, &Silent, stop))?;

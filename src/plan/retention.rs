@@ -36,7 +36,7 @@ use crate::format::{BackupId, Begun, Committed};
 use crate::pg::{PgTimestamp, SegmentSize, SystemId, Timeline, TimelineHistory};
 
 pub use backups::{BackupFate, Reason};
-pub use packs::{NeededPacks, Protected};
+pub use packs::{LoosePacks, NeededPacks, Protected};
 pub use wal::{KeptWal, WalReason, WalStretch};
 
 /// A timeline to which something was added within this time is alive, whatever the window: what was
@@ -46,6 +46,17 @@ pub const ALIVE_FOR: Duration = Duration::from_hours(7 * 24);
 /// By how much the clocks of servers, hosts and the store may differ before a decision goes by the
 /// wrong one. It errs towards keeping.
 pub const CLOCKS_DIFFER_MAX: Duration = Duration::from_hours(24);
+
+/// How long `expire` relies on a look at who has begun: what it deletes afterwards it has asked the store to delete by
+/// then, or it looks again.
+pub const LOOK_HOLDS_FOR: Duration = Duration::from_mins(2);
+
+/// How long after it was announced a copy believes that packs which a deleted backup has left, and which stand, are
+/// about to be deleted by nobody: an `expire` that had looked before has asked for the last of them by then. The rest is
+/// for deletions that are on their way to the store, which nobody can call back.
+pub const REMAINS_SETTLE_AFTER: Duration = Duration::from_mins(5);
+
+const _: () = assert!(REMAINS_SETTLE_AFTER.as_secs() > 2 * LOOK_HOLDS_FOR.as_secs());
 
 /// What the operator wants to keep. Whatever one of these keeps is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]

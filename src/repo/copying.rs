@@ -120,7 +120,12 @@ impl Transfer<'_> {
                 return Err(CopyError::To(other_content(&key, *size, *other)));
             }
             if !is_same_backup {
-                let stored = self.to.header(&key).await.map_err(CopyError::To)?;
+                let stored = match self.to.header(&key).await {
+                    Ok(header) => header,
+                    // Somebody has deleted it since it was listed.
+                    Err(error) if error.is_absent() => continue,
+                    Err(error) => return Err(CopyError::To(error)),
+                };
                 let ours = self.from.header(&key).await.map_err(CopyError::From)?;
                 if stored != ours {
                     return Err(CopyError::To(other_content(&key, *size, *other)));
@@ -156,45 +161,82 @@ impl Transfer<'_> {
         Ok(body.len())
     }
 
-    /// Announces the backup at the destination, or finds that an earlier copy has. From then on retention there keeps
-    /// its hands off everything that it leans on.
+    /// Returns whether packs of a backup stand at the destination, whatever it is there.
+    ///
+    /// # Errors
+    /// [`CopyError::To`].
+    pub async fn has_packs(self, id: &BackupId) -> Result<bool, CopyError> {
+        Ok(!self.to.pack_sizes(id).await.map_err(CopyError::To)?.is_empty())
+    }
+
+    /// Announces the backup at the destination, or finds that an earlier copy has; returns what stands there. From then
+    /// on retention there keeps its hands off everything that it leans on.
+    ///
+    /// What is to be announced names the backup itself where packs of it stood before: whoever goes on from there knows
+    /// then that these may be what a deleted one has left.
     ///
     /// # Errors
     /// [`CopyError::To`] with [`RepoError::Conflict`] if what has begun there under this id leans on less: then it is
     /// another backup.
-    pub async fn begin(self, begun: &Begun) -> Result<(), CopyError> {
+    pub async fn begin(self, begun: &Begun) -> Result<Begun, CopyError> {
         let key = self.to.begun_key(&begun.id);
         match self.to.put_document(&key, begun).await {
-            Ok(_) => return Ok(()),
+            Ok(_) => return Ok(begun.clone()),
             Err(RepoError::Conflict { .. }) => {}
             Err(error) => return Err(CopyError::To(error)),
         }
         let standing = self.to.begun(&begun.id).await.map_err(CopyError::To)?;
-        let leans_on_all = standing.is_some_and(|standing| {
+        let leans_on_all = |standing: &Begun| {
             let known = |id| standing.leans_on.contains(id) || standing.parent.as_ref() == Some(id);
-            begun.leans_on.iter().all(known)
-        });
-        if leans_on_all {
-            return Ok(());
+            begun.leans_on.iter().all(|id| *id == begun.id || known(id))
+        };
+        if let Some(standing) = standing.filter(leans_on_all) {
+            return Ok(standing);
         }
         let (stored, ours) = ("another backup".to_owned(), "the one to be copied".to_owned());
         Err(CopyError::To(RepoError::Conflict { key, stored, ours }))
     }
 
-    /// Brings the index of the file list and then `committed.json`, unchanged: from here on the backup exists at the
-    /// destination. Everything else must stand there.
+    /// Returns whether what was announced stands at the destination still, and is not somebody else's who announced it
+    /// anew since.
     ///
     /// # Errors
-    /// [`CopyError::To`] with absence of `begun.json` if retention there took the copy for dead meanwhile: then
-    /// what it has stored may be gone, and it does not come to exist.
-    pub async fn commit(self, committed: &Committed) -> Result<(), CopyError> {
+    /// [`CopyError::To`].
+    pub async fn is_announced(self, begun: &Begun) -> Result<bool, CopyError> {
+        Ok(self.to.begun(&begun.id).await.map_err(CopyError::To)?.as_ref() == Some(begun))
+    }
+
+    /// Brings the index of a committed backup's file list, unless one stands there.
+    ///
+    /// # Errors
+    /// As [`Self::wal`].
+    pub async fn file_list(self, committed: &Committed) -> Result<(), CopyError> {
+        if self.to.has_file_list(&committed.id).await.map_err(CopyError::To)? {
+            return Ok(());
+        }
+        self.put_file_list(committed).await
+    }
+
+    async fn put_file_list(self, committed: &Committed) -> Result<(), CopyError> {
         let id = &committed.id;
         let key = Key::new(self.from.place().files(id));
         let (header, body) = self.read_index(id, committed.system_identifier).await?;
         self.to.put_encoded(&key, &header, body).await.map_err(CopyError::To)?;
+        Ok(())
+    }
+
+    /// Brings the index of the file list and then `committed.json`, unchanged: from here on the backup exists at the
+    /// destination. Everything else must stand there; `begun` is what [`Self::begin`] returned.
+    ///
+    /// # Errors
+    /// [`CopyError::To`] with absence of `begun.json` if retention there took the copy for dead meanwhile: then
+    /// what it has stored may be gone, and it does not come to exist.
+    pub async fn commit(self, committed: &Committed, begun: &Begun) -> Result<(), CopyError> {
+        let id = &committed.id;
+        self.put_file_list(committed).await?;
         // As a backup that is made here: if `begun.json` is deleted only after this look, whoever deletes it finds the
-        // file list, and spares everything.
-        if self.to.begun(id).await.map_err(CopyError::To)?.is_none() {
+        // file list, and spares everything. Another copy may have announced it anew since: what it counts from is later.
+        if !self.is_announced(begun).await? {
             let key = self.to.begun_key(id);
             return Err(CopyError::To(StoreError::Absent { key }.into()));
         }
@@ -268,6 +310,13 @@ impl Transfer<'_> {
 }
 
 impl Repository {
+    /// Returns whether the index of a backup's file list stands, whatever it says.
+    async fn has_file_list(&self, id: &BackupId) -> Result<bool, RepoError> {
+        let files = Key::new(self.place().files(id));
+        let level = self.store().list_level(&Key::new(self.place().backup_dir(id))).await?;
+        Ok(level.objects.iter().any(|object| object.key == files))
+    }
+
     /// Lists the packs that stand below a backup's name, with their length before encryption.
     async fn pack_sizes(&self, id: &BackupId) -> Result<BTreeMap<u32, u64>, RepoError> {
         let level = self.store().list_level(&Key::new(self.place().packs_dir(id))).await?;

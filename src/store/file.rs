@@ -111,7 +111,11 @@ impl FileStore {
         work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let limit = time_limit(self.inner.stall_timeout, bytes);
-        match tokio::time::timeout(limit, tokio::task::spawn_blocking(work)).await {
+        let working = tokio::task::spawn_blocking(work);
+        // Work that waits for a thread when nobody waits for it any more is not begun: a deletion that was given up must
+        // not be carried out minutes later.
+        let _forgotten = AbortOnDrop(working.abort_handle());
+        match tokio::time::timeout(limit, working).await {
             Ok(Ok(result)) => result,
             Ok(Err(join)) => Err(StoreError::Unavailable { key, cause: Box::new(join) }),
             Err(_) => {
@@ -242,6 +246,15 @@ impl Inner {
     }
 }
 
+/// Takes work back that has not begun. What has begun goes on.
+struct AbortOnDrop(tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 #[async_trait]
 impl Store for FileStore {
     async fn create(&self, key: &Key, body: Body) -> Result<(), StoreError> {
@@ -351,6 +364,29 @@ mod tests {
             .unwrap();
         keys.sort_unstable();
         keys
+    }
+
+    /// A copy believes after a while that nobody deletes any more what somebody had begun to delete before.
+    #[test]
+    fn a_deletion_that_was_given_up_before_it_began_is_never_done() {
+        let builder = &mut tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_all().max_blocking_threads(1).build().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        runtime.block_on(async {
+            let patient = FileStore::new(directory.path(), Duration::from_mins(1));
+            patient.prepare().await.unwrap();
+            let key = Key::new("a/b");
+            patient.create(&key, b"bytes".to_vec().into()).await.unwrap();
+            // The only thread is busy.
+            let (release, busy) = std::sync::mpsc::channel::<()>();
+            let holding = tokio::task::spawn_blocking(move || busy.recv());
+            let hasty = FileStore::new(directory.path(), Duration::from_millis(20));
+            assert!(hasty.discard(&key).await.unwrap_err().is_transient());
+            drop(release);
+            holding.await.unwrap().unwrap_err();
+            // What waited for the thread is over by the time that this has its turn.
+            patient.read(&key, None).await.unwrap();
+        });
     }
 
     #[tokio::test]

@@ -6,17 +6,17 @@
 //! `committed.json` names every pack that it needs, and so keeps them.
 //!
 //! Retention at the destination may be at work meanwhile. `begun.json` names every backup that is leaned on, and stands
-//! before any pack is counted on; and before and after the backup is committed it is looked once more whether every pack
-//! stands.
+//! before any pack is counted on. What a deleted backup has left may be about to go all the same (`footing.rs`). Behind the commit it is looked once more whether everything
+//! stands: that finds what went though nobody should have deleted it any more, while this process was suspended for instance.
 
 use futures_util::{StreamExt, stream};
 
+use super::footing::Announced;
 use super::report::{BackupLine, Outcome};
 use super::wal::Found;
 use super::{Choice, CopyError, Way, failed_at};
 use crate::failure::Failure;
-use crate::format::{BackupId, Begun, Committed, FORMAT_VERSION, Identity};
-use crate::ops::TOOL;
+use crate::format::{BackupId, Committed, Identity};
 use crate::pg::SystemId;
 use crate::plan::retention::Plan;
 use crate::repo::Transfer;
@@ -92,60 +92,115 @@ impl Way<'_> {
     }
 
     async fn bring_backup(&mut self, backup: &Committed) -> Result<BackupLine, Failure> {
-        let id = backup.id.clone();
-        self.progress.note(&format!("copying backup {id}"));
+        self.progress.note(&format!("copying backup {}", backup.id));
         let mut line = line(backup, Outcome::NotCopied);
-        let is_there = match self.transfer().committed(&id).await {
-            Ok((_, is_there)) => is_there,
-            Err(error) => {
-                self.troubled(&format!("backup {id}"), error)?;
-                return Ok(line);
-            }
-        };
+        let known = self.transfer().committed(&backup.id).await;
+        let Some((_, is_there)) = self.noted(backup, known)? else { return Ok(line) };
         if self.request.dry_run {
             line.outcome = if is_there { Outcome::AlreadyThere } else { Outcome::WouldBeCopied };
-            return Ok(line);
+        } else if is_there {
+            if self.bring_parts(backup, &mut line).await? && self.bring_list(backup).await? {
+                line.outcome = Outcome::AlreadyThere;
+            }
+        } else if self.bring_anew(backup, &mut line).await? {
+            line.outcome = Outcome::Copied;
         }
-        if !is_there && let Err(error) = self.transfer().begin(&self.begun(backup)).await {
-            self.troubled(&format!("backup {id}"), error)?;
-            return Ok(line);
+        Ok(line)
+    }
+
+    /// Brings a backup that is not there; returns whether it is afterwards, with everything that it needs.
+    async fn bring_anew(
+        &mut self,
+        backup: &Committed,
+        line: &mut BackupLine,
+    ) -> Result<bool, Failure> {
+        let announced = self.announce(backup).await;
+        let Some(announced) = self.noted(backup, announced)? else { return Ok(false) };
+        if !self.bring_parts(backup, line).await? {
+            return Ok(false);
         }
-        if !self.bring_packs(backup, &mut line).await? {
-            return Ok(line);
+        if announced.counts_on_remains {
+            self.wait_out(backup, &announced).await?;
+            if !self.bring_packs(backup, true, line).await? {
+                return Ok(false);
+            }
+        }
+        let committed = self.transfer().commit(backup, &announced.begun).await;
+        if self.noted(backup, committed)?.is_none() {
+            return Ok(false);
+        }
+        self.look_behind(backup, &announced, line).await
+    }
+
+    /// Looks, once a backup is committed, whether everything that it needs stands, and brings what does not.
+    async fn look_behind(
+        &mut self,
+        backup: &Committed,
+        announced: &Announced,
+        line: &mut BackupLine,
+    ) -> Result<bool, Failure> {
+        let stands = self.transfer().is_announced(&announced.begun).await;
+        let Some(stands) = self.noted(backup, stands)? else { return Ok(false) };
+        if !stands {
+            // Suspended right before it was committed, it was taken for dead. An `expire` that began before that may
+            // go on deleting what it leans on until it finds it announced again.
+            let again = self.announce(backup).await;
+            let Some(again) = self.noted(backup, again)? else { return Ok(false) };
+            self.wait_out(backup, &again).await?;
+        }
+        Ok(self.bring_list(backup).await? && self.bring_packs(backup, true, line).await?)
+    }
+
+    /// Brings the packs and the WAL that a backup needs; returns whether all packs stand.
+    async fn bring_parts(
+        &mut self,
+        backup: &Committed,
+        line: &mut BackupLine,
+    ) -> Result<bool, Failure> {
+        if !self.bring_packs(backup, false, line).await? {
+            return Ok(false);
         }
         let of = (backup.system_identifier, backup.segment_size);
         let brought = self.bring_wal(of, Found::Of(backup)).await?;
         self.report.wal.add(&brought);
         line.wal_complete = Some(self.has_wal_of(backup).await?);
-        if is_there {
-            line.outcome = Outcome::AlreadyThere;
-            return Ok(line);
+        Ok(true)
+    }
+
+    /// Brings the file list of a committed backup if it is missing; returns whether it stands.
+    async fn bring_list(&mut self, backup: &Committed) -> Result<bool, Failure> {
+        let brought = self.transfer().file_list(backup).await;
+        Ok(self.noted(backup, brought)?.is_some())
+    }
+
+    /// Returns what came of a step; `None` if it failed and that was noted, so that other backups are copied still.
+    fn noted<T>(
+        &mut self,
+        backup: &Committed,
+        outcome: Result<T, CopyError>,
+    ) -> Result<Option<T>, Failure> {
+        match outcome {
+            Ok(value) => Ok(Some(value)),
+            Err(error) => {
+                self.troubled(&format!("backup {}", backup.id), error)?;
+                Ok(None)
+            }
         }
-        match self.transfer().commit(backup).await {
-            // From here on nobody deletes a pack of it who has not looked long ago.
-            Ok(()) if self.bring_packs(backup, &mut line).await? => line.outcome = Outcome::Copied,
-            Ok(()) => {}
-            Err(error) => self.troubled(&format!("backup {id}"), error)?,
-        }
-        Ok(line)
     }
 }
 
 impl Way<'_> {
-    /// Brings every pack that a backup needs; returns whether all stand at the destination.
+    /// Brings every pack that a backup needs; returns whether all stand at the destination. Those that stand are
+    /// compared with the source's, unless it was `looked_before`.
     async fn bring_packs(
         &mut self,
         backup: &Committed,
+        looked_before: bool,
         line: &mut BackupLine,
     ) -> Result<bool, Failure> {
         for look in 0..LOOKS_MAX {
-            let missing = match self.missing_packs(backup, look > 0).await {
-                Ok(missing) => missing,
-                Err(error) => {
-                    self.troubled(&format!("backup {}", backup.id), error)?;
-                    return Ok(false);
-                }
-            };
+            let missing = self.missing_packs(backup, looked_before || look > 0).await;
+            let Some(missing) = self.noted(backup, missing)? else { return Ok(false) };
             if missing.is_empty() {
                 return Ok(true);
             }
@@ -157,17 +212,10 @@ impl Way<'_> {
                 .map(|(owner, pack)| transfer.pack(system_id, owner, *pack))
                 .buffer_unordered(IN_FLIGHT);
             while let Some(outcome) = on_their_way.next().await {
-                match outcome {
-                    Ok(bytes) => {
-                        line.packs += 1;
-                        line.bytes += bytes;
-                        self.progress.advance(bytes);
-                    }
-                    Err(error) => {
-                        self.troubled(&format!("backup {}", backup.id), error)?;
-                        return Ok(false);
-                    }
-                }
+                let Some(bytes) = self.noted(backup, outcome)? else { return Ok(false) };
+                line.packs += 1;
+                line.bytes += bytes;
+                self.progress.advance(bytes);
                 self.check_stop().await?;
             }
         }
@@ -193,22 +241,6 @@ impl Way<'_> {
             missing.extend(absent.map(|number| (owner.clone(), number)));
         }
         Ok(missing)
-    }
-
-    /// Returns what is announced at the destination. It began when the backup itself did: WAL that was stored there
-    /// since is left alone, as for a backup that runs.
-    fn begun(&self, backup: &Committed) -> Begun {
-        let others = backup.references.iter().map(|reference| &reference.backup);
-        Begun {
-            format: FORMAT_VERSION,
-            id: backup.id.clone(),
-            begun_at: backup.started_at,
-            host: self.request.host.clone(),
-            pid: std::process::id(),
-            parent: None,
-            leans_on: others.filter(|other| **other != backup.id).cloned().collect(),
-            tool: TOOL.to_owned(),
-        }
     }
 }
 

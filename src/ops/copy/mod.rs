@@ -3,7 +3,7 @@
 //! ```text
 //! for each way, first -> second and second -> first:
 //!   history files
-//!   each backup:  begun.json -> packs that are missing -> its WAL -> file list, committed.json
+//!   each backup:  begun.json -> packs that are missing -> its WAL -> file list, committed.json -> packs, once more
 //!   WAL:          what the destination would keep, is not there and does not lie in something larger there
 //! ```
 //!
@@ -14,10 +14,12 @@
 //! Never here: how a single object is proven and stored (`repo::Transfer`).
 
 mod backups;
+mod footing;
 mod report;
 mod wal;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use self::backups::Candidates;
 pub use self::report::{BackupLine, Outcome, Report, Trouble, WalLine, WayReport};
@@ -81,6 +83,9 @@ pub struct Request {
     pub dry_run: bool,
     /// The name of this host, for the record.
     pub host: String,
+    /// How long after it was announced a copy counts on packs that a deleted backup has left:
+    /// [`crate::plan::retention::REMAINS_SETTLE_AFTER`], but for trials.
+    pub settle_after: Duration,
 }
 
 /// One way, while it is gone.

@@ -3,13 +3,14 @@
 use futures_util::future::join_all;
 
 use super::UNHARMED;
+use super::looking::Look;
 use super::report::Refusal;
 use crate::causes::in_one_line;
 use crate::failure::Failure;
 use crate::ops::failures::of_repo;
 use crate::ops::progress::Progress;
 use crate::ops::stop::StopRequest;
-use crate::repo::Repository;
+use crate::repo::{RepoError, Repository};
 use crate::store::Key;
 
 /// Objects deleted at a time. The next begin when all of these are gone, so that no more than these can be
@@ -68,13 +69,51 @@ impl<'a> Deleting<'a> {
     pub(super) async fn all(&mut self, doomed: Vec<Doomed>) -> Result<(), Failure> {
         for together in doomed.chunks(AT_A_TIME) {
             self.check_stop().await?;
-            let discards = together.iter().map(|doomed| async {
-                if self.dry_run { Ok(()) } else { self.repository.discard(&doomed.key).await }
-            });
-            let outcomes = join_all(discards).await;
-            for (doomed, outcome) in together.iter().zip(outcomes) {
-                self.note(&doomed.key, doomed.bytes, outcome)?;
+            let outcomes = self.discard(together).await;
+            self.note_all(together, outcomes)?;
+        }
+        Ok(())
+    }
+
+    /// Deletes objects in order, as long as a look is good. Returns how many were dealt with by then; `None` if the
+    /// store has not answered by then: nothing more is asked of it, but what was asked is done, or may be done still.
+    ///
+    /// # Errors
+    /// As [`Self::one`].
+    pub(super) async fn while_good(
+        &mut self,
+        look: &Look,
+        doomed: &[Doomed],
+    ) -> Result<Option<usize>, Failure> {
+        let mut dealt_with = 0;
+        for together in doomed.chunks(AT_A_TIME) {
+            self.check_stop().await?;
+            if look.is_over() {
+                break;
             }
+            match tokio::time::timeout_at(look.end(), self.discard(together)).await {
+                Ok(outcomes) => self.note_all(together, outcomes)?,
+                Err(_) => return Ok(None),
+            }
+            dealt_with += together.len();
+        }
+        Ok(Some(dealt_with))
+    }
+
+    async fn discard(&self, together: &[Doomed]) -> Vec<Result<(), RepoError>> {
+        let discards = together.iter().map(|doomed| async {
+            if self.dry_run { Ok(()) } else { self.repository.discard(&doomed.key).await }
+        });
+        join_all(discards).await
+    }
+
+    fn note_all(
+        &mut self,
+        together: &[Doomed],
+        outcomes: Vec<Result<(), RepoError>>,
+    ) -> Result<(), Failure> {
+        for (doomed, outcome) in together.iter().zip(outcomes) {
+            self.note(&doomed.key, doomed.bytes, outcome)?;
         }
         Ok(())
     }
@@ -83,7 +122,7 @@ impl<'a> Deleting<'a> {
         &mut self,
         key: &Key,
         bytes: u64,
-        outcome: Result<(), crate::repo::RepoError>,
+        outcome: Result<(), RepoError>,
     ) -> Result<bool, Failure> {
         match outcome {
             Ok(()) => {

@@ -14,31 +14,33 @@
 //! afterwards whether its parent still exists; here the parent's `committed.json` is deleted first, and looked for
 //! any `begun.json` that leans on it afterwards. Whichever came first, one of them sees the other. The same holds for
 //! a backup that goes on from what a dead one has stored, and the `begun.json` of that one. Only a copy counts on packs of
-//! a backup that is gone: who has begun is looked for again and again while packs are deleted, and by the copy, once it is
-//! committed, whether they all stand.
+//! a backup that is gone: who has begun is looked for again and again while packs are deleted, no look is relied on for
+//! longer than `LOOK_HOLDS_FOR`, and the copy waits for longer than that (`ops::copy`).
 //!
 //! Never here: what is kept (`plan::retention`).
 
 mod deleting;
 mod gaps;
+mod looking;
 mod report;
+mod sweeping;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use futures_util::TryStreamExt;
 
 use super::failures::of_repo;
 use super::progress::Progress;
-use super::stock::{Gathered, begun_state, moment_of, take_stock};
+use super::stock::{Gathered, moment_of, take_stock};
 use super::stop::StopRequest;
 use super::{never_claimed, now};
 use crate::failure::{Failure, Kind};
-use crate::format::{BackupId, BackupObject, WalObject};
+use crate::format::{BackupId, WalObject};
 use crate::pg::{PgTimestamp, SystemId};
 use crate::plan::drill::{RECORD_DAYS_KEPT, records_to_remove};
 use crate::plan::retention::{
-    BegunState, KeptWal, NeededPacks, Plan, Policy, Protected, Reason, Unfinishedness, plan,
+    KeptWal, NeededPacks, Plan, Policy, Protected, Reason, Unfinishedness, plan,
 };
 use crate::repo::{RepoError, Repository, WalGroup};
 use crate::store::Key;
@@ -67,6 +69,8 @@ pub struct Request {
     pub dry_run: bool,
     /// The present time; `None` for this host's clock.
     pub now: Option<PgTimestamp>,
+    /// How long a look at who has begun is relied on: [`crate::plan::retention::LOOK_HOLDS_FOR`], but for trials.
+    pub look_holds_for: Duration,
 }
 
 /// Plans and deletes, or only tells.
@@ -102,6 +106,8 @@ pub async fn run(
         plan,
         forced: BTreeMap::new(),
         buried: BTreeSet::new(),
+        vanished: BTreeSet::new(),
+        protected: Protected::default(),
         deleting: Deleting::new(repository, request.dry_run, stop, progress),
         kept_packs: Vec::new(),
         wal_going: BTreeMap::new(),
@@ -130,6 +136,10 @@ struct Expiring<'a> {
     forced: BTreeMap<BackupId, Reason>,
     /// Backups whose `begun.json` is gone, so that nobody begins to lean on them any more.
     buried: BTreeSet<BackupId>,
+    /// Backups that were to stay and that somebody else has deleted meanwhile.
+    vanished: BTreeSet<BackupId>,
+    /// Whose objects must stay, as it was when it was looked last.
+    protected: Protected,
     deleting: Deleting<'a>,
     kept_packs: Vec<KeptPacks>,
     /// Objects and bytes of WAL that went, by incarnation and timeline.
@@ -144,7 +154,7 @@ impl Expiring<'_> {
             let (stock, policy) = (&self.gathered.stock, &self.request.policy);
             self.plan = plan(stock, policy, self.now, &self.forced);
         }
-        let (_, fresh) = self.look_again().await?;
+        let fresh = self.look_again().await?;
         let needed = self.needed_packs(&fresh).await?;
         self.sweep_backups(&needed).await?;
         self.delete_wal().await?;
@@ -209,48 +219,25 @@ impl Expiring<'_> {
         Ok(())
     }
 
-    /// Looks which backups have begun since stock was taken, and what they lean on. Returns all that is protected,
-    /// and the new ones.
-    async fn look_again(&self) -> Result<(Protected, Vec<BackupId>), Failure> {
-        let failed = |error| self.failed(error, "look for backups that have begun meanwhile");
-        let known = self.known_ids();
-        let mut protected = self.plan.protected.clone();
-        let mut fresh = Vec::new();
-        for id in self.repository.backup_ids().await.map_err(failed)? {
-            if !known.contains(&id) {
-                let begun = begun_state(self.repository, &id).await.map_err(failed)?;
-                if begun != BegunState::Absent {
-                    protected.add_begun(&id, &begun);
-                }
-                fresh.push(id);
-            }
-        }
-        Ok((protected, fresh))
-    }
-
-    fn known_ids(&self) -> BTreeSet<BackupId> {
-        let stock = &self.gathered.stock;
-        let committed = stock.incarnations.iter().flat_map(|one| &one.backups).map(|b| &b.id);
-        let unreadable = stock.unreadable.iter().map(|backup| &backup.id);
-        let unfinished = stock.unfinished.iter().map(|backup| &backup.id);
-        committed.chain(unreadable).chain(unfinished).cloned().collect()
-    }
-
     /// Reads which packs of backups that go are needed by those that stay.
-    async fn needed_packs(&self, fresh: &[BackupId]) -> Result<NeededPacks, Failure> {
+    async fn needed_packs(&mut self, fresh: &[BackupId]) -> Result<NeededPacks, Failure> {
         let going: BTreeSet<&BackupId> = self.going().into_iter().map(|(id, _)| id).collect();
         let kept: BTreeSet<&BackupId> = self.plan.kept().map(|fate| &fate.id).collect();
         let stock = self.gathered.stock.incarnations.iter().flat_map(|one| &one.backups);
         let leaning = stock.filter(|backup| kept.contains(&backup.id)).filter(|backup| {
             backup.references.iter().any(|reference| going.contains(&reference.backup))
         });
+        let leaning: Vec<BackupId> = leaning.map(|backup| backup.id.clone()).collect();
         let mut needed = NeededPacks::default();
-        for id in leaning.map(|backup| &backup.id).chain(fresh) {
+        for id in leaning.iter().chain(fresh) {
             let backup = self.repository.committed(id).await;
             let doing = "read what a backup that stays needs";
-            // One that is gone by now was deleted by another `expire`, and needs nothing.
-            if let Some(backup) = backup.map_err(|error| self.failed(error, doing))? {
-                needed.add(&backup);
+            match backup.map_err(|error| self.failed(error, doing))? {
+                Some(backup) => needed.add(&backup),
+                // It was deleted by another `expire`, and needs nothing, unless it is copied here anew.
+                None => {
+                    self.vanished.insert(id.clone());
+                }
             }
         }
         Ok(needed)
@@ -263,82 +250,6 @@ impl Expiring<'_> {
         let mut all: Vec<_> = expiring.chain(dead.map(|one| (&one.id, Some(one.fate)))).collect();
         all.sort_unstable_by_key(|(id, _)| *id);
         all
-    }
-
-    /// Deletes what is left of backups that do not exist, as far as nobody needs it.
-    async fn sweep_backups(&mut self, needed: &NeededPacks) -> Result<(), Failure> {
-        self.deleting.progress.note("deleting packs");
-        let going: Vec<(BackupId, Option<Unfinishedness>)> =
-            self.going().into_iter().map(|(id, fate)| (id.clone(), fate)).collect();
-        for (id, fate) in going {
-            if self.is_leaned_on(&id).await? {
-                self.keep_all_packs(id);
-            } else if self.buried.contains(&id)
-                && let Some(sweep) = self.look_at(&id, fate, needed).await?
-            {
-                self.sweep(id, sweep).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Deletes what is left of one backup, as long as nobody begins to lean on it.
-    async fn sweep(&mut self, id: BackupId, sweep: Sweep) -> Result<(), Failure> {
-        for (n, doomed) in sweep.doomed.chunks(LOOK_EVERY).enumerate() {
-            if n > 0 && self.is_leaned_on(&id).await? {
-                self.keep_all_packs(id);
-                return Ok(());
-            }
-            self.deleting.all(doomed.to_vec()).await?;
-        }
-        if sweep.kept > 0 {
-            let by = "backups that stay need them".to_owned();
-            self.kept_packs.push(KeptPacks { backup: id, packs: Some(sweep.kept), by });
-        }
-        Ok(())
-    }
-
-    /// Looks whether a backup that runs or cannot be read may lean on this one.
-    async fn is_leaned_on(&self, id: &BackupId) -> Result<bool, Failure> {
-        Ok(self.look_again().await?.0.covers(id))
-    }
-
-    fn keep_all_packs(&mut self, id: BackupId) {
-        let by = "a backup that runs or cannot be read may need them".to_owned();
-        self.kept_packs.push(KeptPacks { backup: id, packs: None, by });
-    }
-
-    /// Lists what of a backup goes; `None` if it has shown a sign of life since stock was taken.
-    async fn look_at(
-        &self,
-        id: &BackupId,
-        fate: Option<Unfinishedness>,
-        needed: &NeededPacks,
-    ) -> Result<Option<Sweep>, Failure> {
-        let failed = |error| self.failed(error, "list what is stored of a backup");
-        let known = self.gathered.stock.unfinished.iter().find(|known| known.id == *id);
-        let mut sweep = Sweep::default();
-        let mut objects = self.repository.backup_objects(id);
-        while let Some(found) = objects.try_next().await.map_err(failed)? {
-            let is_new = known
-                .and_then(|known| known.last_stored)
-                .is_some_and(|last| moment_of(found.listed.modified) > last);
-            let doomed = Doomed { key: found.listed.key, bytes: found.listed.size_bytes };
-            match found.object {
-                Some(BackupObject::Committed) if fate.is_some() => return Ok(None),
-                _ if is_new => return Ok(None),
-                // Somebody has begun under this very name.
-                Some(BackupObject::Begun) if fate == Some(Unfinishedness::Remains) => {
-                    return Ok(None);
-                }
-                // They went already, or would have.
-                Some(BackupObject::Committed | BackupObject::Begun) => {}
-                Some(BackupObject::Pack(pack)) if needed.needs(id, pack) => sweep.kept += 1,
-                Some(BackupObject::Pack(_) | BackupObject::Files) => sweep.doomed.push(doomed),
-                None => tracing::warn!("`{}` is not an object of Highwater; it stays", doomed.key),
-            }
-        }
-        Ok(Some(sweep))
     }
 
     async fn delete_wal(&mut self) -> Result<(), Failure> {
@@ -429,12 +340,4 @@ impl Expiring<'_> {
         let going = going.map(|id| Doomed { key: self.repository.drill_key(id), bytes: 0 });
         self.deleting.all(going.collect()).await
     }
-}
-
-/// What goes of one backup's objects.
-#[derive(Debug, Default)]
-struct Sweep {
-    doomed: Vec<Doomed>,
-    /// Packs that stay because kept backups need them.
-    kept: u64,
 }

@@ -1,5 +1,7 @@
 //! Copies between two repositories, with calls that fail on either side.
 
+use std::time::Duration;
+
 use super::archive::{
     Archive, MODES, SIZE_BYTES, begun, contents, id, make_backup, make_backup_of,
 };
@@ -11,17 +13,18 @@ use crate::plan::retention::Policy;
 use crate::plan::target::RecoveryPoint;
 
 /// Everything, from the first into the second.
-fn everything() -> Request {
+pub(super) fn everything() -> Request {
     Request {
         backups: Choice::All,
         wal: true,
         from: Some(Which::First),
         dry_run: false,
         host: "host".to_owned(),
+        settle_after: Duration::ZERO,
     }
 }
 
-fn side(which: Which, archive: &Archive) -> Side {
+pub(super) fn side(which: Which, archive: &Archive) -> Side {
     Side { which, repository: archive.repository.clone(), policy: Policy::nothing_set() }
 }
 

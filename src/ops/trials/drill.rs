@@ -1,6 +1,7 @@
 //! Records of drills on a store that fails, and how old ones go.
 
 use super::archive::{Archive, MODES, SIZE_BYTES, id};
+use super::expire::asked;
 use crate::format::{Drill, DrillOutcome, FORMAT_VERSION};
 use crate::ops::expire::{Request, run};
 use crate::ops::{Silent, StopRequest};
@@ -83,7 +84,7 @@ async fn old_records_go_with_expire_and_the_newest_stays_whatever_its_age() {
     let policy = Policy { backups: Some(5), ..Policy::nothing_set() };
     let expire = async |now, dry_run| {
         let (_sender, stop) = StopRequest::new();
-        let request = Request { policy: policy.clone(), dry_run, now: Some(now) };
+        let request = Request { dry_run, now: Some(now), ..asked(policy.clone()) };
         run(&archive.repository, &request, &Silent, stop).await.unwrap();
         archive.calm.drill_ids().await.unwrap().len()
     };

@@ -1,6 +1,7 @@
 //! `expire` on a store that fails, that refuses, and that others work in at the same time.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -10,15 +11,15 @@ use crate::format::{
     BackupId, Begun, CHUNK_BYTES, Codec, Committed, EntryKind, FileIndex, digest_chunk,
 };
 use crate::ops::expire::{LOOK_EVERY, Report, Request, run};
-use crate::ops::{Silent, StopRequest, pin};
+use crate::ops::{Progress, Silent, StopRequest, pin};
 use crate::pg::Lsn;
-use crate::plan::retention::Policy;
+use crate::plan::retention::{LOOK_HOLDS_FOR, Policy};
 use crate::repo::{BackupWriter, FileMeta, FileRecorder, ParentFiles, Repository};
 use crate::store::Key;
 use crate::store::faults::{Call, Fault, Symptom};
 
 /// The files of a backup: all of one content but for one file.
-fn files(seed: u64) -> Vec<(String, Vec<u8>)> {
+pub(super) fn files(seed: u64) -> Vec<(String, Vec<u8>)> {
     let mut files = contents(seed);
     files[2] = contents(1).remove(2);
     files
@@ -32,6 +33,17 @@ fn begun(id: &BackupId, parent: Option<&Committed>) -> Begun {
 
 /// Makes a backup that references what is unchanged since its parent; its WAL goes from segment `start` into the next.
 pub(super) async fn back_up(repository: &Repository, seed: u64, parent: Option<u64>, start: u64) {
+    back_up_in_packs_of(repository, 8 << 20, seed, parent, start).await;
+}
+
+/// The same in packs of this size.
+pub(super) async fn back_up_in_packs_of(
+    repository: &Repository,
+    pack_bytes: usize,
+    seed: u64,
+    parent: Option<u64>,
+    start: u64,
+) {
     let second = |seed: u64| id(i64::try_from(seed).unwrap());
     let (id, size) = (second(seed), Archive::empty(SIZE_BYTES).size);
     let parent = match parent {
@@ -44,7 +56,7 @@ pub(super) async fn back_up(repository: &Repository, seed: u64, parent: Option<u
     }
     let begun = begun(&id, parent.as_ref());
     let writer = BackupWriter::begin(repository, &begun, SYSTEM, Codec::DEFAULT, 2).await.unwrap();
-    let mut recorder = FileRecorder::new(writer);
+    let mut recorder = FileRecorder::new(writer.with_packs_of(pack_bytes));
     for path in ["base", "base/1", "global"] {
         recorder.begin(meta(path, EntryKind::Directory, 0));
         recorder.end(None, None).await.unwrap();
@@ -119,9 +131,13 @@ pub(super) async fn expire(
     policy: Policy,
     dry_run: bool,
 ) -> Result<Report, Failure> {
-    let request = Request { policy, dry_run, now: None };
+    let request = Request { dry_run, ..asked(policy) };
     let (_sender, stop) = StopRequest::new();
     run(repository, &request, &Silent, stop).await
+}
+
+pub(super) fn asked(policy: Policy) -> Request {
+    Request { policy, dry_run: false, now: None, look_holds_for: LOOK_HOLDS_FOR }
 }
 
 fn kept(report: &Report) -> Vec<BackupId> {
@@ -291,29 +307,147 @@ async fn a_backup_that_begins_meanwhile_keeps_the_packs_of_the_dead_one_that_it_
     assert_eq!(archive.keys_below(id(5).as_str()), [""; 0], "nobody leans on that one");
 }
 
-/// A copy counts on what a deleted backup has left: that is looked for again before the next packs go.
+/// A copy counts on what a deleted backup has left: that is looked for again before the next packs go. It may have the
+/// name of a backup that was there when stock was taken: of one that was deleted since (2), or of the remains themselves (5).
 #[tokio::test]
 async fn what_begins_while_packs_are_deleted_keeps_those_that_are_left() {
-    for (deleted, part, leant_on) in [(1, "files", 4), (1, "files", 5), (5, "pack/", 5)] {
-        let archive = archive().await;
-        for number in 2..200 {
-            archive.memory.overwrite(&archive.calm.place().pack(&id(5), number), "of nobody");
+    for begins in [9, 2, 5] {
+        for (deleted, part, leant_on) in [(1, "files", 4), (1, "files", 5), (5, "pack/", 5)] {
+            let archive = archive().await;
+            for number in 2..200 {
+                archive.memory.overwrite(&archive.calm.place().pack(&id(5), number), "of nobody");
+            }
+            let (memory, place) = (archive.memory.clone(), archive.calm.place().clone());
+            let copying = Begun { leans_on: vec![id(leant_on)], ..begun(&id(begins), None) };
+            let key = place.begun(&id(begins));
+            let json = as_stored_again(&archive, &key, &copying).await;
+            let meanwhile = Fault::on(Call::Delete).key_contains(format!("{}/{part}", id(deleted)));
+            archive.faults.inject(
+                meanwhile
+                    .symptom(Symptom::Slow(Duration::ZERO))
+                    .hook(move |_, _| memory.overwrite(&key, json.clone())),
+            );
+            expire(&archive.repository, policy(), false).await.unwrap();
+            let left = archive.keys_below(&format!("{}/pack/", id(leant_on))).len();
+            let wanted = if leant_on == 4 { 1 } else { 200 };
+            let gone = if deleted == leant_on { LOOK_EVERY } else { 0 };
+            let told = format!("{begins} began while {deleted} was deleted, on {leant_on}");
+            assert_eq!(left, wanted - gone, "{told}");
+            assert_whole(&archive, &told).await;
         }
-        let (memory, place) = (archive.memory.clone(), archive.calm.place().clone());
-        let copying = Begun { leans_on: vec![id(leant_on)], ..begun(&id(9), None) };
-        let json = archive.as_stored(&place.begun(&id(9)), &copying).await;
-        let meanwhile = Fault::on(Call::Delete).key_contains(format!("{}/{part}", id(deleted)));
-        archive.faults.inject(
-            meanwhile
-                .symptom(Symptom::Slow(Duration::ZERO))
-                .hook(move |_, _| memory.overwrite(&place.begun(&id(9)), json.clone())),
-        );
+    }
+}
+
+/// The bytes of a document under a key that may be taken.
+async fn as_stored_again(archive: &Archive, key: &str, begun: &Begun) -> bytes::Bytes {
+    let before = archive.memory.bytes(key);
+    archive.calm.store().delete(&Key::new(key)).await.unwrap();
+    let stored = archive.as_stored(key, begun).await;
+    if let Some(before) = before {
+        archive.memory.overwrite(key, before);
+    }
+    stored
+}
+
+/// What a copy has brought and committed under the name of a backup that was just deleted is not deleted along with it.
+#[tokio::test]
+async fn a_backup_that_is_copied_anew_while_what_it_left_goes_is_spared() {
+    for document in ["begun.json", "committed.json"] {
+        let archive = archive().await;
+        let packs = archive.keys_below(&format!("{}/pack/", id(2)));
+        let key = format!("main/backup/{}/{document}", id(2));
+        let (memory, json) = (archive.memory.clone(), archive.memory.bytes(&key).unwrap());
+        let meanwhile = Fault::on(Call::Delete).key_contains(format!("{}/files", id(1)));
+        let hook = move |_: Call, _: &Key| memory.overwrite(&key, json.clone());
+        archive.faults.inject(meanwhile.symptom(Symptom::Slow(Duration::ZERO)).hook(hook));
         expire(&archive.repository, policy(), false).await.unwrap();
-        let left = archive.keys_below(&format!("{}/pack/", id(leant_on))).len();
-        let wanted = if leant_on == 4 { 1 } else { 200 };
-        let gone = if deleted == leant_on { LOOK_EVERY } else { 0 };
-        assert_eq!(left, wanted - gone, "{deleted} was deleted when {leant_on} was leaned on");
-        assert_whole(&archive, "a copy").await;
+        assert!(!packs.is_empty());
+        assert_eq!(archive.keys_below(&format!("{}/pack/", id(2))), packs, "{document}");
+    }
+}
+
+/// A copy believes after a while that nobody deletes any more who had not seen it: so whoever is slower than that stops.
+#[tokio::test]
+async fn an_expire_whose_store_is_slow_gives_up_in_time_and_the_next_ends_it() {
+    let archive = archive().await;
+    let slow = Fault::on(Call::Delete).key_contains(format!("{}/pack/", id(5))).for_ever();
+    archive.faults.inject(slow.symptom(Symptom::Slow(Duration::from_hours(1))));
+    let request = Request { look_holds_for: Duration::from_millis(50), ..asked(policy()) };
+    let stop = StopRequest::new().1;
+    let failure = run(&archive.repository, &request, &Silent, stop).await.unwrap_err();
+    assert_eq!(failure.kind, Kind::Store, "{failure}");
+    assert!(failure.next.contains("highwater expire"), "{failure}");
+    assert_eq!(
+        archive.keys_below(&format!("{}/pack/", id(5))).len(),
+        2,
+        "given up, not done later"
+    );
+    assert_whole(&archive, "given up").await;
+    archive.faults.heal();
+    expire(&archive.repository, policy(), false).await.unwrap();
+    assert_eq!(archive.keys_below(&format!("{}/pack/", id(5))), [""; 0]);
+    assert_eq!(segments(&archive), [6, 7, 8, 9]);
+}
+
+/// A process that is suspended: `advance` lasts, once `next` is set.
+struct Suspended {
+    next: Arc<AtomicBool>,
+    lasts: Duration,
+}
+
+impl Progress for Suspended {
+    fn total(&self, _bytes: Option<u64>) {}
+    fn advance(&self, _bytes: u64) {
+        if self.next.swap(false, Ordering::SeqCst) {
+            std::thread::sleep(self.lasts);
+        }
+    }
+    fn note(&self, _message: &str) {}
+    fn finish(&self) {}
+}
+
+/// The process was suspended between its look and a deletion: it cannot know before, and must not hide it afterwards.
+#[tokio::test]
+async fn an_expire_that_was_suspended_looks_again_and_tells_what_it_may_have_taken() {
+    let holds_for = Duration::from_secs(1);
+    for (in_the_request, somebody_began) in
+        [(true, true), (true, false), (false, true), (false, false)]
+    {
+        let archive = archive().await;
+        let (memory, key) = (archive.memory.clone(), archive.calm.place().begun(&id(9)));
+        let copying = Begun { leans_on: vec![id(5)], ..begun(&id(9), None) };
+        let json = archive.as_stored(&key, &copying).await;
+        let suspended = Suspended { next: Arc::default(), lasts: 2 * holds_for };
+        let next = suspended.next.clone();
+        let meanwhile = Fault::on(Call::Delete).key_contains(format!("{}/pack/", id(5)));
+        archive.faults.inject(meanwhile.symptom(Symptom::Slow(Duration::ZERO)).hook(
+            move |_, _| {
+                if somebody_began {
+                    memory.overwrite(&key, json.clone());
+                }
+                if in_the_request {
+                    std::thread::sleep(2 * holds_for);
+                } else {
+                    next.store(true, Ordering::SeqCst);
+                }
+            },
+        ));
+        let request = Request { look_holds_for: holds_for, ..asked(policy()) };
+        let outcome = run(&archive.repository, &request, &suspended, StopRequest::new().1).await;
+        let left = archive.keys_below(&format!("{}/pack/", id(5))).len();
+        assert!(left < 2, "some went late");
+        match outcome {
+            Ok(_) => assert!(!in_the_request && !somebody_began, "it said nothing"),
+            Err(failure) if somebody_began => {
+                assert_eq!(failure.kind, Kind::Integrity, "{failure}");
+                assert!(failure.next.contains("highwater copy"), "{failure}");
+            }
+            Err(failure) => {
+                assert!(in_the_request, "nobody needs them: {failure}");
+                assert_eq!(failure.kind, Kind::Store, "{failure}");
+            }
+        }
+        assert_whole(&archive, "suspended").await;
     }
 }
 
@@ -420,7 +554,7 @@ async fn a_stop_ends_between_two_deletions_and_the_next_run_goes_on() {
         sent.store(true, Ordering::SeqCst);
         sender.send_replace(Some(crate::failure::StopSignal::Terminate));
     }));
-    let request = Request { policy: policy(), dry_run: false, now: None };
+    let request = asked(policy());
     let failure = run(&archive.repository, &request, &Silent, stop).await.unwrap_err();
     assert_eq!(failure.kind, Kind::Stopped(crate::failure::StopSignal::Terminate));
     assert_eq!(segments(&archive).len(), 8, "nothing after the stop");

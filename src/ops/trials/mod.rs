@@ -2,6 +2,7 @@
 
 mod archive;
 mod copy;
+mod copy_beside_expire;
 mod damage;
 mod drill;
 mod expire;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{BegunState, Stock};
-use crate::format::{BackupId, Committed};
+use crate::format::{BackupId, Committed, Reference};
 
 /// Backups whose packs and file lists nobody may touch: what runs, or cannot be read, may lean on them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -79,5 +79,73 @@ impl NeededPacks {
     pub fn needs(&self, owner: &BackupId, pack: u32) -> bool {
         let word = self.by_owner.get(owner).and_then(|bits| bits.get(pack as usize / 64));
         word.is_some_and(|word| word >> (pack % 64) & 1 == 1)
+    }
+}
+
+/// Packs of which it is not known yet that a committed backup needs them: nobody is held back from deleting those that
+/// a deleted backup has left, and perhaps somebody is about to.
+#[derive(Debug, Default)]
+pub struct LoosePacks {
+    by_owner: BTreeMap<BackupId, BTreeSet<u32>>,
+}
+
+impl LoosePacks {
+    /// Adds what is counted on.
+    pub fn add(&mut self, reference: &Reference) {
+        let packs = reference.packs.iter().map(|pack| pack.pack);
+        self.by_owner.entry(reference.backup.clone()).or_default().extend(packs);
+    }
+
+    /// Takes out what a committed backup needs.
+    pub fn hold(&mut self, committed: &Committed) {
+        for reference in &committed.references {
+            if let Some(loose) = self.by_owner.get_mut(&reference.backup) {
+                for pack in &reference.packs {
+                    loose.remove(&pack.pack);
+                }
+            }
+        }
+        self.by_owner.retain(|_, packs| !packs.is_empty());
+    }
+
+    /// Returns the backups whose packs these are, oldest first.
+    pub fn owners(&self) -> impl Iterator<Item = &BackupId> {
+        self.by_owner.keys()
+    }
+
+    /// Returns whether each of them is needed by a committed backup.
+    pub fn is_empty(&self) -> bool {
+        self.by_owner.is_empty()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::format::PackUse;
+
+    fn id(second: i64) -> BackupId {
+        BackupId::at(jiff::Timestamp::from_second(second).unwrap(), 1)
+    }
+
+    fn reference(backup: i64, packs: &[u32]) -> Reference {
+        let packs = packs.iter().map(|pack| PackUse { pack: *pack, live_bytes: 1 });
+        Reference { backup: id(backup), packs: packs.collect() }
+    }
+
+    #[test]
+    fn a_pack_is_loose_until_some_committed_backup_needs_that_very_pack() {
+        let mut loose = LoosePacks::default();
+        assert!(loose.is_empty());
+        loose.add(&reference(1, &[0, 1]));
+        loose.add(&reference(2, &[0]));
+        let holding = |references| Committed { references, ..Committed::example(id(9)) };
+        loose.hold(&holding(vec![reference(1, &[0, 2]), reference(3, &[0, 1])]));
+        assert_eq!(loose.owners().collect::<Vec<_>>(), [&id(1), &id(2)]);
+        loose.hold(&holding(vec![reference(2, &[0, 1])]));
+        assert_eq!(loose.owners().collect::<Vec<_>>(), [&id(1)], "pack 1 of it");
+        loose.hold(&holding(vec![reference(1, &[1])]));
+        assert!(loose.is_empty());
     }
 }
