@@ -91,6 +91,12 @@ impl Policy {
         }
     }
 
+    /// The policy that lets most go: the WAL that it keeps is kept by every other, at any moment from now on until there
+    /// is a newer backup.
+    pub fn least() -> Self {
+        Self { backups: Some(1), unfinished: Duration::ZERO, ..Self::nothing_set() }
+    }
+
     /// Returns whether anything says what is to go. Where nothing does, nothing goes.
     pub fn is_set(&self) -> bool {
         self.window.is_some()
@@ -318,8 +324,13 @@ pub fn plan(
         protected: packs::protected(stock, &running),
         unfinished,
         wal,
-        wal_untouched_since: begun_first.map(|begun| before(begun, CLOCKS_DIFFER_MAX)),
+        wal_untouched_since: begun_first.map(untouched_since),
     }
+}
+
+/// Returns since when WAL must have been stored that a backup which began at this moment may need.
+pub fn untouched_since(begun_at: PgTimestamp) -> PgTimestamp {
+    before(begun_at, CLOCKS_DIFFER_MAX)
 }
 
 /// Returns the moment from which ages are counted: `now`, unless the last sign of life of the cluster is older. So

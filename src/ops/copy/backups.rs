@@ -6,8 +6,12 @@
 //! `committed.json` names every pack that it needs, and so keeps them.
 //!
 //! Retention at the destination may be at work meanwhile. `begun.json` names every backup that is leaned on, and stands
-//! before any pack is counted on. What a deleted backup has left may be about to go all the same (`footing.rs`). Behind the commit it is looked once more whether everything
-//! stands: that finds what went though nobody should have deleted it any more, while this process was suspended for instance.
+//! before anything is counted on. What a deleted backup has left, and WAL that nobody there needs, may be about to go all the
+//! same (`footing.rs`): such a copy is committed a while later, and others are brought meanwhile. Behind the commit it is
+//! looked once more whether everything stands: that finds what went though nobody should have deleted it any more, while this
+//! process was suspended for instance.
+
+use std::collections::VecDeque;
 
 use futures_util::{StreamExt, stream};
 
@@ -68,6 +72,21 @@ impl Candidates {
     }
 }
 
+/// A copy that was announced and whose objects stand, and that is not committed yet.
+struct Waiting {
+    backup: Committed,
+    announced: Announced,
+    line: BackupLine,
+}
+
+/// How far one backup was brought.
+enum Brought {
+    /// It is dealt with.
+    Done(BackupLine),
+    /// All stands, and it is to be committed later.
+    Waits(Box<Waiting>),
+}
+
 impl Way<'_> {
     /// Brings the backups, oldest first; `plan` is what retention at the destination would keep.
     pub(super) async fn bring_backups(
@@ -75,61 +94,98 @@ impl Way<'_> {
         candidates: Candidates,
         plan: Option<&Plan>,
     ) -> Result<(), Failure> {
+        let mut waiting: VecDeque<Waiting> = VecDeque::new();
         for backup in candidates.0 {
             self.check_stop().await?;
+            while let Some(one) = waiting.pop_front_if(|one| one.announced.has_settled(self)) {
+                self.settle(one).await?;
+            }
             let is_kept = plan.is_none_or(|plan| {
                 plan.kept().any(|fate| fate.id == backup.id)
                     || !plan.backups.iter().any(|fate| fate.id == backup.id)
             });
-            let line = if is_kept || matches!(self.request.backups, Choice::Named(_)) {
-                self.bring_backup(&backup).await?
+            let brought = if is_kept || matches!(self.request.backups, Choice::Named(_)) {
+                self.bring_backup(backup).await?
             } else {
-                line(&backup, Outcome::NotKept)
+                Brought::Done(line(&backup, Outcome::NotKept))
             };
-            self.report.backups.push(line);
+            match brought {
+                Brought::Done(line) => self.report.backups.push(line),
+                Brought::Waits(one) => waiting.push_back(*one),
+            }
         }
+        for one in waiting {
+            self.settle(one).await?;
+        }
+        self.report.backups.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(())
     }
 
-    async fn bring_backup(&mut self, backup: &Committed) -> Result<BackupLine, Failure> {
+    async fn bring_backup(&mut self, backup: Committed) -> Result<Brought, Failure> {
         self.progress.note(&format!("copying backup {}", backup.id));
-        let mut line = line(backup, Outcome::NotCopied);
+        let mut line = line(&backup, Outcome::NotCopied);
         let known = self.transfer().committed(&backup.id).await;
-        let Some((_, is_there)) = self.noted(backup, known)? else { return Ok(line) };
+        let Some((_, is_there)) = self.noted(&backup, known)? else {
+            return Ok(Brought::Done(line));
+        };
         if self.request.dry_run {
             line.outcome = if is_there { Outcome::AlreadyThere } else { Outcome::WouldBeCopied };
         } else if is_there {
-            if self.bring_parts(backup, &mut line).await? && self.bring_list(backup).await? {
+            if self.bring_parts(&backup, false, &mut line).await?
+                && self.bring_list(&backup).await?
+            {
                 line.outcome = Outcome::AlreadyThere;
             }
-        } else if self.bring_anew(backup, &mut line).await? {
-            line.outcome = Outcome::Copied;
+        } else {
+            return self.bring_anew(backup, line).await;
         }
-        Ok(line)
+        Ok(Brought::Done(line))
     }
 
-    /// Brings a backup that is not there; returns whether it is afterwards, with everything that it needs.
+    /// Brings a backup that is not there, and commits it unless that must wait.
     async fn bring_anew(
         &mut self,
+        backup: Committed,
+        mut line: BackupLine,
+    ) -> Result<Brought, Failure> {
+        let announced = self.announce(&backup).await;
+        let Some(announced) = self.noted(&backup, announced)? else {
+            return Ok(Brought::Done(line));
+        };
+        if !self.bring_parts(&backup, false, &mut line).await? {
+            return Ok(Brought::Done(line));
+        }
+        if announced.must_wait {
+            return Ok(Brought::Waits(Box::new(Waiting { backup, announced, line })));
+        }
+        self.commit(&backup, &announced, &mut line).await?;
+        Ok(Brought::Done(line))
+    }
+
+    /// Commits a copy that had to wait, once it has waited and everything that it needs stands.
+    async fn settle(&mut self, waiting: Waiting) -> Result<(), Failure> {
+        let Waiting { backup, announced, mut line } = waiting;
+        self.wait_out(&backup, &announced).await?;
+        if self.bring_parts(&backup, true, &mut line).await? {
+            self.commit(&backup, &announced, &mut line).await?;
+        }
+        self.report.backups.push(line);
+        Ok(())
+    }
+
+    /// Makes a copy a backup. The line says that it is copied if everything that it needs stands afterwards.
+    async fn commit(
+        &mut self,
         backup: &Committed,
+        announced: &Announced,
         line: &mut BackupLine,
-    ) -> Result<bool, Failure> {
-        let announced = self.announce(backup).await;
-        let Some(announced) = self.noted(backup, announced)? else { return Ok(false) };
-        if !self.bring_parts(backup, line).await? {
-            return Ok(false);
-        }
-        if announced.counts_on_remains {
-            self.wait_out(backup, &announced).await?;
-            if !self.bring_packs(backup, true, line).await? {
-                return Ok(false);
-            }
-        }
+    ) -> Result<(), Failure> {
         let committed = self.transfer().commit(backup, &announced.begun).await;
-        if self.noted(backup, committed)?.is_none() {
-            return Ok(false);
+        let is_committed = self.noted(backup, committed)?.is_some();
+        if is_committed && self.look_behind(backup, announced, line).await? {
+            line.outcome = Outcome::Copied;
         }
-        self.look_behind(backup, &announced, line).await
+        Ok(())
     }
 
     /// Looks, once a backup is committed, whether everything that it needs stands, and brings what does not.
@@ -148,16 +204,18 @@ impl Way<'_> {
             let Some(again) = self.noted(backup, again)? else { return Ok(false) };
             self.wait_out(backup, &again).await?;
         }
-        Ok(self.bring_list(backup).await? && self.bring_packs(backup, true, line).await?)
+        Ok(self.bring_list(backup).await? && self.bring_parts(backup, true, line).await?)
     }
 
-    /// Brings the packs and the WAL that a backup needs; returns whether all packs stand.
+    /// Brings the packs and the WAL that a backup needs; returns whether all packs stand. `looked_before` as for
+    /// [`Self::bring_packs`].
     async fn bring_parts(
         &mut self,
         backup: &Committed,
+        looked_before: bool,
         line: &mut BackupLine,
     ) -> Result<bool, Failure> {
-        if !self.bring_packs(backup, false, line).await? {
+        if !self.bring_packs(backup, looked_before, line).await? {
             return Ok(false);
         }
         let of = (backup.system_identifier, backup.segment_size);

@@ -10,16 +10,26 @@
 //!                                   |------------- at least REMAINS_SETTLE_AFTER ------|
 //! ```
 //!
-//! Who looks later finds `begun.json`. So only a copy that counts on such packs waits, and only for what is left of that
-//! time when all else is done. Both sides go by durations that they measure themselves; no two clocks are compared.
+//! WAL is no different: what stands there may be going because no backup there needs it. What every retention keeps, as
+//! long as the backups there are those that there are, goes with nobody; that is all behind the newest backup, as a rule.
+//!
+//! Who looks later finds `begun.json`. So only a copy that counts on such packs or WAL waits, and only for what is left of that
+//! time when all else is done, other copies included. Both sides go by durations that they measure themselves; no two clocks are compared.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::TryStreamExt;
 use tokio::time::Instant;
 
+use super::wal::Found;
 use super::{CopyError, Way};
 use crate::failure::Failure;
 use crate::format::{Begun, Committed, FORMAT_VERSION};
-use crate::ops::TOOL;
-use crate::plan::retention::LoosePacks;
+use crate::ops::stock::take_stock;
+use crate::ops::{TOOL, now};
+use crate::pg::SegmentName;
+use crate::plan::retention::{LoosePacks, Policy, plan};
+use crate::repo::RepoError;
 
 /// A copy that has begun.
 #[derive(Debug)]
@@ -28,8 +38,20 @@ pub(super) struct Announced {
     pub(super) begun: Begun,
     /// When it was known to stand there, by this process.
     since: Instant,
-    /// Whether packs that a deleted backup has left stand there, and are counted on.
-    pub(super) counts_on_remains: bool,
+    /// Whether it counts on packs that a deleted backup has left there, or on WAL that no backup there may need.
+    pub(super) must_wait: bool,
+}
+
+impl Announced {
+    /// Returns when nobody deletes any more what was going when the copy was announced.
+    fn settles_at(&self, way: &Way<'_>) -> Instant {
+        self.since + way.request.settle_after
+    }
+
+    /// Returns whether that is so by now.
+    pub(super) fn has_settled(&self, way: &Way<'_>) -> bool {
+        self.settles_at(way) <= Instant::now()
+    }
 }
 
 impl Way<'_> {
@@ -43,8 +65,9 @@ impl Way<'_> {
         }
         let begun = transfer.begin(&begun).await?;
         let since = Instant::now();
-        let counts_on_remains = self.counts_on_remains(backup, &begun).await?;
-        Ok(Announced { begun, since, counts_on_remains })
+        let must_wait = self.counts_on_remains(backup, &begun).await?
+            || self.counts_on_wal(backup).await.map_err(CopyError::To)?;
+        Ok(Announced { begun, since, must_wait })
     }
 
     /// Returns whether packs that are needed stand below the name of a backup of which there is something at the
@@ -84,7 +107,38 @@ impl Way<'_> {
         Ok(!loose.is_empty())
     }
 
-    /// Waits until nobody deletes any more what was left of deleted backups when the copy was announced.
+    /// Returns whether WAL that is needed stands at the destination which some retention may let go. It is announced.
+    async fn counts_on_wal(&self, backup: &Committed) -> Result<bool, RepoError> {
+        let there = &self.to.repository;
+        let (system_id, size) = (backup.system_identifier, backup.segment_size);
+        let mut standing: BTreeSet<SegmentName> = BTreeSet::new();
+        for group in there.wal_groups(system_id).await? {
+            if !Found::Of(backup).wants_group(&group) {
+                continue;
+            }
+            let mut objects = there.wal_objects(system_id, &group);
+            while let Some(found) = objects.try_next().await? {
+                standing.extend(
+                    found.object.segment().filter(|_| Found::Of(backup).wants(found.object, size)),
+                );
+            }
+        }
+        if standing.is_empty() {
+            return Ok(false);
+        }
+        let mut stock = match take_stock(there, &there.identities().await?).await {
+            Ok(gathered) => gathered.stock,
+            // Whoever could read it has decided already.
+            Err(error) if error.is_damage() => return Ok(true),
+            Err(error) => return Err(error),
+        };
+        stock.pins.clear();
+        let least = plan(&stock, &Policy::least(), now(), &BTreeMap::new());
+        let kept = least.wal.get(&system_id);
+        Ok(kept.is_some_and(|kept| standing.into_iter().any(|segment| !kept.keeps(segment))))
+    }
+
+    /// Waits until nobody deletes any more what was going when the copy was announced.
     ///
     /// # Errors
     /// [`crate::failure::Kind::Stopped`] as soon as somebody wants it to stop.
@@ -93,14 +147,14 @@ impl Way<'_> {
         backup: &Committed,
         announced: &Announced,
     ) -> Result<(), Failure> {
-        let until = announced.since + self.request.settle_after;
+        let until = announced.settles_at(self);
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Ok(());
         }
         let (id, seconds) = (&backup.id, left.as_secs() + 1);
         tracing::info!(
-            "backup {id} counts on packs that a deleted backup has left in {}; in {seconds} s it is looked whether they stand, lest an `expire` deletes them still",
+            "backup {id} counts on packs or WAL in {} that no backup there may need; in {seconds} s it is looked whether all stands, lest an `expire` deletes it still",
             self.to.named()
         );
         self.progress.note(&format!("waiting {seconds} s for what `expire` may be deleting"));

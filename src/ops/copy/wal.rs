@@ -39,7 +39,7 @@ pub(super) struct Kept<'a> {
 }
 
 impl Found<'_> {
-    fn wants(&self, object: WalObject, size: SegmentSize) -> bool {
+    pub(super) fn wants(&self, object: WalObject, size: SegmentSize) -> bool {
         let Some(segment) = object.segment() else { return true };
         match self {
             Self::Kept(Kept { plan: None, .. }) => true,
@@ -56,7 +56,7 @@ impl Found<'_> {
         }
     }
 
-    fn wants_group(&self, group: &WalGroup) -> bool {
+    pub(super) fn wants_group(&self, group: &WalGroup) -> bool {
         match self {
             Self::Kept(_) => true,
             Self::Of(backup) => {

@@ -16,7 +16,7 @@ use crate::format::{BackupId, Begun};
 use crate::ops::now;
 use crate::ops::stock::begun_state;
 use crate::pg::PgTimestamp;
-use crate::plan::retention::{BegunState, Unfinishedness};
+use crate::plan::retention::{BegunState, Unfinishedness, untouched_since};
 use crate::repo::{RepoError, Repository};
 
 /// Documents read at a time.
@@ -66,6 +66,13 @@ impl Look {
 struct Sign {
     /// What it leans on, where that can be read.
     leans_on: Option<Vec<BackupId>>,
+    /// Since when WAL must have been stored that it may need; `None` for all.
+    needs_wal_since: Option<PgTimestamp>,
+}
+
+impl Sign {
+    /// Of a backup whose documents cannot be read.
+    const UNREADABLE: Self = Self { leans_on: None, needs_wal_since: None };
 }
 
 /// Looks whether a backup has begun. One that was taken for dead may have been committed before its `begun.json` was
@@ -76,17 +83,18 @@ async fn sign_of_life(
     was_dead: bool,
 ) -> Result<Option<Sign>, RepoError> {
     match begun_state(repository, id).await? {
-        BegunState::Readable(Begun { leans_on, parent, .. }) => {
+        BegunState::Readable(Begun { leans_on, parent, begun_at, .. }) => {
             let leans_on = Some(leans_on.into_iter().chain(parent).collect());
-            Ok(Some(Sign { leans_on }))
+            Ok(Some(Sign { leans_on, needs_wal_since: Some(untouched_since(begun_at)) }))
         }
-        BegunState::Unreadable => Ok(Some(Sign { leans_on: None })),
+        BegunState::Unreadable => Ok(Some(Sign::UNREADABLE)),
         BegunState::Absent if was_dead => match repository.committed(id).await {
             Ok(committed) => Ok(committed.map(|committed| {
                 let owners = committed.references.into_iter().map(|reference| reference.backup);
-                Sign { leans_on: Some(owners.collect()) }
+                let needs_wal_since = Some(untouched_since(committed.started_at));
+                Sign { leans_on: Some(owners.collect()), needs_wal_since }
             })),
-            Err(error) if error.is_damage() => Ok(Some(Sign { leans_on: None })),
+            Err(error) if error.is_damage() => Ok(Some(Sign::UNREADABLE)),
             Err(error) => Err(error),
         },
         BegunState::Absent => Ok(None),
@@ -94,7 +102,8 @@ async fn sign_of_life(
 }
 
 impl Expiring<'_> {
-    /// Looks which backups have begun since stock was taken, and protects what they lean on. Returns them.
+    /// Looks which backups have begun since stock was taken, and protects what they lean on and the WAL that they may need.
+    /// Returns them.
     pub(super) async fn look_again(&mut self) -> Result<Vec<BackupId>, Failure> {
         let doing = "look for backups that have begun meanwhile";
         let ids = self.repository.backup_ids().await;
@@ -109,12 +118,16 @@ impl Expiring<'_> {
             })
             .buffered(IN_FLIGHT);
         let mut protected = self.plan.protected.clone();
+        let mut wal_untouched_since = self.plan.wal_untouched_since;
         let mut fresh = Vec::new();
         while let Some((id, sign)) =
             reading.try_next().await.map_err(|error| self.failed(error, doing))?
         {
-            if let Some(Sign { leans_on }) = &sign {
+            if let Some(Sign { leans_on, needs_wal_since }) = &sign {
                 protected.add(&id, leans_on.as_deref());
+                let since = needs_wal_since.unwrap_or(PgTimestamp(i64::MIN));
+                wal_untouched_since =
+                    Some(wal_untouched_since.map_or(since, |so_far| so_far.min(since)));
             }
             if sign.is_some() || !known.contains(&id) {
                 fresh.push(id);
@@ -122,6 +135,7 @@ impl Expiring<'_> {
         }
         drop(reading);
         self.protected = protected;
+        self.wal_untouched_since = wal_untouched_since;
         Ok(fresh)
     }
 

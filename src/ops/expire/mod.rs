@@ -4,7 +4,7 @@
 //! take stock -> plan -> committed.json, begun.json of each backup that goes; begun.json of each dead one
 //!                    -> look again: who has begun meanwhile, and leans on what?
 //!                    -> packs and file lists that no kept backup needs
-//!                    -> WAL that no kept backup needs, oldest first
+//!                    -> WAL that no kept backup needs, oldest first, looking again in between
 //!                    -> records of WAL that was let go, where none of it would stay
 //!                    -> pins of backups that are gone, old records of drills
 //! ```
@@ -14,8 +14,9 @@
 //! afterwards whether its parent still exists; here the parent's `committed.json` is deleted first, and looked for
 //! any `begun.json` that leans on it afterwards. Whichever came first, one of them sees the other. The same holds for
 //! a backup that goes on from what a dead one has stored, and the `begun.json` of that one. Only a copy counts on packs of
-//! a backup that is gone: who has begun is looked for again and again while packs are deleted, no look is relied on for
-//! longer than `LOOK_HOLDS_FOR`, and the copy waits for longer than that (`ops::copy`).
+//! a backup that is gone, and on WAL that was stored long before it began: who has begun is looked for again and again while
+//! packs and WAL are deleted, no look is relied on for longer than `LOOK_HOLDS_FOR`, and the copy waits for longer than that
+//! (`ops::copy`).
 //!
 //! Never here: what is kept (`plan::retention`).
 
@@ -24,25 +25,22 @@ mod gaps;
 mod looking;
 mod report;
 mod sweeping;
+mod wal;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, SystemTime};
-
-use futures_util::TryStreamExt;
+use std::time::Duration;
 
 use super::failures::of_repo;
 use super::progress::Progress;
-use super::stock::{Gathered, moment_of, take_stock};
+use super::stock::{Gathered, take_stock};
 use super::stop::StopRequest;
 use super::{never_claimed, now};
 use crate::failure::{Failure, Kind};
-use crate::format::{BackupId, WalObject};
+use crate::format::BackupId;
 use crate::pg::{PgTimestamp, SystemId};
 use crate::plan::drill::{RECORD_DAYS_KEPT, records_to_remove};
-use crate::plan::retention::{
-    KeptWal, NeededPacks, Plan, Policy, Protected, Reason, Unfinishedness, plan,
-};
-use crate::repo::{RepoError, Repository, WalGroup};
+use crate::plan::retention::{NeededPacks, Plan, Policy, Protected, Reason, Unfinishedness, plan};
+use crate::repo::{RepoError, Repository};
 use crate::store::Key;
 use deleting::{Deleting, Doomed};
 pub use report::{
@@ -53,10 +51,6 @@ pub use report::{
 /// It is looked for backups that have begun before this many packs are deleted: a copy leans on what a deleted backup
 /// has left, which is no backup that it could look for.
 pub(super) const LOOK_EVERY: usize = 64;
-
-/// The most objects of one group of WAL that are gathered before they are deleted; a group with more is
-/// listed again.
-const GROUP_OBJECTS_MAX: usize = 100_000;
 
 const UNHARMED: &str = "Backups and WAL that are kept are as they were.";
 
@@ -108,6 +102,7 @@ pub async fn run(
         buried: BTreeSet::new(),
         vanished: BTreeSet::new(),
         protected: Protected::default(),
+        wal_untouched_since: None,
         deleting: Deleting::new(repository, request.dry_run, stop, progress),
         kept_packs: Vec::new(),
         wal_going: BTreeMap::new(),
@@ -140,6 +135,8 @@ struct Expiring<'a> {
     vanished: BTreeSet<BackupId>,
     /// Whose objects must stay, as it was when it was looked last.
     protected: Protected,
+    /// WAL that was stored at or after this moment stays, as it was when it was looked last.
+    wal_untouched_since: Option<PgTimestamp>,
     deleting: Deleting<'a>,
     kept_packs: Vec<KeptPacks>,
     /// Objects and bytes of WAL that went, by incarnation and timeline.
@@ -250,67 +247,6 @@ impl Expiring<'_> {
         let mut all: Vec<_> = expiring.chain(dead.map(|one| (&one.id, Some(one.fate)))).collect();
         all.sort_unstable_by_key(|(id, _)| *id);
         all
-    }
-
-    async fn delete_wal(&mut self) -> Result<(), Failure> {
-        self.deleting.progress.note("deleting WAL");
-        for (system_id, kept) in self.plan.wal.clone() {
-            let groups = self.repository.wal_groups(system_id).await;
-            for group in groups.map_err(|error| self.failed(error, "list WAL"))? {
-                self.delete_wal_of(system_id, &kept, &group).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Deletes what goes of 4 GiB of WAL: oldest first, so that what an interruption leaves has no hole.
-    async fn delete_wal_of(
-        &mut self,
-        system_id: SystemId,
-        kept: &KeptWal,
-        group: &WalGroup,
-    ) -> Result<(), Failure> {
-        let per_log = kept.segment_size.per_log();
-        let first = u64::from(group.log) * per_log;
-        if kept.keeps_all(group.timeline, first..first + per_log) {
-            return Ok(());
-        }
-        loop {
-            let mut going: Vec<(WalObject, u64)> = Vec::new();
-            let mut objects = self.repository.wal_objects(system_id, group);
-            while let Some(found) =
-                objects.try_next().await.map_err(|e| self.failed(e, "list WAL"))?
-            {
-                let goes = found.object.segment().is_some_and(|segment| !kept.keeps(segment));
-                if goes && !self.is_too_young(found.modified) {
-                    going.push((found.object, found.size_bytes));
-                }
-                if going.len() >= GROUP_OBJECTS_MAX {
-                    break;
-                }
-            }
-            let is_all = going.len() < GROUP_OBJECTS_MAX;
-            going.sort_unstable_by_key(|(object, _)| (object.segment(), *object));
-            let tally = self.wal_going.entry((system_id, group.timeline)).or_default();
-            tally.0 += going.len() as u64;
-            tally.1 += going.iter().map(|(_, bytes)| bytes).sum::<u64>();
-            let before = self.deleting.refused;
-            let doomed = going.into_iter().map(|(object, bytes)| Doomed {
-                key: self.repository.wal_key(system_id, object),
-                bytes,
-            });
-            self.deleting.all(doomed.collect()).await?;
-            // What the store does not let go would be listed for ever, and a dry run's as well.
-            if is_all || self.request.dry_run || self.deleting.refused > before {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Whether WAL was stored since stock was taken, or so late that a running backup may need it.
-    fn is_too_young(&self, stored: SystemTime) -> bool {
-        self.gathered.last_wal_stored.is_some_and(|last| stored > last)
-            || self.plan.wal_untouched_since.is_some_and(|since| moment_of(stored) >= since)
     }
 
     /// Deletes the pins of backups that are gone.

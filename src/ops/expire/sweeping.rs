@@ -21,6 +21,10 @@ pub(super) struct Sweep {
     kept: u64,
 }
 
+fn packs_of(id: &BackupId) -> String {
+    format!("packs of backup `{id}`, which is gone,")
+}
+
 impl Expiring<'_> {
     /// Deletes what is left of backups that do not exist, as far as nobody needs it.
     pub(super) async fn sweep_backups(&mut self, needed: &NeededPacks) -> Result<(), Failure> {
@@ -47,7 +51,7 @@ impl Expiring<'_> {
             let look = Look::begin(self.request.look_holds_for);
             if self.is_leaned_on(&id).await? {
                 if was_late {
-                    return Err(self.deleted_late(&id));
+                    return Err(self.deleted_late(&packs_of(&id)));
                 }
                 self.keep_all_packs(id);
                 return Ok(());
@@ -59,9 +63,9 @@ impl Expiring<'_> {
             match dealt_with {
                 Some(number) if number > 0 || together.is_empty() => left = &left[number..],
                 None if was_late && self.is_leaned_on(&id).await? => {
-                    return Err(self.deleted_late(&id));
+                    return Err(self.deleted_late(&packs_of(&id)));
                 }
-                Some(_) | None => return Err(self.gave_up(&id)),
+                Some(_) | None => return Err(self.gave_up(&packs_of(&id))),
             }
         }
         if sweep.kept > 0 {
@@ -71,27 +75,27 @@ impl Expiring<'_> {
         Ok(())
     }
 
-    fn gave_up(&self, id: &BackupId) -> Failure {
+    /// `what` was not deleted while a look was good.
+    pub(super) fn gave_up(&self, what: &str) -> Failure {
         let holds_for = self.request.look_holds_for;
         Failure::new(
             Kind::Store,
-            format!(
-                "the store did not delete packs of backup `{id}`, which is gone, within {holds_for:?}"
-            ),
+            format!("the store did not delete {what} within {holds_for:?}"),
             self.deleting.unharmed(),
-            "Run `highwater expire` again when the store answers faster: it goes on where it stopped. It waits no longer, since it must look again who needs these packs.",
+            "Run `highwater expire` again when the store answers faster: it goes on where it stopped. It waits no longer, since it must look again who needs that.",
         )
     }
 
-    fn deleted_late(&self, id: &BackupId) -> Failure {
+    /// `what` was deleted on account of a look that was over.
+    pub(super) fn deleted_late(&self, what: &str) -> Failure {
         let long = 2 * self.request.look_holds_for;
         Failure::new(
             Kind::Integrity,
             format!(
-                "packs of backup `{id}`, which is gone, were deleted {long:?} or more after it was looked who needs them, as if this process had been suspended, and a backup that was copied here meanwhile leans on it"
+                "{what} went {long:?} or more after it was looked who needs that, as if this process had been suspended, and a backup that was copied here meanwhile may need it"
             ),
             "Backups and WAL that are kept and were there before are as they were.",
-            "Run `highwater copy --all`, which brings packs that are missing, and `highwater verify`, which tells whether any are; then `highwater expire` again.",
+            "Run `highwater copy --all`, which brings what is missing, and `highwater verify`, which tells whether any are; then `highwater expire` again.",
         )
     }
 

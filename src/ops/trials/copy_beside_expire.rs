@@ -19,11 +19,11 @@ use crate::store::memory::MemoryStore;
 use crate::store::{Key, Store};
 
 /// The backup that is copied, and the one of whose packs it needs some.
-const CHILD: i64 = 2;
-const PARENT: i64 = 1;
+pub(super) const CHILD: i64 = 2;
+pub(super) const PARENT: i64 = 1;
 
 /// A repository with a backup and one that leans on it, in as many packs as can be.
-async fn source() -> Archive {
+pub(super) async fn source() -> Archive {
     let first = Archive::claimed(SIZE_BYTES).await;
     for number in 2..9 {
         let (name, bytes) = first.segment(number);
@@ -64,7 +64,12 @@ async fn copy_of(
 }
 
 /// The same undisturbed.
-async fn copied(backup: i64, first: &Archive, second: &Archive, settle_after: Duration) -> Report {
+pub(super) async fn copied(
+    backup: i64,
+    first: &Archive,
+    second: &Archive,
+    settle_after: Duration,
+) -> Report {
     let stop = StopRequest::new().1;
     copy_of(backup, first, second, settle_after, &Silent, stop).await.unwrap()
 }
@@ -102,7 +107,7 @@ async fn packs(first: &Archive, archive: &Archive) -> BTreeMap<String, Option<By
 }
 
 /// The child is there, with every byte of every pack, and can be restored.
-async fn assert_whole(first: &Archive, second: &Archive, what: &str) {
+pub(super) async fn assert_whole(first: &Archive, second: &Archive, what: &str) {
     assert_eq!(packs(first, second).await, packs(first, first).await, "{what}");
     assert_eq!(second.restore(&id(CHILD)).await.unwrap(), files(2), "{what}");
     let report = second.verify(Depth::Whole).await;
@@ -212,7 +217,7 @@ impl Progress for StopsWaits {
 }
 
 /// Copies the child and returns whether it would have waited for an hour.
-async fn waits(first: &Archive, second: &Archive) -> bool {
+pub(super) async fn waits(first: &Archive, second: &Archive) -> bool {
     let (sender, stop) = StopRequest::new();
     let hour = Duration::from_hours(1);
     let began = Instant::now();

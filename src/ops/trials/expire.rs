@@ -99,7 +99,7 @@ pub(super) async fn back_up_in_packs_of(
 
 /// Three backups, each leaning on the one before, what a dead one has left, what an interrupted `expire` has
 /// left, and the WAL of segments 2 to 9.
-async fn archive() -> Archive {
+pub(super) async fn archive() -> Archive {
     let archive = Archive::claimed(SIZE_BYTES).await;
     let push = async |number| {
         let (name, bytes) = archive.segment(number);
@@ -156,7 +156,7 @@ async fn assert_whole(archive: &Archive, what: &str) {
 }
 
 /// The numbers of the stored segments.
-fn segments(archive: &Archive) -> Vec<u64> {
+pub(super) fn segments(archive: &Archive) -> Vec<u64> {
     let keys = archive.keys_below("/wal/");
     let number = |key: &String| u64::from_str_radix(&key[key.len() - 8..], 16).unwrap();
     keys.iter().map(number).collect()
@@ -390,9 +390,9 @@ async fn an_expire_whose_store_is_slow_gives_up_in_time_and_the_next_ends_it() {
 }
 
 /// A process that is suspended: `advance` lasts, once `next` is set.
-struct Suspended {
-    next: Arc<AtomicBool>,
-    lasts: Duration,
+pub(super) struct Suspended {
+    pub(super) next: Arc<AtomicBool>,
+    pub(super) lasts: Duration,
 }
 
 impl Progress for Suspended {

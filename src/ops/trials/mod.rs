@@ -3,6 +3,7 @@
 mod archive;
 mod copy;
 mod copy_beside_expire;
+mod copy_beside_expire_wal;
 mod damage;
 mod drill;
 mod expire;

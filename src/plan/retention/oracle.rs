@@ -296,6 +296,7 @@ impl World {
 
 /// Fails unless what is left after a plan is all that was promised of what was there before.
 pub(super) fn check(before: &World, after: &World, policy: &Policy, plan: &Plan) {
+    check_least(before, plan);
     let start =
         policy.window.map_or(PgTimestamp(i64::MAX), |window| super::before(plan.as_of, window));
     for moment in before.moments.iter().filter(|moment| at(moment.hour) >= start) {
@@ -328,6 +329,23 @@ pub(super) fn check(before: &World, after: &World, policy: &Policy, plan: &Plan)
         for (_, backup) in usable.iter().rev() {
             if seen.insert(period(&backup.id)) && seen.len() <= tier(policy).unwrap_or(0) {
                 assert!(left.contains(&backup.id), "{} is its period's last", backup.id);
+            }
+        }
+    }
+}
+
+/// Fails unless the plan keeps the WAL that the least policy keeps.
+fn check_least(before: &World, plan: &Plan) {
+    let least = World { pins: BTreeMap::new(), ..before.clone() }.plan(&Policy::least());
+    for (system_id, kept) in &least.wal {
+        for timeline in kept.timelines.keys() {
+            let numbers = before.clusters.iter().flat_map(|cluster| cluster.stored.keys());
+            for number in numbers.filter(|(of, _)| of == timeline).map(|(_, number)| *number) {
+                let segment = crate::pg::SegmentName::new(*timeline, number, SIZE);
+                assert!(
+                    !kept.keeps(segment) || plan.wal[system_id].keeps(segment),
+                    "{segment}\n{plan:#?}"
+                );
             }
         }
     }
