@@ -9,7 +9,9 @@ use std::time::Duration;
 use crate::backup_restore::{
     assert_no_backup, assert_restored_as_backed_up, hosts, shape, the_main_job_on,
 };
-use crate::harness::{Archived, ClusterBuilder, MAJORS, NEWEST, files_below, flip_bit, wait_for};
+use crate::harness::{
+    Archived, ClusterBuilder, MAJORS, NEWEST, files_below, flip_bit, remove_tree, wait_for,
+};
 
 const FILES: [&str; 4] = ["backup", "--fast", "--source", "files"];
 
@@ -397,7 +399,7 @@ fn each_of_a_chain_of_backups_under_load_restores_alone_to_the_same_end() {
         assert_eq!(copy.dump(), wanted, "backup {n}");
         copy.amcheck();
         copy.fast_stop();
-        std::fs::remove_dir_all(&copy.pgdata).unwrap();
+        remove_tree(&copy.pgdata);
     }
 }
 
@@ -478,7 +480,7 @@ fn a_chain_of_backups_with_wal_summaries_under_load_restores_at_each_point() {
         assert_eq!(copy.dump(), wanted, "backup {n}");
         copy.amcheck();
         copy.fast_stop();
-        std::fs::remove_dir_all(&copy.pgdata).unwrap();
+        remove_tree(&copy.pgdata);
     }
 }
 

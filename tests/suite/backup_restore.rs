@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::harness::{
     Archived, Cluster, ClusterBuilder, MAJORS, NEWEST, Target, files_below, finish, flip_bit,
+    remove_tree,
 };
 
 /// The story of the README, on one major version, with this backup.
@@ -44,7 +45,7 @@ pub(crate) fn the_main_job(major: u32, backup: &[&str]) {
 
     let origin = place.cluster.tablespace("aside");
     place.cluster.kill9();
-    std::fs::remove_dir_all(&place.cluster.pgdata).unwrap();
+    remove_tree(&place.cluster.pgdata);
     let aside = place.lab.directory("new-aside");
     let map = format!("{}={}", origin.display(), aside.display());
     let mut copy = place.restore("copy", &["--to-time", &moment, "--tablespace-map", &map]);

@@ -1,7 +1,7 @@
 //! The page `docs/restore-by-hand.md`, run as it is printed: a cluster comes
 //! back with `zstd`, `python3` and PostgreSQL alone.
 
-use crate::harness::{Archived, Cluster, Lab, NEWEST, as_server_user, finish};
+use crate::harness::{Archived, Cluster, Lab, NEWEST, as_server_user, finish, remove_tree};
 
 /// The code blocks of the page with their languages, in order.
 fn blocks() -> Vec<(String, String)> {
@@ -118,7 +118,7 @@ fn the_page_brings_a_cluster_back_without_highwater() {
     let aside = place.cluster.tablespace("aside");
     place.cluster.kill9();
     for directory in [&place.cluster.pgdata, &aside] {
-        std::fs::remove_dir_all(directory).unwrap();
+        remove_tree(directory);
     }
 
     let pgdata = place.lab.path().join("copy");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::harness::{
-    Archived, Load, MAJORS, NEWEST, Random, Receiver, files_below, fingerprint, rounds,
+    Archived, Load, MAJORS, NEWEST, Random, Receiver, files_below, fingerprint, remove_tree, rounds,
 };
 
 /// Backups in the chain: six in `make test`, thirty in `make soak`.
@@ -42,7 +42,7 @@ fn assert_comes_back(place: &Archived, link: &Link, name: &str) {
     assert!(copy.dump() == link.content, "backup {} brought something else back", link.id);
     copy.amcheck();
     copy.fast_stop();
-    std::fs::remove_dir_all(&copy.pgdata).unwrap();
+    remove_tree(&copy.pgdata);
 }
 
 /// The ids of the backups that exist.

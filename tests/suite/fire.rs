@@ -4,7 +4,7 @@
 
 use crate::harness::{
     Cluster, Highwater, Lab, NEWEST, Random, Receiver, Way, Weather, copy_tree, passes_within,
-    rounds, wait_for,
+    remove_tree, rounds, wait_for,
 };
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
@@ -150,7 +150,7 @@ impl Fire {
             receiver.take().map(Receiver::kill9);
         }
         clients.into_iter().for_each(Client::finish);
-        std::fs::remove_dir_all(&pgdata).unwrap();
+        remove_tree(&pgdata);
         if let Some(receiver) = receiver {
             receiver.terminate().done();
         }
@@ -174,7 +174,7 @@ impl Fire {
         let rows = copy.sql("select n from fire");
         let rows: BTreeSet<u64> = rows.lines().map(|n| n.parse().unwrap()).collect();
         drop(copy);
-        std::fs::remove_dir_all(&pgdata).unwrap();
+        remove_tree(&pgdata);
         let lost = acknowledged.iter().filter(|(n, _)| !rows.contains(n));
         let lost = lost.map(|(_, at)| kill.saturating_duration_since(*at)).max();
         Burnt { acknowledged: acknowledged.len(), lost }

@@ -2,7 +2,7 @@
 //! committed by then. The order of commits is what pg_waldump says it is.
 
 use crate::harness::{
-    Archived, Cluster, EventKind, Ledger, MAJORS, NEWEST, Random, Target, events_of,
+    Archived, Cluster, EventKind, Ledger, MAJORS, NEWEST, Random, Target, events_of, remove_tree,
 };
 
 const TARGETS: usize = 20;
@@ -56,7 +56,7 @@ fn restore_and_compare(
     ledger.assert_copy_holds(&copy, committed, &what);
     let pgdata = copy.pgdata.clone();
     drop(copy);
-    std::fs::remove_dir_all(pgdata).unwrap();
+    remove_tree(&pgdata);
 }
 
 fn random_targets_give_exactly_the_rows_committed_by_then(major: u32, targets: usize) {

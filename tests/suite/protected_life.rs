@@ -10,7 +10,7 @@ use crate::encryption::assert_nothing_can_be_read;
 use crate::expire::{assert_begins_with, ids};
 use crate::harness::{
     Archived, Event, EventKind, Highwater, Lab, Receiver, Stored, Way, Weather, events_of,
-    parse_lsn,
+    parse_lsn, remove_tree,
 };
 use crate::log::{assert_comes_back, drop_among_others, lines};
 use serde_json::Value;
@@ -365,7 +365,7 @@ fn pins_hold_and_retention_deletes(life: &mut Life, first: &str, last: &str) {
         copy.fast_stop();
         let socket = place.lab.path().join("pinned-socket");
         for directory in [&copy.pgdata, &socket] {
-            std::fs::remove_dir_all(directory).unwrap();
+            remove_tree(directory);
         }
     });
     one_each.run(&["unpin", first]).done();

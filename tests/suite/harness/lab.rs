@@ -5,12 +5,13 @@ use super::cluster::ClusterBuilder;
 use super::script;
 use super::templates::Kind;
 use super::trees::give_to_server_user;
+use super::wait::wait_for;
 use super::weather::Way;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How many labs are open at once: each runs servers, and more of them than
 /// processors would only make waits run into their limits.
@@ -207,6 +208,14 @@ pub fn fingerprint(directory: &Path) -> BTreeMap<PathBuf, String> {
 pub fn copy_tree(from: &Path, to: &Path) {
     let status = std::process::Command::new("cp").arg("-a").args([from, to]).status().unwrap();
     assert!(status.success(), "cp -a {} {}", from.display(), to.display());
+}
+
+/// Removes the directory of a server that has ended. What it has left behind (a fetch of the WAL that comes next, which ends by
+/// itself) may still put something there.
+pub fn remove_tree(path: &Path) {
+    wait_for("the directory is gone", Duration::from_secs(30), || {
+        std::fs::remove_dir_all(path).is_ok() || !path.exists()
+    });
 }
 
 /// Flips one bit of a file in place.

@@ -22,7 +22,7 @@ mod weather;
 pub use archived::Archived;
 pub use binary::{Highwater, Run, Running, reachable_binary};
 pub use cluster::{Cluster, ClusterBuilder, Load, finish};
-pub use lab::{Lab, Random, copy_tree, files_below, fingerprint, flip_bit, rounds};
+pub use lab::{Lab, Random, copy_tree, files_below, fingerprint, flip_bit, remove_tree, rounds};
 pub use ledger::Ledger;
 pub use not_run::not_run;
 pub use receiver::Receiver;
