@@ -15,10 +15,10 @@ use crate::pg::{SegmentName, SegmentSize, SystemId, WalFileName};
 use crate::store::Key;
 
 /// Pieces deleted together, and how many times as long as that took the store is left alone then, at most so long: one
-/// that is busy deleting answers commits late (measured on Ceph RGW).
+/// that is busy deleting answers commits late (measured on Ceph RGW). Longer rests would let pieces pile up while many commit.
 const TOGETHER: usize = 16;
 const RESTS: u32 = 3;
-const REST_MOST: Duration = Duration::from_secs(1);
+const REST_MOST: Duration = Duration::from_millis(100);
 
 /// A stretch of a segment as byte offsets, the end excluded.
 type Stretch = (u32, u32);
