@@ -202,6 +202,7 @@ fn log_reads_streamed_wal_from_s3() {
     place.cluster.sql("create table stays (n int)");
     place.cluster.sql("select pg_create_restore_point('streamed')");
     place.cluster.sql("drop table stays");
+    receiver.wait_acknowledged(&place.cluster);
     receiver.terminate().done();
     let first = &place.highwater.info()["wal"][0]["start_lsn"];
     let segment = parse_lsn(first.as_str().unwrap()) >> 24;
