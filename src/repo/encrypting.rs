@@ -344,10 +344,6 @@ impl Store for EncryptingStore {
         self.below.discard(key).await
     }
 
-    async fn discard_all(&self, keys: &[Key]) -> Result<(), StoreError> {
-        self.below.discard_all(keys).await
-    }
-
     fn describe(&self) -> String {
         self.below.describe()
     }

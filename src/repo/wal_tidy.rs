@@ -4,21 +4,11 @@
 //! same call. Readers rely on that order (`wal_fetch`). The larger object is a merged piece, a unit (16 MiB
 //! of a segment above that size) or the whole segment; nothing here decides when, and nothing else is ever deleted here.
 
-use std::time::Duration;
-
-use tokio::time::Instant;
-
 use super::wal_fetch::ListedPiece;
 use super::{RepoError, Repository, WHOLE_SEGMENT_BYTES_MAX};
 use crate::format::{Header, Kind, WalObject};
 use crate::pg::{SegmentName, SegmentSize, SystemId, WalFileName};
 use crate::store::Key;
-
-/// Pieces deleted together, and how many times as long as that took the store is left alone then, at most so long: one
-/// that is busy deleting answers commits late (measured on Ceph RGW). Longer rests would let pieces pile up while many commit.
-const TOGETHER: usize = 16;
-const RESTS: u32 = 3;
-const REST_MOST: Duration = Duration::from_millis(100);
 
 /// A stretch of a segment as byte offsets, the end excluded.
 type Stretch = (u32, u32);
@@ -89,21 +79,15 @@ impl Repository {
         is_redundant: impl Fn(&ListedPiece) -> bool,
     ) -> Result<u64, RepoError> {
         let pieces = self.pieces(system_id, segment).await?;
-        let redundant = pieces.into_iter().filter(is_redundant);
-        let key = |ListedPiece { start, end, .. }| {
-            self.wal_key(system_id, WalObject::Piece { segment, start, end })
-        };
-        let keys: Vec<Key> = redundant.map(key).collect();
-        // A few at a time, with rests, and without a flush of the disk for each: nobody waits for this, but commits may be
+        let mut deleted = 0;
+        // One at a time, and without a flush of the disk for each: nobody waits for this, but commits may be
         // waiting for the pieces that are stored beside it.
-        let mut rest = Duration::ZERO;
-        for together in keys.chunks(TOGETHER) {
-            tokio::time::sleep(rest).await;
-            let began = Instant::now();
-            self.store().discard_all(together).await?;
-            rest = (began.elapsed() * RESTS).min(REST_MOST);
+        for ListedPiece { start, end, .. } in pieces.into_iter().filter(is_redundant) {
+            let key = self.wal_key(system_id, WalObject::Piece { segment, start, end });
+            self.store().discard(&key).await?;
+            deleted += 1;
         }
-        Ok(keys.len() as u64)
+        Ok(deleted)
     }
 }
 

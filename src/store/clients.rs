@@ -61,18 +61,10 @@ impl Setup {
     /// Builds the client. Reads the CA file and, for S3 without keys, perhaps the AWS files.
     pub(super) async fn build(&self) -> Result<Arc<dyn Backend>, Cause> {
         match self.driver {
-            Driver::S3 => self.s3(false).await,
+            Driver::S3 => self.s3().await,
             Driver::Gcs => self.gcs().await,
             Driver::Azure => self.azure().await,
             Driver::File => Err("a local directory needs no client".into()),
-        }
-    }
-
-    /// Builds a second client, whose deletions are requests for many keys each; `None` where there is no such request.
-    pub(super) async fn build_for_bulk_delete(&self) -> Result<Option<Arc<dyn Backend>>, Cause> {
-        match self.driver {
-            Driver::S3 => self.s3(true).await.map(Some),
-            Driver::Gcs | Driver::Azure | Driver::File => Ok(None),
         }
     }
 
@@ -137,7 +129,7 @@ impl Setup {
         Ok(client)
     }
 
-    async fn s3(&self, deletes_in_bulk: bool) -> Result<Arc<dyn Backend>, Cause> {
+    async fn s3(&self) -> Result<Arc<dyn Backend>, Cause> {
         let o = &self.options;
         let mut builder = AmazonS3Builder::new()
             .with_client_options(self.client_options().await?)
@@ -145,8 +137,8 @@ impl Setup {
             .with_bucket_name(&self.bucket)
             .with_virtual_hosted_style_request(!o.flag(&spec::PATH_STYLE))
             .with_unsigned_payload(o.flag(&spec::UNSIGNED_PAYLOAD))
-            // If not, one key per request, which every compatible store knows.
-            .with_disable_bulk_delete(!deletes_in_bulk);
+            // One key per request, which every compatible store knows.
+            .with_disable_bulk_delete(true);
         if let Some(endpoint) = self.endpoint() {
             builder = builder.with_endpoint(endpoint);
         }

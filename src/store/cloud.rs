@@ -14,15 +14,13 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
-use futures_util::{FutureExt, StreamExt};
 use object_store::list::PaginatedListOptions;
 use object_store::path::Path;
 use object_store::{
@@ -36,9 +34,6 @@ use super::cloud_errors::{During, classify};
 use super::contract::{check_key, check_prefix, is_key_part, rest_below, time_limit};
 use super::options::spec;
 use super::{Body, Cause, Key, Level, Listed, Reading, Store, StoreError};
-
-/// Keys of one request for the deletion of many: S3 takes a thousand, and some stores take their time for each.
-const BULK_KEYS_MAX: usize = 256;
 
 /// A [`Store`] in a bucket. Cheap to clone. The client is built at the first
 /// call, so that a command that needs no store pays for none.
@@ -56,9 +51,6 @@ struct Inner {
     conditional_put: bool,
     attributes: Attributes,
     client: OnceCell<Arc<dyn Backend>>,
-    bulk: OnceCell<Option<Arc<dyn Backend>>>,
-    /// Whether the store has shown that it does not know how to delete many with one request.
-    bulk_refused: AtomicBool,
 }
 
 impl fmt::Debug for CloudStore {
@@ -82,8 +74,6 @@ impl CloudStore {
             attributes,
             setup,
             client: OnceCell::new(),
-            bulk: OnceCell::new(),
-            bulk_refused: AtomicBool::new(false),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -176,45 +166,6 @@ impl CloudStore {
             },
         }
         self.put(client, key, path, body, PutMode::Overwrite).await
-    }
-
-    /// Asks for the deletion of many with one request; returns whether it is known to have deleted them all. Where it is not,
-    /// the caller asks for each, which tells the reason.
-    async fn deleted_in_bulk(&self, keys: &[Key]) -> bool {
-        let [first, _, ..] = keys else { return false };
-        if self.inner.bulk_refused.load(Ordering::Relaxed) {
-            return false;
-        }
-        let built =
-            self.inner.bulk.get_or_try_init(|| Box::pin(self.inner.setup.build_for_bulk_delete()));
-        let Ok(Ok(Some(client))) = self.within(first, 0, "preparing the client", built).await
-        else {
-            return false;
-        };
-        let paths: Result<Vec<Path>, StoreError> = keys.iter().map(|key| self.path(key)).collect();
-        let Ok(paths) = paths else { return false };
-        let paths = stream::iter(paths.into_iter().map(Ok)).boxed();
-        let answers = client.delete_stream(paths).collect::<Vec<_>>();
-        // `object_store` panics where the store tells an error about a key that it was not asked for.
-        let answers = AssertUnwindSafe(answers).catch_unwind();
-        let answers = match self.within(first, 0, "the delete", answers).await {
-            Ok(Ok(answers)) => answers,
-            Ok(Err(_panic)) => {
-                self.inner.bulk_refused.store(true, Ordering::Relaxed);
-                return false;
-            }
-            Err(_too_slow) => return false,
-        };
-        let is_of_each = answers.len() == keys.len();
-        match answers.into_iter().find_map(Result::err) {
-            None => is_of_each,
-            Some(error) => {
-                let is_refused =
-                    !is_of_each && !classify(During::Delete, first, &error).is_transient();
-                self.inner.bulk_refused.fetch_or(is_refused, Ordering::Relaxed);
-                false
-            }
-        }
     }
 
     async fn put(
@@ -317,17 +268,6 @@ impl Store for CloudStore {
                 error => Err(error),
             },
         }
-    }
-
-    async fn discard_all(&self, keys: &[Key]) -> Result<(), StoreError> {
-        for together in keys.chunks(BULK_KEYS_MAX) {
-            if !self.deleted_in_bulk(together).await {
-                for key in together {
-                    self.delete(key).await?;
-                }
-            }
-        }
-        Ok(())
     }
 
     fn describe(&self) -> String {

@@ -213,17 +213,6 @@ pub trait Store: fmt::Debug + Send + Sync {
         self.delete(key).await
     }
 
-    /// As [`Self::discard`] for each of these, in any order. S3 is asked for many with one request, if it knows how.
-    ///
-    /// # Errors
-    /// The first that was met; then some of them may be there still.
-    async fn discard_all(&self, keys: &[Key]) -> Result<(), StoreError> {
-        for key in keys {
-            self.discard(key).await?;
-        }
-        Ok(())
-    }
-
     /// Returns the place as a URL, without secrets, for messages.
     fn describe(&self) -> String;
 }

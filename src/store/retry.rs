@@ -251,16 +251,6 @@ impl<S: Store + ?Sized + 'static> Store for Retrying<S> {
         }
     }
 
-    async fn discard_all(&self, keys: &[Key]) -> Result<(), StoreError> {
-        let mut attempts = Attempts::new(self.policy);
-        loop {
-            match self.inner.discard_all(keys).await {
-                Ok(()) => return Ok(()),
-                Err(error) => attempts.again("discard", error).await?,
-            }
-        }
-    }
-
     fn describe(&self) -> String {
         self.inner.describe()
     }

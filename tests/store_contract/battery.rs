@@ -235,18 +235,6 @@ async fn deletes(store: &Shared) {
     store.discard(&key("del/a")).await.unwrap();
     assert!(read(store, "del/a", None).await.unwrap_err().is_absent());
     assert_eq!(read(store, "del/ab", None).await.unwrap(), b"neighbour");
-    // Several requests for many at once, one of them with a single key.
-    let many: Vec<String> = (0..513).map(|n| format!("del/many/{n}.a_-Z")).collect();
-    let there = many.iter().enumerate().filter(|(n, _)| n % 64 < 2);
-    for (_, name) in there {
-        create(store, name, b"one of many").await.unwrap();
-    }
-    create(store, "del/many/513", b"neighbour").await.unwrap();
-    let keys: Vec<_> = many.iter().map(|name| key(name)).collect();
-    for keys in [&keys[..], &keys, &keys[..1], &[]] {
-        store.discard_all(keys).await.unwrap();
-        assert_eq!(listed(store, "del/many").await, BTreeSet::from(["del/many/513".to_owned()]));
-    }
 }
 
 async fn long_listings(store: &Shared) {

@@ -9,7 +9,6 @@
 
 mod battery;
 mod fake_gcs;
-mod fake_s3;
 #[allow(unreachable_pub)] // a file of the suite's too
 #[path = "../suite/harness/not_run.rs"]
 mod not_run;
@@ -381,79 +380,4 @@ async fn a_store_with_its_own_authority_is_trusted_through_ca_file_only() {
     let trusted = [&settings[..], &[("ca_file", ca.to_str().unwrap())]].concat();
     let report = probe(&*opened(&url, &trusted), "tls", SystemTime::now()).await;
     assert!(report.is_sound(), "{report:?}");
-}
-
-/// Deletes three, twice, at a store that answers so to a request for many. Returns what it was asked, and what came of it.
-async fn three_discarded(
-    to_many: fake_s3::ToMany,
-    denied: &'static str,
-) -> (Vec<String>, [bool; 2]) {
-    let (port, asked) = fake_s3::start(to_many, denied).await;
-    let store = s3(port, "many", &[("retries", "0")]);
-    let keys = [key("a"), key("b"), key("c")];
-    let mut ended_well = [false; 2];
-    for well in &mut ended_well {
-        *well = match store.discard_all(&keys).await {
-            Ok(()) => true,
-            Err(StoreError::Denied { key, .. }) => {
-                assert_eq!(key, keys[1]);
-                false
-            }
-            Err(error) => panic!("{error:?}"),
-        };
-    }
-    let asked = asked.lock().unwrap().clone();
-    (asked, ended_well)
-}
-
-const ONES: [&str; 3] =
-    ["DELETE /hw-bucket/many/a", "DELETE /hw-bucket/many/b", "DELETE /hw-bucket/many/c"];
-
-#[tokio::test(flavor = "multi_thread")]
-async fn many_are_deleted_with_one_request_where_the_store_knows_how() {
-    let well = "<DeleteResult><Deleted><Key>many/a</Key></Deleted></DeleteResult>";
-    let (asked, ended_well) = three_discarded((200, well), "").await;
-    assert_eq!((asked, ended_well), (vec!["POST".to_owned(), "POST".to_owned()], [true; 2]));
-}
-
-/// The answer that one of them was not deleted.
-macro_rules! failing {
-    ($key:literal) => {
-        concat!(
-            "<DeleteResult><Error><Key>",
-            $key,
-            "</Key><Code>AccessDenied</Code><Message>kept</Message></Error></DeleteResult>"
-        )
-    };
-}
-
-/// Whatever it says instead, each is asked for by itself; a store that shows that it does not know how is not asked again.
-#[tokio::test(flavor = "multi_thread")]
-async fn where_many_cannot_be_deleted_with_one_request_each_is_by_itself() {
-    for (to_many, is_asked_again) in [
-        ((501, "<Error><Code>NotImplemented</Code></Error>"), false),
-        ((400, "<Error><Code>MissingContentMD5</Code></Error>"), false),
-        ((405, ""), false),
-        ((403, "<Error><Code>AccessDenied</Code></Error>"), false),
-        ((200, failing!("many/never-asked-for")), false),
-        ((503, "<Error><Code>SlowDown</Code></Error>"), true),
-        ((200, "<Error><Code>InternalError</Code></Error>"), true),
-        ((200, failing!("")), false),
-        ((200, failing!("many/b")), true),
-        ((200, "<html>welcome</html"), false),
-    ] {
-        let (asked, ended_well) = three_discarded(to_many, "").await;
-        let again = if is_asked_again { &["POST"][..] } else { &[] };
-        let wanted = [&["POST"][..], &ONES, again, &ONES].concat();
-        assert_eq!(asked, wanted, "{to_many:?}");
-        assert_eq!(ended_well, [true; 2], "{to_many:?}");
-    }
-}
-
-/// That it was not let go is told about the key that it is true of.
-#[tokio::test(flavor = "multi_thread")]
-async fn one_of_many_that_the_store_does_not_let_go_is_named() {
-    let (asked, ended_well) = three_discarded((200, failing!("many/b")), "/hw-bucket/many/b").await;
-    assert_eq!(ended_well, [false; 2]);
-    assert_eq!(asked, [&["POST"][..], &ONES[..2], &["POST"], &ONES[..2]].concat());
 }

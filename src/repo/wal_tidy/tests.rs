@@ -164,7 +164,7 @@ proptest! {
         let covered = |pieces: &[(u32, u32)]| {
             (0..64).map(|byte| pieces.iter().any(|(s, e)| (*s..*e).contains(&byte))).collect::<Vec<_>>()
         };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let left = runtime.block_on(async {
             let place = Place::new(MIB);
             place.put_pieces(&pieces).await;
