@@ -80,7 +80,7 @@ struct Waiting {
 }
 
 /// How far one backup was brought.
-enum Brought {
+enum Step {
     /// It is dealt with.
     Done(BackupLine),
     /// All stands, and it is to be committed later.
@@ -107,11 +107,11 @@ impl Way<'_> {
             let brought = if is_kept || matches!(self.request.backups, Choice::Named(_)) {
                 self.bring_backup(backup).await?
             } else {
-                Brought::Done(line(&backup, Outcome::NotKept))
+                Step::Done(line(&backup, Outcome::NotKept))
             };
             match brought {
-                Brought::Done(line) => self.report.backups.push(line),
-                Brought::Waits(one) => waiting.push_back(*one),
+                Step::Done(line) => self.report.backups.push(line),
+                Step::Waits(one) => waiting.push_back(*one),
             }
         }
         for one in waiting {
@@ -121,12 +121,12 @@ impl Way<'_> {
         Ok(())
     }
 
-    async fn bring_backup(&mut self, backup: Committed) -> Result<Brought, Failure> {
+    async fn bring_backup(&mut self, backup: Committed) -> Result<Step, Failure> {
         self.progress.note(&format!("copying backup {}", backup.id));
         let mut line = line(&backup, Outcome::NotCopied);
         let known = self.transfer().committed(&backup.id).await;
         let Some((_, is_there)) = self.noted(&backup, known)? else {
-            return Ok(Brought::Done(line));
+            return Ok(Step::Done(line));
         };
         if self.request.dry_run {
             line.outcome = if is_there { Outcome::AlreadyThere } else { Outcome::WouldBeCopied };
@@ -139,7 +139,7 @@ impl Way<'_> {
         } else {
             return self.bring_anew(backup, line).await;
         }
-        Ok(Brought::Done(line))
+        Ok(Step::Done(line))
     }
 
     /// Brings a backup that is not there, and commits it unless that must wait.
@@ -147,19 +147,19 @@ impl Way<'_> {
         &mut self,
         backup: Committed,
         mut line: BackupLine,
-    ) -> Result<Brought, Failure> {
+    ) -> Result<Step, Failure> {
         let announced = self.announce(&backup).await;
         let Some(announced) = self.noted(&backup, announced)? else {
-            return Ok(Brought::Done(line));
+            return Ok(Step::Done(line));
         };
         if !self.bring_parts(&backup, false, &mut line).await? {
-            return Ok(Brought::Done(line));
+            return Ok(Step::Done(line));
         }
         if announced.must_wait {
-            return Ok(Brought::Waits(Box::new(Waiting { backup, announced, line })));
+            return Ok(Step::Waits(Box::new(Waiting { backup, announced, line })));
         }
         self.commit(&backup, &announced, &mut line).await?;
-        Ok(Brought::Done(line))
+        Ok(Step::Done(line))
     }
 
     /// Commits a copy that had to wait, once it has waited and everything that it needs stands.
