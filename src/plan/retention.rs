@@ -91,9 +91,8 @@ impl Policy {
         }
     }
 
-    /// The policy that lets most go: the WAL that it keeps is kept by every other, at any moment from now on until there
-    /// is a newer backup.
-    pub fn least() -> Self {
+    /// The policy that lets most go.
+    fn least() -> Self {
         Self { backups: Some(1), unfinished: Duration::ZERO, ..Self::nothing_set() }
     }
 
@@ -326,6 +325,12 @@ pub fn plan(
         wal,
         wal_untouched_since: begun_first.map(untouched_since),
     }
+}
+
+/// Returns the WAL that every policy keeps, whatever is pinned, at any moment from `now` on until there is a newer backup.
+pub fn always_kept(stock: Stock, now: PgTimestamp) -> BTreeMap<SystemId, KeptWal> {
+    let unpinned = Stock { pins: BTreeMap::new(), ..stock };
+    plan(&unpinned, &Policy::least(), now, &BTreeMap::new()).wal
 }
 
 /// Returns since when WAL must have been stored that a backup which began at this moment may need.

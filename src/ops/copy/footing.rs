@@ -16,7 +16,7 @@
 //! Who looks later finds `begun.json`. So only a copy that counts on such packs or WAL waits, and only for what is left of that
 //! time when all else is done, other copies included. Both sides go by durations that they measure themselves; no two clocks are compared.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use futures_util::TryStreamExt;
 use tokio::time::Instant;
@@ -28,7 +28,7 @@ use crate::format::{Begun, Committed, FORMAT_VERSION};
 use crate::ops::stock::take_stock;
 use crate::ops::{TOOL, now};
 use crate::pg::SegmentName;
-use crate::plan::retention::{LoosePacks, Policy, plan};
+use crate::plan::retention::{LoosePacks, always_kept};
 use crate::repo::RepoError;
 
 /// A copy that has begun.
@@ -126,15 +126,14 @@ impl Way<'_> {
         if standing.is_empty() {
             return Ok(false);
         }
-        let mut stock = match take_stock(there, &there.identities().await?).await {
+        let stock = match take_stock(there, &there.identities().await?).await {
             Ok(gathered) => gathered.stock,
             // Whoever could read it has decided already.
             Err(error) if error.is_damage() => return Ok(true),
             Err(error) => return Err(error),
         };
-        stock.pins.clear();
-        let least = plan(&stock, &Policy::least(), now(), &BTreeMap::new());
-        let kept = least.wal.get(&system_id);
+        let always_kept = always_kept(stock, now());
+        let kept = always_kept.get(&system_id);
         Ok(kept.is_some_and(|kept| standing.into_iter().any(|segment| !kept.keeps(segment))))
     }
 

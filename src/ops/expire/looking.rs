@@ -139,12 +139,6 @@ impl Expiring<'_> {
         Ok(fresh)
     }
 
-    /// Looks whether a backup that runs or cannot be read may lean on this one.
-    pub(super) async fn is_leaned_on(&mut self, id: &BackupId) -> Result<bool, Failure> {
-        self.look_again().await?;
-        Ok(self.protected.covers(id))
-    }
-
     /// Returns those that were taken for dead.
     fn dead(&self) -> BTreeSet<BackupId> {
         let dead = self.plan.unfinished.iter().filter(|one| one.fate == Unfinishedness::Dead);

@@ -23,6 +23,7 @@
 mod deleting;
 mod gaps;
 mod looking;
+mod packs;
 mod report;
 mod sweeping;
 mod wal;
@@ -153,7 +154,7 @@ impl Expiring<'_> {
         }
         let fresh = self.look_again().await?;
         let needed = self.needed_packs(&fresh).await?;
-        self.sweep_backups(&needed).await?;
+        self.delete_packs(&needed).await?;
         self.delete_wal().await?;
         self.delete_gaps().await?;
         self.delete_pins(&fresh).await?;

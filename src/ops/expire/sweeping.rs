@@ -1,82 +1,107 @@
-//! Deleting what is left of backups that do not exist: packs and file lists that nobody needs.
+//! Deleting what nobody needs, as long as nobody begins who may need it.
 //!
 //! Before each stretch it is looked who has begun, and what is not deleted while that look is good is not deleted by it:
-//! a copy that begins behind the look waits for longer than that before it counts on these packs.
+//! a copy that begins behind the look waits for longer than that before it counts on what stood there.
 
-use futures_util::TryStreamExt;
+use std::time::SystemTime;
 
 use super::looking::Look;
-use super::report::KeptPacks;
-use super::{Doomed, Expiring, LOOK_EVERY};
+use super::{Doomed, Expiring};
 use crate::failure::{Failure, Kind};
-use crate::format::{BackupId, BackupObject};
+use crate::format::BackupId;
 use crate::ops::stock::moment_of;
-use crate::plan::retention::{NeededPacks, Unfinishedness};
 
-/// What goes of one backup's objects.
-#[derive(Debug, Default)]
-pub(super) struct Sweep {
-    doomed: Vec<Doomed>,
-    /// Packs that stay because kept backups need them.
-    kept: u64,
+/// What tells whether an object is needed after all.
+#[derive(Debug, Clone)]
+pub(super) enum Claim {
+    /// It belongs to this backup: who leans on that needs it.
+    Backup(BackupId),
+    /// It is WAL that was stored then: who began early enough may need it.
+    Stored(SystemTime),
 }
 
-fn packs_of(id: &BackupId) -> String {
-    format!("packs of backup `{id}`, which is gone,")
+/// An object that goes unless somebody begins who may need it.
+#[derive(Debug)]
+pub(super) struct Going {
+    pub(super) doomed: Doomed,
+    pub(super) claim: Claim,
+}
+
+/// What became of objects that were to go.
+#[derive(Debug, Default)]
+pub(super) struct Swept {
+    pub(super) objects: u64,
+    pub(super) bytes: u64,
+    /// Whether some stay because somebody has begun.
+    pub(super) has_spared: bool,
 }
 
 impl Expiring<'_> {
-    /// Deletes what is left of backups that do not exist, as far as nobody needs it.
-    pub(super) async fn sweep_backups(&mut self, needed: &NeededPacks) -> Result<(), Failure> {
-        self.deleting.progress.note("deleting packs");
-        let going: Vec<(BackupId, Option<Unfinishedness>)> =
-            self.going().into_iter().map(|(id, fate)| (id.clone(), fate)).collect();
-        for (id, fate) in going {
-            if self.protected.covers(&id) {
-                self.keep_all_packs(id);
-            } else if self.buried.contains(&id)
-                && let Some(sweep) = self.look_at(&id, fate, needed).await?
-            {
-                self.sweep(id, sweep).await?;
+    /// Deletes these objects in order, looking who has begun before each `at_a_look` of them.
+    ///
+    /// # Errors
+    /// [`Kind::Store`] if the store fails or is too slow for a look; [`Kind::Integrity`] if this process was suspended, and
+    /// something went that is needed by now.
+    pub(super) async fn sweep(
+        &mut self,
+        what: &str,
+        at_a_look: usize,
+        mut going: Vec<Going>,
+    ) -> Result<Swept, Failure> {
+        let mut swept = Swept::default();
+        // What went when its look was long over.
+        let mut late: Vec<Claim> = Vec::new();
+        while !going.is_empty() || !late.is_empty() {
+            let look = Look::begin(self.request.look_holds_for);
+            self.look_again().await?;
+            if late.iter().any(|claim| self.is_claimed(claim)) {
+                return Err(self.deleted_late(what));
+            }
+            let before = going.len();
+            going.retain(|one| !self.is_claimed(&one.claim));
+            swept.has_spared |= going.len() < before;
+            let together = &going[..going.len().min(at_a_look)];
+            let doomed: Vec<Doomed> = together.iter().map(|one| one.doomed.clone()).collect();
+            let dealt_with = self.deleting.while_good(&look, &doomed).await?;
+            let asked = &together[..dealt_with.unwrap_or(together.len())];
+            // Somebody who began since may have counted on it by then.
+            let are_late = asked.iter().filter(|_| look.is_long_over());
+            late = are_late.map(|one| one.claim.clone()).collect();
+            match dealt_with {
+                Some(number) if number > 0 || doomed.is_empty() => {
+                    swept.objects += number as u64;
+                    swept.bytes += doomed[..number].iter().map(|one| one.bytes).sum::<u64>();
+                    going.drain(..number);
+                }
+                Some(_) | None => return Err(self.too_slow(what, &late).await?),
             }
         }
-        Ok(())
+        Ok(swept)
     }
 
-    /// Deletes what is left of one backup, as long as nobody begins to lean on it.
-    async fn sweep(&mut self, id: BackupId, sweep: Sweep) -> Result<(), Failure> {
-        let mut left = &sweep.doomed[..];
-        let mut was_late = false;
-        while !left.is_empty() || was_late {
-            let look = Look::begin(self.request.look_holds_for);
-            if self.is_leaned_on(&id).await? {
-                if was_late {
-                    return Err(self.deleted_late(&packs_of(&id)));
-                }
-                self.keep_all_packs(id);
-                return Ok(());
-            }
-            let together = &left[..left.len().min(LOOK_EVERY)];
-            let dealt_with = self.deleting.while_good(&look, together).await?;
-            // Somebody who began since may have counted on what went by then.
-            was_late = look.is_long_over() && dealt_with != Some(0);
-            match dealt_with {
-                Some(number) if number > 0 || together.is_empty() => left = &left[number..],
-                None if was_late && self.is_leaned_on(&id).await? => {
-                    return Err(self.deleted_late(&packs_of(&id)));
-                }
-                Some(_) | None => return Err(self.gave_up(&packs_of(&id))),
+    /// Whether somebody who was there when it was looked last may need what has this claim.
+    pub(super) fn is_claimed(&self, claim: &Claim) -> bool {
+        match claim {
+            Claim::Backup(id) => self.protected.covers(id),
+            Claim::Stored(stored) => {
+                // What came since stock was taken is not judged by that.
+                self.gathered.last_wal_stored.is_some_and(|last| *stored > last)
+                    || self.wal_untouched_since.is_some_and(|since| moment_of(*stored) >= since)
             }
         }
-        if sweep.kept > 0 {
-            let by = "backups that stay need them".to_owned();
-            self.kept_packs.push(KeptPacks { backup: id, packs: Some(sweep.kept), by });
+    }
+
+    /// `what` was not deleted while a look was good, and these may have gone when it was long over.
+    async fn too_slow(&mut self, what: &str, late: &[Claim]) -> Result<Failure, Failure> {
+        if !late.is_empty() {
+            self.look_again().await?;
         }
-        Ok(())
+        let is_needed = late.iter().any(|claim| self.is_claimed(claim));
+        Ok(if is_needed { self.deleted_late(what) } else { self.gave_up(what) })
     }
 
     /// `what` was not deleted while a look was good.
-    pub(super) fn gave_up(&self, what: &str) -> Failure {
+    fn gave_up(&self, what: &str) -> Failure {
         let holds_for = self.request.look_holds_for;
         Failure::new(
             Kind::Store,
@@ -87,7 +112,7 @@ impl Expiring<'_> {
     }
 
     /// `what` was deleted on account of a look that was over.
-    pub(super) fn deleted_late(&self, what: &str) -> Failure {
+    fn deleted_late(&self, what: &str) -> Failure {
         let long = 2 * self.request.look_holds_for;
         Failure::new(
             Kind::Integrity,
@@ -97,46 +122,5 @@ impl Expiring<'_> {
             "Backups and WAL that are kept and were there before are as they were.",
             "Run `highwater copy --all`, which brings what is missing, and `highwater verify`, which tells whether any are; then `highwater expire` again.",
         )
-    }
-
-    fn keep_all_packs(&mut self, id: BackupId) {
-        let by = "a backup that runs or cannot be read may need them".to_owned();
-        self.kept_packs.push(KeptPacks { backup: id, packs: None, by });
-    }
-
-    /// Lists what of a backup goes; `None` if it has shown a sign of life since stock was taken.
-    pub(super) async fn look_at(
-        &self,
-        id: &BackupId,
-        fate: Option<Unfinishedness>,
-        needed: &NeededPacks,
-    ) -> Result<Option<Sweep>, Failure> {
-        let failed = |error| self.failed(error, "list what is stored of a backup");
-        let known = self.gathered.stock.unfinished.iter().find(|known| known.id == *id);
-        let is_gone = self.buried.contains(id) && !self.request.dry_run;
-        let mut sweep = Sweep::default();
-        let mut objects = self.repository.backup_objects(id);
-        while let Some(found) = objects.try_next().await.map_err(failed)? {
-            let is_new = known
-                .and_then(|known| known.last_stored)
-                .is_some_and(|last| moment_of(found.listed.modified) > last);
-            let doomed = Doomed { key: found.listed.key, bytes: found.listed.size_bytes };
-            match found.object {
-                Some(BackupObject::Committed) if fate.is_some() => return Ok(None),
-                _ if is_new => return Ok(None),
-                // Somebody has begun under this very name.
-                Some(BackupObject::Begun) if fate == Some(Unfinishedness::Remains) => {
-                    return Ok(None);
-                }
-                // Both were deleted: it is copied here anew.
-                Some(BackupObject::Committed | BackupObject::Begun) if is_gone => return Ok(None),
-                // They went already, or would have.
-                Some(BackupObject::Committed | BackupObject::Begun) => {}
-                Some(BackupObject::Pack(pack)) if needed.needs(id, pack) => sweep.kept += 1,
-                Some(BackupObject::Pack(_) | BackupObject::Files) => sweep.doomed.push(doomed),
-                None => tracing::warn!("`{}` is not an object of Highwater; it stays", doomed.key),
-            }
-        }
-        Ok(Some(sweep))
     }
 }

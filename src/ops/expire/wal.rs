@@ -1,19 +1,14 @@
 //! Deleting WAL that no kept backup needs.
 //!
-//! As with packs it is looked who has begun before each stretch, and what is not deleted while that look is good is not
-//! deleted by it: a copy of an old backup needs WAL that was stored long before it was announced.
-
-use std::time::SystemTime;
+//! It is swept as packs are: a copy of an old backup needs WAL that was stored long before it was announced.
 
 use futures_util::TryStreamExt;
 
 use super::Expiring;
 use super::deleting::Doomed;
-use super::looking::Look;
+use super::sweeping::{Claim, Going};
 use crate::failure::Failure;
-use crate::format::WalObject;
-use crate::ops::stock::moment_of;
-use crate::pg::{SegmentName, SystemId};
+use crate::pg::SystemId;
 use crate::plan::retention::KeptWal;
 use crate::repo::WalGroup;
 
@@ -23,14 +18,6 @@ const GROUP_OBJECTS_MAX: usize = 100_000;
 
 /// It is looked for backups that have begun before this many objects are deleted.
 const LOOK_EVERY: usize = 1024;
-
-/// An object that goes unless somebody begins who may need it.
-struct Going {
-    /// What it belongs to, and itself: the order in which it goes.
-    order: (Option<SegmentName>, WalObject),
-    doomed: Doomed,
-    stored: SystemTime,
-}
 
 impl Expiring<'_> {
     pub(super) async fn delete_wal(&mut self) -> Result<(), Failure> {
@@ -60,7 +47,12 @@ impl Expiring<'_> {
             let going = self.going_wal(system_id, kept, group).await?;
             let is_all = going.len() < GROUP_OBJECTS_MAX;
             let before = self.deleting.refused;
-            self.sweep_wal(system_id, group, going).await?;
+            let swept = self.sweep("WAL that no kept backup needs", LOOK_EVERY, going).await?;
+            if swept.objects > 0 {
+                let tally = self.wal_going.entry((system_id, group.timeline)).or_default();
+                tally.0 += swept.objects;
+                tally.1 += swept.bytes;
+            }
             // What the store does not let go would be listed for ever, and a dry run's as well.
             if is_all || self.request.dry_run || self.deleting.refused > before {
                 return Ok(());
@@ -81,64 +73,17 @@ impl Expiring<'_> {
         while let Some(found) = objects.try_next().await.map_err(failed)? {
             let segment = found.object.segment();
             let goes = segment.is_some_and(|segment| !kept.keeps(segment));
-            if goes && !self.is_too_young(found.modified) {
+            let claim = Claim::Stored(found.modified);
+            if goes && !self.is_claimed(&claim) {
                 let key = self.repository.wal_key(system_id, found.object);
-                going.push(Going {
-                    order: (segment, found.object),
-                    doomed: Doomed { key, bytes: found.size_bytes },
-                    stored: found.modified,
-                });
+                let doomed = Doomed { key, bytes: found.size_bytes };
+                going.push(((segment, found.object), Going { doomed, claim }));
             }
             if going.len() >= GROUP_OBJECTS_MAX {
                 break;
             }
         }
-        going.sort_unstable_by_key(|one| one.order);
-        Ok(going)
-    }
-
-    /// Deletes these objects, as long as nobody begins who may need them.
-    async fn sweep_wal(
-        &mut self,
-        system_id: SystemId,
-        group: &WalGroup,
-        mut going: Vec<Going>,
-    ) -> Result<(), Failure> {
-        // The last that was stored of what went late.
-        let mut went_late: Option<SystemTime> = None;
-        while !going.is_empty() || went_late.is_some() {
-            let look = Look::begin(self.request.look_holds_for);
-            self.look_again().await?;
-            if went_late.is_some_and(|stored| self.is_too_young(stored)) {
-                return Err(self.deleted_late("WAL"));
-            }
-            going.retain(|one| !self.is_too_young(one.stored));
-            let together = &going[..going.len().min(LOOK_EVERY)];
-            let doomed: Vec<Doomed> = together.iter().map(|one| one.doomed.clone()).collect();
-            let dealt_with = self.deleting.while_good(&look, &doomed).await?;
-            let asked = &together[..dealt_with.unwrap_or(together.len())];
-            let last_stored = asked.iter().map(|one| one.stored).max();
-            went_late = last_stored.filter(|_| look.is_long_over());
-            let Some(number) = dealt_with.filter(|number| *number > 0 || together.is_empty())
-            else {
-                if went_late.is_some() {
-                    self.look_again().await?;
-                }
-                let is_needed = went_late.is_some_and(|stored| self.is_too_young(stored));
-                let what = "WAL that no kept backup needs";
-                return Err(if is_needed { self.deleted_late("WAL") } else { self.gave_up(what) });
-            };
-            let tally = self.wal_going.entry((system_id, group.timeline)).or_default();
-            tally.0 += number as u64;
-            tally.1 += doomed[..number].iter().map(|one| one.bytes).sum::<u64>();
-            going.drain(..number);
-        }
-        Ok(())
-    }
-
-    /// Whether WAL was stored since stock was taken, or so late that a backup which has begun may need it.
-    fn is_too_young(&self, stored: SystemTime) -> bool {
-        self.gathered.last_wal_stored.is_some_and(|last| stored > last)
-            || self.wal_untouched_since.is_some_and(|since| moment_of(stored) >= since)
+        going.sort_unstable_by_key(|(order, _)| *order);
+        Ok(going.into_iter().map(|(_, one)| one).collect())
     }
 }

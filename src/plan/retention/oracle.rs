@@ -296,7 +296,7 @@ impl World {
 
 /// Fails unless what is left after a plan is all that was promised of what was there before.
 pub(super) fn check(before: &World, after: &World, policy: &Policy, plan: &Plan) {
-    check_least(before, plan);
+    check_always_kept(before, plan);
     let start =
         policy.window.map_or(PgTimestamp(i64::MAX), |window| super::before(plan.as_of, window));
     for moment in before.moments.iter().filter(|moment| at(moment.hour) >= start) {
@@ -334,10 +334,9 @@ pub(super) fn check(before: &World, after: &World, policy: &Policy, plan: &Plan)
     }
 }
 
-/// Fails unless the plan keeps the WAL that the least policy keeps.
-fn check_least(before: &World, plan: &Plan) {
-    let least = World { pins: BTreeMap::new(), ..before.clone() }.plan(&Policy::least());
-    for (system_id, kept) in &least.wal {
+/// Fails unless the plan keeps the WAL that every policy keeps.
+fn check_always_kept(before: &World, plan: &Plan) {
+    for (system_id, kept) in &always_kept(before.stock(), at(before.hour)) {
         for timeline in kept.timelines.keys() {
             let numbers = before.clusters.iter().flat_map(|cluster| cluster.stored.keys());
             for number in numbers.filter(|(of, _)| of == timeline).map(|(_, number)| *number) {
