@@ -350,7 +350,7 @@ def describe(results, lab):
     cpu = next(line for line in open("/proc/cpuinfo") if line.startswith("model name"))
     memory = int(open("/proc/meminfo").readline().split()[1]) >> 20
     results.say(f"- date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC")
-    results.say(f"- commit: {output('git', 'rev-parse', '--short=12', 'HEAD')}")
+    results.say(f"- commit: {os.environ['HIGHWATER_BENCH_COMMIT']}")
     model, system = cpu.split(":")[1].strip(), os.uname()
     results.say(
         f"- machine: {os.cpu_count()} processors ({model}), {memory} GiB, "

@@ -35,6 +35,7 @@
 # For both:
 #
 #   BENCH_PLACE=DIR      where servers and local repositories are made (/tmp)
+#   HIGHWATER_BENCH_BINARY=FILE  what is measured, instead of the release build of this checkout
 #   BENCH_OUT=DIR        where results.md and results.json go (receive.md, receive.json)
 #
 # A quick look at whether all of it works:
@@ -44,10 +45,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 HIGHWATER_TEST_CACHE=$(tests/setup/install.sh --cache)
 export HIGHWATER_TEST_CACHE
+built_of="not known, HIGHWATER_BENCH_BINARY was given"
 if [ -z "${HIGHWATER_BENCH_BINARY:-}" ]; then
     target=$(cargo metadata --format-version 1 --no-deps \
         | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
     HIGHWATER_BENCH_BINARY=$target/release/highwater
+    built_of=
     export BENCH_OUT=${BENCH_OUT:-$target/bench}
 fi
 export HIGHWATER_BENCH_BINARY
@@ -56,6 +59,17 @@ export HIGHWATER_BENCH_BINARY
     exit 1
 }
 [ $# -gt 0 ] || set -- tools receive
+if [ -z "$built_of" ]; then
+    # Figures are published with the commit of what was measured.
+    sources=(src Cargo.toml Cargo.lock)
+    if [ -n "$(find "${sources[@]}" -type f -newer "$HIGHWATER_BENCH_BINARY" -print -quit)" ]; then
+        echo "$HIGHWATER_BENCH_BINARY is older than its sources; run \`make bench\`" >&2
+        exit 1
+    fi
+    built_of=$(git log -1 --format=%h --abbrev=12 -- "${sources[@]}")
+    git diff --quiet HEAD -- "${sources[@]}" || built_of="$built_of, with changes that are not committed"
+fi
+export HIGHWATER_BENCH_COMMIT=$built_of
 for part in "$@"; do
     case $part in
         tools) python3 -B benches/measure.py ;;
