@@ -23,6 +23,7 @@ mod archive;
 mod backup_files;
 mod backup_restore;
 mod by_hand;
+mod copy_beside_expire;
 mod delta;
 mod drill;
 mod encryption;

@@ -36,7 +36,8 @@ impl Receiver {
         agent
     }
 
-    fn service(highwater: &Highwater, all: &[&str]) -> Self {
+    /// Starts another command that runs for long.
+    pub fn service(highwater: &Highwater, all: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("service-{}.log", COUNT.fetch_add(1, Ordering::Relaxed));
         let log = highwater.scratch(&name);
