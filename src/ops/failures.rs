@@ -101,6 +101,9 @@ fn next_of_store(error: &StoreError) -> String {
         StoreError::Unavailable { .. } => {
             "It is safe to try again; PostgreSQL does so by itself. `highwater check` tells more about the store.".into()
         }
+        StoreError::NotConfirmed { .. } => {
+            "Look at the kernel's log for errors of the disk under the repository. Nothing that it did not confirm is counted on; it is written anew at the next attempt.".into()
+        }
         StoreError::Refused { .. } => {
             "Check repository URL and store options; `highwater config` shows them, `highwater check` tries them.".into()
         }

@@ -344,6 +344,10 @@ impl Store for EncryptingStore {
         self.below.discard(key).await
     }
 
+    async fn settle(&self, prefix: &Key) -> Result<(), StoreError> {
+        self.below.settle(prefix).await
+    }
+
     fn describe(&self) -> String {
         self.below.describe()
     }

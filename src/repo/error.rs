@@ -195,6 +195,11 @@ impl RepoError {
         matches!(self, Self::Store(Denied { .. } | Refused { .. } | NoRoom { .. }))
     }
 
+    /// Returns whether the disk of a local repository did not confirm what was written: to be written anew, and not for ever.
+    pub fn is_not_confirmed(&self) -> bool {
+        matches!(self, Self::Store(StoreError::NotConfirmed { .. }))
+    }
+
     pub(super) fn damaged(key: &Key, why: impl std::fmt::Display) -> Self {
         Self::Damaged { key: key.clone(), why: why.to_string() }
     }

@@ -1,11 +1,12 @@
 //! WAL files in the repository: sealing one while it is read, storing and fetching small ones.
 //! Segments are fetched by `wal_fetch`, streamed ones made by `assembly`.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 use super::{Put, RepoError, Repository, SealedObject};
 use crate::format::{Codec, FrameWriter, Header, Kind, WalObject};
-use crate::pg::{SystemId, Timeline, WalFileName};
+use crate::pg::{SegmentName, SystemId, Timeline, WalFileName};
 use crate::store::{BodyWriter, Key};
 
 /// The size of the pieces that stand for a segment larger than this (its *units*), so that one put and its
@@ -54,6 +55,25 @@ impl Repository {
     /// Returns the key of a WAL object.
     pub fn wal_key(&self, system_id: SystemId, object: WalObject) -> Key {
         Key::new(self.place().wal(system_id, object))
+    }
+
+    /// Makes sure that what is seen of these segments is there after a crash too, though whoever stored it may have died
+    /// in that very moment. To be called before somebody is told of it.
+    pub async fn settle_segments(
+        &self,
+        system_id: SystemId,
+        segments: impl IntoIterator<Item = SegmentName>,
+    ) -> Result<(), RepoError> {
+        let mut directories = BTreeSet::new();
+        for segment in segments {
+            let pieces = self.place().pieces_dir(system_id, segment);
+            directories.extend(pieces.rsplit_once('/').map(|(group, _)| group.to_owned()));
+            directories.insert(pieces);
+        }
+        for directory in directories {
+            self.store().settle(&Key::new(directory)).await?;
+        }
+        Ok(())
     }
 
     /// Stores a small WAL file (history or backup history) that is at hand; see

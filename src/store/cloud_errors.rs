@@ -355,6 +355,7 @@ mod tests {
             StoreError::Exists { .. } => "exists",
             StoreError::Denied { .. } => "denied",
             StoreError::NoRoom { .. } => "no room",
+            StoreError::NotConfirmed { .. } => "not confirmed",
             StoreError::Unavailable { .. } => "unavailable",
             StoreError::Refused { .. } => "refused",
         }

@@ -313,6 +313,10 @@ impl Store for FaultStore {
         self.call(Call::Delete, key, self.inner.delete(key)).await
     }
 
+    async fn settle(&self, prefix: &Key) -> Result<(), StoreError> {
+        self.inner.settle(prefix).await
+    }
+
     fn describe(&self) -> String {
         self.inner.describe()
     }

@@ -217,6 +217,13 @@ impl Inner {
         Ok(())
     }
 
+    fn settle(&self, prefix: &Key) -> Result<(), StoreError> {
+        match sync_directory(&self.directory(prefix)?) {
+            Err(error) if is_no_such_file(&error) => self.require_root(prefix),
+            synced => synced.map_err(|e| failed(prefix, e)),
+        }
+    }
+
     /// Removes the directories above a deleted object that nothing is in: each probe has one of its
     /// own. Not done for other objects, for a writer may rely on their directories.
     fn remove_empty_directories(&self, path: &Path) {
@@ -318,6 +325,11 @@ impl Store for FileStore {
     async fn discard(&self, key: &Key) -> Result<(), StoreError> {
         let (inner, name) = (Arc::clone(&self.inner), key.clone());
         self.run(key.clone(), 0, move || inner.discard(&name).map(drop)).await
+    }
+
+    async fn settle(&self, prefix: &Key) -> Result<(), StoreError> {
+        let (inner, name) = (Arc::clone(&self.inner), prefix.clone());
+        self.run(prefix.clone(), 0, move || inner.settle(&name)).await
     }
 
     fn describe(&self) -> String {

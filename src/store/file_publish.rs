@@ -10,6 +10,10 @@
 //! the same promise; where it has neither, `create` refuses, for a plain rename
 //! would replace.
 //!
+//! After an fsync that failed nobody knows what is on the disk, and the next fsync may say nothing of it: so a staging file is
+//! written anew, and a name whose directory could not be synced is given anew, to a copy of the object, which changes
+//! the directory once more. That a name is in doubt is known to the process that gave it.
+//!
 //! An object is durable only if the names of all directories above it are. Whoever creates one
 //! makes that sure *before* the link, so an object that can be seen in a directory proves it
 //! for that directory and for all above: by a writer that was killed just behind its link as
@@ -26,14 +30,14 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::contract::is_key_part;
-use super::file_errors::{failed, is_no_such_file};
+use super::file_errors::{failed, fsync, is_no_such_file};
 use super::random::random_u64;
 use super::{Body, Key, StoreError};
 
@@ -61,12 +65,14 @@ pub(super) struct Publisher {
     root: PathBuf,
     /// Directories whose own names this process knows to be durable.
     durable: Mutex<BTreeSet<PathBuf>>,
+    /// Objects whose names this process gave, and could not make durable.
+    doubtful: Mutex<BTreeSet<PathBuf>>,
 }
 
 impl Publisher {
     /// Touches nothing.
     pub(super) fn new(root: PathBuf) -> Self {
-        Self { root, durable: Mutex::default() }
+        Self { root, durable: Mutex::default(), doubtful: Mutex::default() }
     }
 
     /// Creates the root and what it needs, durably.
@@ -84,7 +90,7 @@ impl Publisher {
     /// # Errors
     /// [`StoreError::Exists`] when the name is taken; what is there was not touched, and is durable.
     pub(super) fn publish(&self, key: &Key, body: &Body, path: &Path) -> Result<(), StoreError> {
-        let staged = self.stage(body).map_err(|e| failed(key, e))?;
+        let staged = self.stage(key, body)?;
         let result = self.name(key, &staged, path);
         // After a link the staging name is a second name; after an error it is
         // rubbish. Either way a failure to remove it harms nothing: it is swept.
@@ -122,41 +128,47 @@ impl Publisher {
     }
 
     /// Writes a staging file, durable but for its name.
-    fn stage(&self, body: &Body) -> io::Result<PathBuf> {
+    fn stage(&self, key: &Key, body: &Body) -> Result<PathBuf, StoreError> {
+        let (mut file, path) = self.open_staging().map_err(|e| failed(key, e))?;
+        let written = body.pieces().iter().try_for_each(|piece| file.write_all(piece));
+        if let Err(error) = written.and_then(|()| fsync(&file)) {
+            let _ = fs::remove_file(&path);
+            return Err(failed(key, error));
+        }
+        Ok(path)
+    }
+
+    fn open_staging(&self) -> io::Result<(File, PathBuf)> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let directory = self.root.join(STAGING);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = directory.join(format!("{}-{number}-{:016x}", std::process::id(), random_u64()));
         let open = || OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&path);
-        let mut file = match open() {
+        let file = match open() {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 make_directories(&directory, Some(&self.root))?;
                 open()?
             }
             opened => opened?,
         };
-        let written = body
-            .pieces()
-            .iter()
-            .try_for_each(|piece| file.write_all(piece))
-            .and_then(|()| file.sync_all());
-        if let Err(error) = written {
-            let _ = fs::remove_file(&path);
-            return Err(error);
-        }
-        Ok(path)
+        Ok((file, path))
     }
 
     /// Gives the staged file its name, unless the name is taken.
     fn name(&self, key: &Key, staged: &Path, path: &Path) -> Result<(), StoreError> {
         let parent = path.parent().unwrap_or(&self.root);
         self.settle(parent).map_err(|e| failed(key, e))?;
+        // Opened before, so that it hears of every failure since, also of one that another writer's fsync met first.
+        let directory = File::open(parent).map_err(|e| failed(key, e))?;
         match link_or_rename(staged, path) {
-            Ok(()) => sync_directory(parent).map_err(|e| failed(key, e)),
+            Ok(()) => self.confirm(key, path, &directory),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                if self.doubtful().contains(path) {
+                    self.name_anew(key, path)?;
+                }
                 // Whoever created it may have died before this fsync, and our
                 // caller will trust the object that it now finds.
-                sync_directory(parent).map_err(|e| failed(key, e))?;
+                self.confirm(key, path, &directory)?;
                 Err(StoreError::Exists { key: key.clone() })
             }
             Err(error) if error.kind() == ErrorKind::Unsupported => {
@@ -176,6 +188,35 @@ impl Publisher {
             }
             Err(error) => Err(failed(key, error)),
         }
+    }
+
+    /// Makes the name of an object durable. Where that fails, the name is in doubt from then on.
+    fn confirm(&self, key: &Key, path: &Path, directory: &File) -> Result<(), StoreError> {
+        match fsync(directory) {
+            Ok(()) => {
+                self.doubtful().remove(path);
+                Ok(())
+            }
+            Err(error) => {
+                self.doubtful().insert(path.to_owned());
+                Err(failed(key, error))
+            }
+        }
+    }
+
+    /// Puts a copy of an object in its own place, so that its name is written once more. Whoever reads it sees the same
+    /// bytes before and after.
+    fn name_anew(&self, key: &Key, path: &Path) -> Result<(), StoreError> {
+        let bytes = fs::read(path).map_err(|e| failed(key, e))?;
+        let copy = self.stage(key, &Body::from(bytes))?;
+        fs::rename(&copy, path).map_err(|error| {
+            let _ = fs::remove_file(&copy);
+            failed(key, error)
+        })
+    }
+
+    fn doubtful(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.doubtful.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes sure that `directory` is there, and will be after a crash. Another process may
@@ -237,7 +278,10 @@ fn make_directories(path: &Path, below: Option<&Path>) -> io::Result<()> {
         Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => {}
         Err(error) => return Err(error),
     }
-    sync_directory(parent)
+    sync_directory(parent).inspect_err(|_| {
+        // It is made anew the next time. One that somebody has put something into meanwhile stays.
+        let _ = fs::remove_dir(path);
+    })
 }
 
 /// Returns whether an object is among the first entries of a directory.
@@ -253,7 +297,7 @@ fn holds_an_object(directory: &Path) -> io::Result<bool> {
 
 /// Makes the names in a directory durable.
 pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+    fsync(&File::open(path)?)
 }
 
 /// Only what [`Publisher::stage`] names is swept: pid, number and 16 hexadecimal digits.

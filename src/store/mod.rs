@@ -148,6 +148,16 @@ pub enum StoreError {
         #[source]
         cause: Cause,
     },
+    /// The disk of a local repository did not confirm what was written (`fsync` failed), so that nobody knows what of it
+    /// is there after a crash. The same call made again writes it anew.
+    #[error("the disk did not confirm what was written for `{key}`")]
+    NotConfirmed {
+        /// The key that was to be written.
+        key: Key,
+        /// What the system said.
+        #[source]
+        cause: Cause,
+    },
     /// The store understood and refused, for a reason that a retry cannot cure
     /// (no such bucket, an unsupported request, a bad argument).
     #[error("the store refused the request for `{key}`")]
@@ -163,7 +173,7 @@ pub enum StoreError {
 impl StoreError {
     /// Returns whether the same call may succeed later without anybody's help.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable { .. })
+        matches!(self, Self::Unavailable { .. } | Self::NotConfirmed { .. })
     }
 
     /// Returns whether the store itself said that the key does not exist.
@@ -211,6 +221,14 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// may be there again. A local directory then waits for no flush of the disk.
     async fn discard(&self, key: &Key) -> Result<(), StoreError> {
         self.delete(key).await
+    }
+
+    /// Makes sure that the objects which are seen directly below the directory `prefix` are there after a crash too, whoever
+    /// made them: a local directory shows an object a moment before its name is durable, and its writer may have died
+    /// in that moment. Others show nothing that is not.
+    async fn settle(&self, prefix: &Key) -> Result<(), StoreError> {
+        let _ = prefix;
+        Ok(())
     }
 
     /// Returns the place as a URL, without secrets, for messages.

@@ -251,6 +251,16 @@ impl<S: Store + ?Sized + 'static> Store for Retrying<S> {
         }
     }
 
+    async fn settle(&self, prefix: &Key) -> Result<(), StoreError> {
+        let mut attempts = Attempts::new(self.policy);
+        loop {
+            match self.inner.settle(prefix).await {
+                Ok(()) => return Ok(()),
+                Err(error) => attempts.again("settle", error).await?,
+            }
+        }
+    }
+
     fn describe(&self) -> String {
         self.inner.describe()
     }

@@ -9,7 +9,7 @@ use crate::two_repos::Two;
 /// The objects of WAL.
 fn wal(stored: &Stored) -> Vec<PathBuf> {
     let mut names = stored.names();
-    names.retain(|name| name.components().any(|part| part.as_os_str() == "wal"));
+    names.retain(|name| name.iter().any(|part| part == "wal"));
     names
 }
 

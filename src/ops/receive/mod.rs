@@ -94,7 +94,7 @@ pub struct Report {
 /// # Errors
 /// What no retry can cure: settings ([`Kind::Usage`]), a place of another cluster or content
 /// that contradicts what is stored ([`Kind::Conflict`]), WAL that fails its checks again and again
-/// ([`Kind::Integrity`]); and an ordered stop that could not store what was in hand ([`Kind::Store`]).
+/// ([`Kind::Integrity`]), a disk under a local repository that does not confirm what is written to it ([`Kind::Disk`]); and an ordered stop that could not store what was in hand ([`Kind::Store`]).
 pub async fn run(
     repository: &Repository,
     request: &Request,
@@ -210,7 +210,7 @@ impl Service<'_> {
     /// an operator is watching, and is told at once what the server refuses.
     fn is_curable(&mut self, failure: &Failure) -> bool {
         match failure.kind {
-            Kind::Store | Kind::Disk => true,
+            Kind::Store => true,
             Kind::Postgres => self.ever_streamed || !is_refused(failure),
             Kind::Integrity => self.may_be_read_again(),
             _ => false,

@@ -4,6 +4,7 @@
 //! statuses go out whatever the store does: when too much is on its way, only the reading stops.
 
 use std::collections::BTreeSet;
+use std::pin::pin;
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -176,7 +177,17 @@ impl<'a> Session<'a> {
                     let event = event.map_err(|error| trouble(error, "lost the stream"))?;
                     line.heard();
                     match event {
-                        StreamEvent::Wal { start_lsn, data, .. } => self.take(start_lsn, data).await?,
+                        StreamEvent::Wal { start_lsn, data, .. } => {
+                            // It may have to read what is stored; meanwhile nothing that can be told changes.
+                            let progress = self.progress.clone();
+                            let mut taken = pin!(self.take(start_lsn, data));
+                            loop {
+                                tokio::select! {
+                                    taken = &mut taken => break taken?,
+                                    _ = line.timer.tick() => line.keep_alive(&progress).await?,
+                                }
+                            }
+                        }
                         StreamEvent::Keepalive { reply_requested: true, .. } => {
                             self.uncut.hurry = self.uncut.since.is_some();
                             line.tell(&self.progress, true).await?;
@@ -249,6 +260,10 @@ impl<'a> Session<'a> {
         let system_id = self.facts.system_id;
         let segment = SegmentName::new(self.start.timeline, size.segment_of(lsn), size);
         let stored = if self.start.first_missing > lsn {
+            let settled = self.repository.settle_segments(system_id, [segment]).await;
+            settled.map_err(|error| {
+                of_repo(error, format!("could not make {segment} durable"), UNHARMED)
+            })?;
             match self.repository.stored_prefix(system_id, segment, size).await {
                 Ok(stored) => stored,
                 Err(error @ RepoError::Damaged { .. }) => {

@@ -10,12 +10,15 @@ use crate::ops::failures::{of_postgres, of_repo};
 pub(super) use crate::ops::server_facts::ServerFacts as Facts;
 use crate::ops::server_facts::{check_segment_size, connect, store_history};
 use crate::ops::wal_times::histories_of;
-use crate::pg::{Lsn, Timeline, TimelineHistory};
+use crate::pg::{Lsn, SegmentName, Timeline, TimelineHistory};
 use crate::plan::receive::{
     Situation, Start, start_after_gap, start_at_switch, start_of, superseded_by,
 };
 use crate::repo::{Repository, WalInventory};
 use crate::walsender::{ConnInfo, Connection, Mode, PgError, SlotState, StreamStart};
+
+/// Segments before the first missing byte whose names are made durable: more than a receiver has in hand at a time.
+const SETTLED_SEGMENTS: u64 = 32;
 
 /// A connected server and where streaming from it begins.
 pub(super) struct Source {
@@ -63,6 +66,7 @@ pub(super) async fn choose(
         segment_size: facts.segment_size,
     };
     let start = start_of(&situation);
+    settle_before(repository, &facts, &history, start.first_missing).await?;
     if !std::mem::take(&mut memory.wal_removed) {
         return Ok(Source { connection, facts, start });
     }
@@ -74,6 +78,25 @@ pub(super) async fn choose(
         later.lsn
     );
     Ok(Source { connection, facts, start: later })
+}
+
+/// Makes durable what an earlier receiver may have stored in the moment in which it died: as soon as WAL behind it is
+/// acknowledged, the server may forget it.
+async fn settle_before(
+    repository: &Repository,
+    facts: &Facts,
+    history: &TimelineHistory,
+    lsn: Lsn,
+) -> Result<(), Failure> {
+    let size = facts.segment_size;
+    let last = size.segment_of(lsn);
+    let numbers = last.saturating_sub(SETTLED_SEGMENTS)..=last;
+    let both_ends = |number| {
+        let ends = [size.start_of(number), Lsn(size.start_of(number + 1).0 - 1)];
+        ends.map(|end| SegmentName::new(history.owner_of(end), number, size))
+    };
+    let settled = repository.settle_segments(facts.system_id, numbers.flat_map(both_ends)).await;
+    settled.map_err(|error| of_repo(error, "could not make stored WAL durable", UNHARMED))
 }
 
 /// Returns where to begin on a timeline that was just switched to.

@@ -25,6 +25,9 @@ const AGAIN_LAST: Duration = Duration::from_secs(1);
 const TELL_FROM: Duration = Duration::from_secs(5);
 const TELL_EVERY: Duration = Duration::from_mins(1);
 
+/// How often an object is written anew after a disk that did not confirm it.
+const WRITTEN_ANEW_MAX: u32 = 3;
+
 /// What an upload is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
@@ -250,9 +253,15 @@ fn counted(bytes: u64) -> u64 {
 async fn put_until_stored(repository: &Repository, piece: &SealedPiece) -> Result<Put, RepoError> {
     let mut pause = AGAIN_FIRST;
     let mut tell_at = Instant::now() + TELL_FROM;
+    let mut not_confirmed = 0;
     loop {
         match repository.put_sealed(&piece.key, &piece.sealed).await {
-            Err(error) if kind_of_repo(&error) == Kind::Store => {
+            Err(error) if error.is_not_confirmed() && not_confirmed < WRITTEN_ANEW_MAX => {
+                not_confirmed += 1;
+                tracing::warn!("{}; it is written anew", in_one_line(&error));
+                tokio::time::sleep(pause).await;
+            }
+            Err(error) if !error.is_not_confirmed() && kind_of_repo(&error) == Kind::Store => {
                 if Instant::now() >= tell_at {
                     tell_at += TELL_EVERY;
                     tracing::warn!(
@@ -289,7 +298,10 @@ fn refused(segment: SegmentName, lsn: Lsn, error: RepoError) -> Failure {
         ),
         _ => format!("could not store WAL of segment {segment} from {lsn} on"),
     };
-    of_repo(error, what, UNHARMED)
+    let is_disk = error.is_not_confirmed();
+    let failure = of_repo(error, what, UNHARMED);
+    // A disk that forgets is no store that is away for a while.
+    Failure { kind: if is_disk { Kind::Disk } else { failure.kind }, ..failure }
 }
 
 #[cfg(test)]
