@@ -40,6 +40,40 @@ pub fn unbroken_end(
     at
 }
 
+/// Returns the stretches between two positions of a way that are not stored, ascending: start included, end excluded.
+pub fn holes(
+    way: &TimelineHistory,
+    coverage: &Coverage,
+    from_lsn: Lsn,
+    to_lsn: Lsn,
+    size: SegmentSize,
+) -> Vec<(Lsn, Lsn)> {
+    let stretches = way.path();
+    let mut holes = Vec::new();
+    let mut at = unbroken_end(way, coverage, from_lsn, size);
+    while at < to_lsn {
+        let nexts = stretches.iter().filter_map(|stretch| next_stored(stretch, coverage, at, size));
+        let next = nexts.min().map_or(to_lsn, |next| next.min(to_lsn));
+        holes.push((at, next));
+        at = unbroken_end(way, coverage, next, size);
+    }
+    holes
+}
+
+/// Returns the first byte behind `at` that is stored of one stretch.
+fn next_stored(
+    stretch: &TimelineStretch,
+    coverage: &Coverage,
+    at: Lsn,
+    size: SegmentSize,
+) -> Option<Lsn> {
+    let first = size.start_of(size.segment_of(stretch.start_lsn));
+    let ranges = coverage.get(&stretch.timeline)?.iter();
+    let starts = ranges.filter(|(_, end)| *end > first).map(|(start, _)| first.max(*start));
+    let inside = |start: &Lsn| *start > at && stretch.end_lsn.is_none_or(|end| *start < end);
+    starts.filter(inside).min()
+}
+
 /// Returns the segment that recovery reads for segment `number`: that of the newest timeline
 /// on the way that owns a byte of it below `end_lsn`.
 pub fn segment_on(
@@ -112,6 +146,22 @@ mod tests {
         assert_eq!(unbroken_end(&way, &stored, seg(1), SIZE), seg(3));
         assert_eq!(unbroken_end(&way, &stored, seg(3), SIZE), seg(3));
         assert_eq!(unbroken_end(&way, &stored, seg(5), SIZE), seg(9));
+    }
+
+    #[test]
+    fn holes_are_what_lies_between_stored_stretches_of_the_way() {
+        let way = TimelineHistory::first();
+        let stored = coverage(&[(1, 1, 3), (1, 4, 6), (1, 9, 10)]);
+        let holes_of = |from, to| holes(&way, &stored, seg(from), seg(to), SIZE);
+        assert_eq!(holes_of(1, 10), [(seg(3), seg(4)), (seg(6), seg(9))]);
+        assert_eq!(holes_of(4, 6), []);
+        assert_eq!(holes_of(7, 8), [(seg(7), seg(8))]);
+        assert_eq!(holes_of(9, 12), [(seg(10), seg(12))]);
+        // Past the fork the old timeline's WAL is none of the way.
+        let stored = coverage(&[(1, 1, 9), (2, 6, 8)]);
+        assert_eq!(holes(&forked(), &stored, seg(2), seg(8), SIZE), [(FORK, seg(6))]);
+        let stored = coverage(&[(1, 1, 3), (2, 4, 8)]);
+        assert_eq!(holes(&forked(), &stored, seg(2), seg(8), SIZE), [(seg(3), seg(4))]);
     }
 
     #[test]

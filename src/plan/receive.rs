@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::lineage::{Coverage, unbroken_end};
+use super::lineage::{Coverage, holes, unbroken_end};
 use crate::pg::{Lsn, SegmentSize, Timeline, TimelineHistory};
 
 /// How many pieces are merged into one: many, so that fewer than one commit in a hundred is stored while
@@ -24,6 +24,9 @@ pub const MERGE_BYTES_MAX: u32 = 2 << 20;
 
 /// How often the result of a merge is merged again.
 pub const MERGE_LEVELS: usize = 2;
+
+/// The most segments that are received behind the first byte that is not stored.
+pub const AHEAD_SEGMENTS: u64 = 32;
 
 /// How far streaming on one timeline has come.
 ///
@@ -74,6 +77,12 @@ impl Progress {
     /// Returns what may be acknowledged as flushed.
     pub fn flush_lsn(&self) -> Lsn {
         self.stored.min(self.received)
+    }
+
+    /// Returns whether so much was received behind the first byte that is not stored that no more is to be read: what a
+    /// later receiver finds stored behind a hole begins within [`AHEAD_SEGMENTS`] of that hole.
+    pub fn is_far_ahead(&self, size: SegmentSize) -> bool {
+        self.received.0.saturating_sub(self.stored.0) > AHEAD_SEGMENTS * size.bytes()
     }
 
     /// Returns the end of the unbroken prefix that is stored; ahead of what was received
@@ -214,7 +223,9 @@ pub struct Situation<'a> {
     pub coverage: &'a Coverage,
     /// From where on our slot makes the server keep WAL.
     pub slot_lsn: Option<Lsn>,
-    /// Where an earlier stream of this process came to.
+    /// Whether it was just made, so that its position says nothing of what earlier streams have stored.
+    pub slot_is_new: bool,
+    /// Where an earlier stream of this process came to, on this way.
     pub resume_lsn: Option<Lsn>,
     /// The end of the server's WAL.
     pub flush_lsn: Lsn,
@@ -237,16 +248,33 @@ pub struct Start {
 /// Decides where to begin: at the first byte not stored that the server should still have.
 ///
 /// The search begins at the lowest of the highest stored byte on the server's way, the slot's position and where
-/// this process stood; holes before all of them are `archive_command`'s to fill.
+/// this process stood; holes before all of them are `archive_command`'s to fill. Where neither a slot nor this process
+/// knows what earlier streams came to, one of them may have died while uploads overtook each other: the last hole that can
+/// be of that kind is asked for, and if the server has it no more, that is a gap.
 pub fn start_of(situation: &Situation<'_>) -> Start {
-    let Situation { history, coverage, slot_lsn, resume_lsn, flush_lsn, segment_size } = *situation;
-    let from = [highest_on(history, coverage), slot_lsn, resume_lsn].into_iter().flatten().min();
+    let Situation { history, coverage, slot_lsn, resume_lsn, flush_lsn, segment_size, .. } =
+        *situation;
+    let highest = highest_on(history, coverage);
+    let is_known = resume_lsn.is_some() || (slot_lsn.is_some() && !situation.slot_is_new);
+    let overtaken = if is_known { None } else { highest.and_then(|end| overtaken(situation, end)) };
+    let from = [highest, slot_lsn, resume_lsn, overtaken].into_iter().flatten().min();
     let from = from.unwrap_or(flush_lsn);
     let first_missing = unbroken_end(history, coverage, from, segment_size);
     // A server that has less than is stored is asked for what it has: its bytes are compared.
     let at = first_missing.min(flush_lsn);
     let lsn = segment_size.start_of(segment_size.segment_of(at));
     Start { timeline: history.owner_of(at), lsn, first_missing }
+}
+
+/// Returns where the first hole before `highest` begins that uploads may have left which overtook each other.
+fn overtaken(situation: &Situation<'_>, highest: Lsn) -> Option<Lsn> {
+    let Situation { history, coverage, segment_size, .. } = *situation;
+    // One more, for the message that went beyond the bound.
+    let ahead = (AHEAD_SEGMENTS + 1) * segment_size.bytes();
+    let from = Lsn(highest.0.saturating_sub(ahead));
+    let holes = holes(history, coverage, from, highest, segment_size).into_iter();
+    // Where nothing is stored before it, the archive begins, or a hole that is older.
+    holes.map(|(start, _)| start).find(|start| *start > from)
 }
 
 /// Returns where to begin when the server has nothing left before segment `number`.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::harness::{NEWEST, Receiver, Stored, Weather, rounds, wait_for};
+use crate::harness::{Lab, NEWEST, Receiver, Stored, Weather, rounds, wait_for};
 use crate::two_repos::Two;
 
 /// The objects of WAL.
@@ -17,7 +17,7 @@ fn wal(stored: &Stored) -> Vec<PathBuf> {
 /// long as it must, and what it brought is restored.
 #[test]
 fn a_copy_that_begins_while_expire_runs_keeps_the_wal_that_only_it_needs() {
-    let mut two = Two::new(NEWEST, |lab| lab.highwater_on_s3());
+    let mut two = Two::new(NEWEST, Lab::highwater_on_s3);
     let (rough, way) = two.place.lab.highwater_on_s3_by_a_way();
     let (stored, both) = (Stored::of(&two.second), two.place.highwater.clone());
     let back_up = |only: &str| {

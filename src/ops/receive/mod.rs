@@ -180,10 +180,11 @@ impl Service<'_> {
                 source.start.lsn,
             );
             let Source { connection, facts, start, .. } = source;
+            let timeline = start.timeline;
             let mut session =
                 Session::new(self.repository, self.request, &facts, start, &mut self.report);
             let end = session.run(connection, &mut watch, self.stop.clone()).await;
-            self.memory.note(session.stored_lsn());
+            self.memory.note(timeline, session.stored_lsn());
             self.ever_streamed = true;
             let (next, switch_lsn, connection) = match end? {
                 End::Switched { next, switch_lsn, connection } => (next, switch_lsn, connection),

@@ -166,7 +166,8 @@ impl<'a> Session<'a> {
             self.cut_if_due()?;
             self.merge_or_tidy()?;
             line.tell(&self.progress, false).await?;
-            let listens = self.held_bytes() < HELD_BYTES_MAX;
+            let listens = self.held_bytes() < HELD_BYTES_MAX
+                && !self.progress.is_far_ahead(self.facts.segment_size);
             line.listens(listens);
             let cut_at = match self.when_to_cut() {
                 Cut::At(at) => Some(self.began + at),

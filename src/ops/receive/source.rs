@@ -4,21 +4,22 @@ use std::collections::BTreeMap;
 
 use super::{Request, UNHARMED};
 use crate::failure::{Failure, Kind};
-use crate::format::Identity;
+use crate::format::{Codec, Identity};
 use crate::ops::claimed_identity;
 use crate::ops::failures::{of_postgres, of_repo};
 pub(super) use crate::ops::server_facts::ServerFacts as Facts;
 use crate::ops::server_facts::{check_segment_size, connect, store_history};
 use crate::ops::wal_times::histories_of;
-use crate::pg::{Lsn, SegmentName, Timeline, TimelineHistory};
+use crate::pg::{Lsn, SegmentName, SystemId, Timeline, TimelineHistory};
+use crate::plan::lineage::holes;
 use crate::plan::receive::{
-    Situation, Start, start_after_gap, start_at_switch, start_of, superseded_by,
+    AHEAD_SEGMENTS, Situation, Start, start_after_gap, start_at_switch, start_of, superseded_by,
 };
 use crate::repo::{Repository, WalInventory};
-use crate::walsender::{ConnInfo, Connection, Mode, PgError, SlotState, StreamStart};
+use crate::walsender::{ConnInfo, Connection, Mode, PgError, SlotName, SlotState, StreamStart};
 
-/// Segments before the first missing byte whose names are made durable: more than a receiver has in hand at a time.
-const SETTLED_SEGMENTS: u64 = 32;
+/// Segments before the first missing byte whose names are made durable: as many as a receiver has in hand at a time.
+const SETTLED_SEGMENTS: u64 = AHEAD_SEGMENTS + 1;
 
 /// A connected server and where streaming from it begins.
 pub(super) struct Source {
@@ -30,7 +31,8 @@ pub(super) struct Source {
 /// What earlier streams have stored: saves listing the whole archive at each reconnection.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    stored_lsn: Option<Lsn>,
+    /// The end of unbroken stored WAL, and the timeline on which it was streamed.
+    stored: Option<(Timeline, Lsn)>,
     /// The server said that it has not the WAL any more that we asked for.
     pub(super) wal_removed: bool,
     /// The server said that the slot protects nothing any more.
@@ -38,10 +40,28 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Takes note of the end of unbroken stored WAL.
-    pub(super) fn note(&mut self, stored_lsn: Lsn) {
-        self.stored_lsn = Some(stored_lsn);
+    /// Takes note of the end of unbroken stored WAL on a timeline.
+    pub(super) fn note(&mut self, timeline: Timeline, stored_lsn: Lsn) {
+        self.stored = Some((timeline, stored_lsn));
     }
+
+    /// Returns how much of that lies on this way; `None` where its timeline does not.
+    fn stored_on(&self, way: &TimelineHistory) -> Option<Lsn> {
+        let (timeline, lsn) = self.stored?;
+        if timeline == way.timeline() {
+            return Some(lsn);
+        }
+        way.switch_point(timeline).map(|switch_lsn| lsn.min(switch_lsn))
+    }
+}
+
+/// Our slot on the server.
+#[derive(Debug, Clone, Copy, Default)]
+struct Slot {
+    /// From where on it keeps WAL, as far as that can be known.
+    lsn: Option<Lsn>,
+    /// Whether it was made just now.
+    is_new: bool,
 }
 
 /// Finds the server to follow and the first byte to ask it for.
@@ -54,30 +74,66 @@ pub(super) async fn choose(
     // Before any WAL of the timeline.
     let of = (facts.system_id, facts.timeline);
     let history = store_history(repository, &mut connection, of, request.codec, UNHARMED).await?;
-    let slot_lsn = ready_slot(request, &mut connection, &facts, memory).await?;
-    let inventory = inventory(repository, &facts, memory, slot_lsn).await?;
+    let slot = ready_slot(request, &mut connection, &facts, memory).await?;
+    let resume_lsn = memory.stored_on(&history);
+    let inventory = inventory(repository, &facts, resume_lsn, slot.lsn).await?;
     let coverage = inventory.coverage();
     let situation = Situation {
         history: &history,
         coverage: &coverage,
-        slot_lsn,
-        resume_lsn: memory.stored_lsn,
+        slot_lsn: slot.lsn,
+        slot_is_new: slot.is_new,
+        resume_lsn,
         flush_lsn: facts.flush_lsn,
         segment_size: facts.segment_size,
     };
     let start = start_of(&situation);
     settle_before(repository, &facts, &history, start.first_missing).await?;
-    if !std::mem::take(&mut memory.wal_removed) {
-        return Ok(Source { connection, facts, start });
+    let start = if std::mem::take(&mut memory.wal_removed) {
+        let number = oldest_segment(&facts, &history, start.lsn).await?;
+        let later = start_after_gap(&situation, number);
+        let size = facts.segment_size;
+        for (from, to) in holes(&history, &coverage, start.first_missing, later.lsn, size) {
+            tracing::error!(
+                "GAP: WAL from {from} to {to} is neither in the repository nor on the server any more. No moment inside it can be reached, and no backup from before it reaches past it, unless archive_command still brings it. Take a base backup now"
+            );
+        }
+        later
+    } else {
+        start
+    };
+    let of = (facts.system_id, start.timeline);
+    store_ancestors(repository, &mut connection, of, &history, request.codec).await?;
+    Ok(Source { connection, facts, start })
+}
+
+/// Stores the histories of the timelines between that on which streaming begins and the server's own: WAL of each
+/// will come, and whoever looks for the newest timeline stops at the first without a history.
+async fn store_ancestors(
+    repository: &Repository,
+    connection: &mut Connection,
+    (system_id, first): (SystemId, Timeline),
+    history: &TimelineHistory,
+    codec: Codec,
+) -> Result<(), Failure> {
+    let ancestors = history.ancestors().iter().map(|(timeline, _)| *timeline);
+    for timeline in ancestors.filter(|timeline| *timeline >= first) {
+        match store_history(repository, connection, (system_id, timeline), codec, UNHARMED).await {
+            Ok(_) => {}
+            Err(failure) if is_absent_there(&failure) => tracing::warn!(
+                "the server has not the history of timeline {timeline} any more; if it is not in the repository either, no recovery finds its way to that timeline alone"
+            ),
+            Err(failure) => return Err(failure),
+        }
     }
-    let number = oldest_segment(&facts, &history, start.lsn).await?;
-    let later = start_after_gap(&situation, number);
-    tracing::error!(
-        "GAP: WAL from {} to {} is neither in the repository nor on the server any more. No moment inside it can be reached, and no backup from before it reaches past it, unless archive_command still brings it. Take a base backup now",
-        start.first_missing,
-        later.lsn
-    );
-    Ok(Source { connection, facts, start: later })
+    Ok(())
+}
+
+/// Returns whether the server says that it has no such file.
+fn is_absent_there(failure: &Failure) -> bool {
+    let cause = failure.cause.as_deref();
+    let error = cause.and_then(|cause| cause.downcast_ref::<PgError>());
+    error.is_some_and(|error| error.sqlstate() == Some("58P01"))
 }
 
 /// Makes durable what an earlier receiver may have stored in the moment in which it died: as soon as WAL behind it is
@@ -107,10 +163,10 @@ pub(super) async fn at_switch(
     switch_lsn: Lsn,
     memory: &mut Memory,
 ) -> Result<Start, Failure> {
-    memory.note(switch_lsn);
+    memory.note(timeline, switch_lsn);
     let size = facts.segment_size;
     let lsn = size.start_of(size.segment_of(switch_lsn));
-    let inventory = inventory(repository, facts, memory, Some(lsn)).await?;
+    let inventory = inventory(repository, facts, Some(switch_lsn), Some(lsn)).await?;
     Ok(start_at_switch(&inventory.coverage(), timeline, switch_lsn, size))
 }
 
@@ -215,28 +271,33 @@ async fn refuse_old_timeline(
     ))
 }
 
-/// Makes sure that the slot is there and usable; returns from where on it keeps WAL.
+/// Makes sure that the slot is there and usable; returns what it keeps.
 async fn ready_slot(
     request: &Request,
     connection: &mut Connection,
     facts: &Facts,
     memory: &mut Memory,
-) -> Result<Option<Lsn>, Failure> {
-    let Some(slot) = &request.slot else { return Ok(None) };
+) -> Result<Slot, Failure> {
+    let Some(slot) = &request.slot else { return Ok(Slot::default()) };
     let failed = |error: PgError, what: &str| {
         of_postgres(error, format!("could not {what} replication slot `{slot}`"), UNHARMED)
     };
-    if std::mem::take(&mut memory.slot_lost) {
+    if memory.slot_lost {
         tracing::error!(
             "replication slot `{slot}` was invalidated: the server removed WAL that was not stored yet. It is made anew; look at max_slot_wal_keep_size"
         );
-        connection.drop_slot(slot).await.map_err(|error| failed(error, "remove"))?;
+        match connection.drop_slot(slot).await {
+            Err(error) if !error.is_slot_absent() => return Err(failed(error, "remove")),
+            _ => memory.slot_lost = false,
+        }
     }
+    let mut is_new = false;
     let mut state = connection.read_slot(slot).await.map_err(|error| failed(error, "read"))?;
     if matches!(state, SlotState::Absent | SlotState::Unknown) {
         match connection.create_physical_slot(slot).await {
             Ok(()) => {
                 tracing::info!("created replication slot `{slot}` on {}", facts.place);
+                is_new = true;
                 state = connection.read_slot(slot).await.map_err(|error| failed(error, "read"))?;
             }
             Err(error) if error.is_slot_there_already() => {}
@@ -248,23 +309,37 @@ async fn ready_slot(
         tracing::warn!("replication slot `{slot}` keeps no WAL; it is made anew");
         connection.drop_slot(slot).await.map_err(|error| failed(error, "remove"))?;
         connection.create_physical_slot(slot).await.map_err(|error| failed(error, "create"))?;
+        is_new = true;
         state = connection.read_slot(slot).await.map_err(|error| failed(error, "read"))?;
     }
-    Ok(match state {
+    let lsn = match state {
         SlotState::Physical { restart_lsn, .. } => restart_lsn,
-        SlotState::Absent | SlotState::Unknown => None,
-    })
+        SlotState::Unknown => read_slot_aside(facts, slot).await,
+        SlotState::Absent => None,
+    };
+    Ok(Slot { lsn, is_new })
+}
+
+/// Asks PostgreSQL 14 for a slot's position, on an ordinary connection; `None` where that is not allowed.
+async fn read_slot_aside(facts: &Facts, slot: &SlotName) -> Option<Lsn> {
+    let mut connection = Connection::connect(&facts.server, Mode::Sql).await.ok()?;
+    let query = format!(
+        "SELECT restart_lsn FROM pg_catalog.pg_replication_slots WHERE slot_name = '{slot}'"
+    );
+    let rows = connection.query(&query).await.ok()?;
+    connection.close().await;
+    rows.get(0, "restart_lsn")?.parse().ok()
 }
 
 /// Lists stored WAL: all of it at first, later only what lies around the known end.
 async fn inventory(
     repository: &Repository,
     facts: &Facts,
-    memory: &Memory,
+    stored_lsn: Option<Lsn>,
     slot_lsn: Option<Lsn>,
 ) -> Result<WalInventory, Failure> {
     let (system_id, size) = (facts.system_id, facts.segment_size);
-    let listed = match memory.stored_lsn {
+    let listed = match stored_lsn {
         None => repository.wal_inventory(system_id, size).await,
         Some(stored_lsn) => {
             let from = slot_lsn.map_or(stored_lsn, |slot| slot.min(stored_lsn));

@@ -222,7 +222,15 @@ fn situation<'a>(
     slot_lsn: Option<Lsn>,
     flush_lsn: Lsn,
 ) -> Situation<'a> {
-    Situation { history, coverage, slot_lsn, resume_lsn: None, flush_lsn, segment_size: SIZE }
+    Situation {
+        history,
+        coverage,
+        slot_lsn,
+        slot_is_new: false,
+        resume_lsn: None,
+        flush_lsn,
+        segment_size: SIZE,
+    }
 }
 
 #[test]
@@ -243,11 +251,38 @@ fn streaming_goes_on_at_the_first_byte_that_is_not_stored() {
     let flush = seg(9);
     let at = |slot| start_of(&situation(&first, &stored, slot, flush));
     let expected = Start { timeline: Timeline(1), lsn: seg(6), first_missing: stored_end };
-    assert_eq!(at(None), expected);
+    assert_eq!(at(Some(stored_end)), expected);
     assert_eq!(at(Some(seg(5))), expected, "archive_command stored what the slot still holds");
     assert_eq!(at(Some(seg(8))), expected, "the slot is ahead of what is stored");
     let hole = Start { timeline: Timeline(1), lsn: seg(4), first_missing: seg(4) };
     assert_eq!(at(Some(seg(3))), hole, "the server still has what is missing");
+}
+
+#[test]
+fn what_uploads_left_out_that_overtook_each_other_is_asked_for_where_no_slot_tells() {
+    let first = TimelineHistory::first();
+    let flush = seg(90);
+    // A receiver died while a part of segment 42 was on its way, and WAL behind it stood already.
+    let hole = Lsn(seg(42).0 + 0x4000);
+    let stored = coverage(&[(1, seg(2), seg(4)), (1, seg(5), hole), (1, seg(43), seg(70))]);
+    let start = Start { timeline: Timeline(1), lsn: seg(42), first_missing: hole };
+    let unknown = situation(&first, &stored, None, flush);
+    assert_eq!(start_of(&unknown), start);
+    let new = Situation { slot_lsn: Some(seg(80)), slot_is_new: true, ..unknown };
+    assert_eq!(start_of(&new), start, "a slot that was just made says nothing");
+    let behind = Start { timeline: Timeline(1), lsn: seg(70), first_missing: seg(70) };
+    let known = Situation { slot_lsn: Some(seg(60)), ..unknown };
+    assert_eq!(start_of(&known), behind, "what the slot passed was stored");
+    let resumed = Situation { resume_lsn: Some(seg(60)), ..unknown };
+    assert_eq!(start_of(&resumed), behind, "this process has stored it");
+    // None of them gets further ahead than this.
+    let older = coverage(&[(1, seg(2), seg(4)), (1, seg(5), seg(70))]);
+    assert_eq!(start_of(&situation(&first, &older, None, flush)), behind);
+    let mut progress = Progress::begin(seg(4));
+    progress.receive(seg(4 + AHEAD_SEGMENTS));
+    assert!(!progress.is_far_ahead(SIZE));
+    progress.receive(Lsn(seg(4 + AHEAD_SEGMENTS).0 + 1));
+    assert!(progress.is_far_ahead(SIZE));
 }
 
 #[test]
