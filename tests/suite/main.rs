@@ -41,6 +41,7 @@ mod pieces;
 mod power_cut;
 mod protected_life;
 mod receive;
+mod receive_begin;
 mod receive_life;
 mod receive_network;
 mod receive_restore;
