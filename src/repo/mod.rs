@@ -32,6 +32,7 @@ mod pins;
 mod proving;
 mod verification;
 mod wal;
+mod wal_compare;
 mod wal_fetch;
 mod wal_tidy;
 

@@ -17,3 +17,4 @@ mod stall_two;
 mod streamed;
 mod two_repos;
 mod verify;
+mod verify_pieces;

@@ -351,6 +351,12 @@ impl Verifying<'_> {
             About::Identity(..) => plain(
                 "Whose place this is is not known: archiving, backup and restore of this cluster refuse to work. What else is stored is not touched by it.",
             ),
+            About::Rival(_, segment, _) => Meaning {
+                consequence: format!(
+                    "Recovery takes the complete segment. If that is another server's and the pieces are this cluster's, nothing that was committed from {segment} on comes back while it stands there."
+                ),
+                lost_moments: Vec::new(),
+            },
             About::History(_, timeline, _) => Meaning {
                 consequence: format!(
                     "No recovery can follow timeline {timeline}: what was written on it, and on timelines that left it, cannot be reached."
@@ -461,6 +467,7 @@ fn remedy(raw: &Raw) -> String {
         }
         About::Drill(_) => "Delete it, and run `highwater drill` again.".to_owned(),
         About::Changed(_) => "Was it put back after damage? Then say so. Else look at the disk or the bucket, and run `highwater verify --deep --all`.".to_owned(),
+        About::Rival(..) => "Find the other server: most often a copy of this cluster that was started with archiving on; stop it. Then move away whichever is its own, the complete segment or the pieces; segments behind it may be its own too.".to_owned(),
         About::Key(_) => format!(
             "{copy} Else move it away and, with a user key that opens everything, give the other one again: `highwater key add`."
         ),

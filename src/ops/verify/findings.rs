@@ -55,7 +55,7 @@ impl Report {
 pub struct Finding {
     /// What it is called: the same for the same loss, in every run.
     pub id: String,
-    /// `missing`, `damaged`, `unreadable`, `gap`, `accepted` or `changed`.
+    /// `missing`, `damaged`, `unreadable`, `gap`, `accepted`, `changed` or `differs`.
     pub fault: &'static str,
     /// The object, where it is about one.
     pub object: Option<String>,
@@ -118,6 +118,8 @@ pub(super) enum Fault {
     Accepted,
     /// It is whole, and yet not the bytes that were proven before.
     Changed,
+    /// It is whole, and not the bytes that stand under another name for the same WAL.
+    Differs,
 }
 
 impl Fault {
@@ -129,6 +131,7 @@ impl Fault {
             Self::Gap => "gap",
             Self::Accepted => "accepted",
             Self::Changed => "changed",
+            Self::Differs => "differs",
         }
     }
 
@@ -174,6 +177,8 @@ pub(super) enum About {
     Key(Key),
     /// An object that is whole, stored anew or with bits changed that no codec reads.
     Changed(Key),
+    /// Pieces of a segment beside a complete object that holds other WAL.
+    Rival(SystemId, SegmentName, Key),
 }
 
 /// Something wrong, before it is known what it means.
@@ -191,6 +196,7 @@ impl Raw {
             | About::History(_, _, key)
             | About::Wal(_, _, key)
             | About::Accepted(_, _, key)
+            | About::Rival(_, _, key)
             | About::Committed(_, key)
             | About::Begun(_, key)
             | About::Backup(_, key)

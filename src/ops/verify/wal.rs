@@ -170,7 +170,7 @@ impl Verifying<'_> {
             |piece: &(u32, u32)| piece.0.is_multiple_of(unit) && piece.1 - piece.0 == unit;
         if pieced.is_whole {
             self.redundant_pieces += pieced.pieces.len() as u64;
-            return Ok(());
+            return self.compare_with_whole(system_id, size, segment).await;
         }
         pieced.pieces.sort_unstable();
         if hole_in(&pieced.pieces).is_some() {
@@ -184,14 +184,48 @@ impl Verifying<'_> {
             return Ok(());
         }
         self.settle_all().await?;
-        let is_of = |raw: &Raw| matches!(&raw.about, About::Wal(_, object, _) if object.segment() == Some(segment));
-        if self.raw.iter().any(is_of) {
+        if self.is_faulty(segment) {
             return Ok(());
         }
         match self.repository.stored_prefix(system_id, segment, size).await {
             Ok(_) => Ok(()),
             Err(error) => self.wrong_pieces(system_id, segment, size, error),
         }
+    }
+
+    /// Pieces beside a complete segment hold the same WAL, or two servers wrote under one name.
+    async fn compare_with_whole(
+        &mut self,
+        system_id: SystemId,
+        size: SegmentSize,
+        segment: SegmentName,
+    ) -> Result<(), Failure> {
+        if self.request.depth != Depth::Whole {
+            return Ok(());
+        }
+        self.settle_all().await?;
+        if self.is_faulty(segment) {
+            return Ok(());
+        }
+        match self.repository.compare_pieces(system_id, segment, size).await {
+            Ok(None) => Ok(()),
+            Ok(Some(piece)) => {
+                let object = WalObject::File(WalFileName::Segment(segment));
+                let whole = self.repository.wal_key(system_id, object);
+                let why =
+                    format!("it holds other WAL than `{whole}`: two servers wrote under this name");
+                let about = About::Rival(system_id, segment, piece);
+                self.raw.push(Raw { about, fault: Fault::Differs, why });
+                Ok(())
+            }
+            Err(error) => self.wrong_pieces(system_id, segment, size, error),
+        }
+    }
+
+    /// Whether something was found of this segment's objects.
+    fn is_faulty(&self, segment: SegmentName) -> bool {
+        let is_of = |raw: &Raw| matches!(&raw.about, About::Wal(_, object, _) if object.segment() == Some(segment));
+        self.raw.iter().any(is_of)
     }
 
     fn wrong_pieces(
