@@ -42,6 +42,7 @@ mod power_cut;
 mod protected_life;
 mod receive;
 mod receive_begin;
+mod receive_disk;
 mod receive_life;
 mod receive_network;
 mod receive_restore;

@@ -34,7 +34,7 @@ use super::server_facts::store_history;
 use crate::failure::{Failure, Kind};
 use crate::format::Codec;
 use crate::pg::{Lsn, Timeline};
-use crate::repo::Repository;
+use crate::repo::{RepoError, Repository};
 use crate::walsender::{ConnInfo, SlotName};
 
 /// The pause before the server is looked for again, at first and at last.
@@ -122,6 +122,10 @@ pub async fn run(
             }
             Err(failure) if service.is_curable(&failure) => {
                 tracing::warn!("{failure}; trying again in {:.1} s", pause.as_secs_f64());
+            }
+            // A disk that forgets is no store that is away for a while.
+            Err(failure) if is_not_confirmed(&failure) => {
+                return Err(Failure { kind: Kind::Disk, ..failure });
             }
             Err(failure) => return Err(failure),
         }
@@ -211,7 +215,7 @@ impl Service<'_> {
     /// an operator is watching, and is told at once what the server refuses.
     fn is_curable(&mut self, failure: &Failure) -> bool {
         match failure.kind {
-            Kind::Store => true,
+            Kind::Store => !is_not_confirmed(failure),
             Kind::Postgres => self.ever_streamed || !is_refused(failure),
             Kind::Integrity => self.may_be_read_again(),
             _ => false,
@@ -228,6 +232,13 @@ impl Service<'_> {
         self.damaged = Some((at, times));
         times < DAMAGED_READINGS
     }
+}
+
+/// Returns whether the disk of a local repository did not confirm what was written to it.
+fn is_not_confirmed(failure: &Failure) -> bool {
+    let cause = failure.cause.as_deref();
+    let error = cause.and_then(|cause| cause.downcast_ref::<RepoError>());
+    error.is_some_and(RepoError::is_not_confirmed)
 }
 
 /// Returns whether the server was reached and will not have us, as settings say.

@@ -298,10 +298,7 @@ fn refused(segment: SegmentName, lsn: Lsn, error: RepoError) -> Failure {
         ),
         _ => format!("could not store WAL of segment {segment} from {lsn} on"),
     };
-    let is_disk = error.is_not_confirmed();
-    let failure = of_repo(error, what, UNHARMED);
-    // A disk that forgets is no store that is away for a while.
-    Failure { kind: if is_disk { Kind::Disk } else { failure.kind }, ..failure }
+    of_repo(error, what, UNHARMED)
 }
 
 #[cfg(test)]
