@@ -1,11 +1,11 @@
 //! WAL streamed into two repositories: neither being away holds up the other, and each has all of it in the end.
 
 use crate::harness::{
-    Archived, Cluster, Highwater, Lab, Load, NEWEST, Receiver, parse_lsn, passes_within,
+    Archived, Cluster, Highwater, Lab, Load, NEWEST, Receiver, Statement, WAITING_COMMITS,
+    parse_lsn, passes_within,
 };
 use crate::two_repos::{Away, beside};
 use std::path::Path;
-use std::process::Child;
 use std::time::Duration;
 
 const FIRST: &str = "highwater";
@@ -171,26 +171,8 @@ fn a_slot_may_be_named_for_the_second_alone_and_each_has_its_own_where_one_is_se
     receiver.terminate().done();
 }
 
-/// A commit that may wait.
-struct Inserting(Child);
-
-impl Inserting {
-    fn has_ended(&mut self, limit: Duration) -> bool {
-        passes_within(limit, || self.0.try_wait().unwrap().is_some())
-    }
-}
-
-impl Drop for Inserting {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
-}
-
-fn insert(cluster: &Cluster, n: u32) -> Inserting {
-    let mut psql = cluster.client("psql");
-    psql.args(["-q", "-c", &format!("insert into t values ({n})")]);
-    Inserting(psql.spawn().unwrap())
+fn insert(cluster: &Cluster, n: u32) -> Statement {
+    Statement::begin(cluster, &format!("insert into t values ({n})"))
 }
 
 #[test]
@@ -213,21 +195,20 @@ fn commits_wait_for_one_or_for_both_as_the_server_is_told() {
         for repo in [&streamed.first, &streamed.second] {
             let away = Away::new(repo);
             let mut inserting = insert(cluster, 1);
-            assert!(inserting.has_ended(LIMIT), "one is enough:\n{}", receiver.log());
+            assert!(inserting.returns_within(LIMIT), "one is enough:\n{}", receiver.log());
             drop(away);
         }
         streamed.wait_stored(&receiver, FIRST);
         streamed.wait_stored(&receiver, SECOND);
         told("FIRST 2 (highwater, highwater_second)", "sync");
-        assert!(insert(cluster, 2).has_ended(LIMIT), "both are there:\n{}", receiver.log());
+        assert!(insert(cluster, 2).returns_within(LIMIT), "both are there:\n{}", receiver.log());
         let away = Away::new(&streamed.second);
         let mut inserting = insert(cluster, 3);
-        let waits = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
-        cluster.wait_until(waits, "1");
+        cluster.wait_until(WAITING_COMMITS, "1");
         streamed.wait_stored(&receiver, FIRST);
-        assert!(!inserting.has_ended(Duration::from_secs(2)), "the second has not stored it");
+        assert!(!inserting.returns_within(Duration::from_secs(2)), "the second has not stored it");
         drop(away);
-        assert!(inserting.has_ended(LIMIT), "both are back:\n{}", receiver.log());
+        assert!(inserting.returns_within(LIMIT), "both are back:\n{}", receiver.log());
         assert_eq!(cluster.sql("select count(*) from t"), "4");
         receiver.terminate().done();
     }
