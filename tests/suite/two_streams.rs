@@ -287,3 +287,58 @@ fn both_away_are_outlived_and_take_bounded_memory_whatever_the_wal_is_like() {
     assert!(peak <= 96, "{peak} MiB of memory");
     receiver.terminate().done();
 }
+
+/// Begins a commit in a session with this `synchronous_commit`.
+fn insert_with(cluster: &Cluster, level: &str, n: u32) -> Statement {
+    let sql = format!("set synchronous_commit = {level}; insert into t values ({n})");
+    Statement::begin(cluster, &sql)
+}
+
+#[test]
+fn while_the_store_is_away_each_commit_waits_as_its_level_says() {
+    for major in [14, NEWEST] {
+        let lab = Lab::open();
+        let settings = "synchronous_standby_names = 'highwater'";
+        let cluster = lab.cluster(major).conf(settings).start();
+        let highwater = lab.highwater().on(&cluster);
+        highwater.run(&["init"]).done();
+        cluster.sql("set synchronous_commit = local; create table t (n int)");
+        let arguments = ["--synchronous", "--rpo", "1h"];
+        let receiver = Receiver::streaming(&highwater, &cluster, &arguments);
+        assert!(insert_with(&cluster, "on", 1).returns_within(LIMIT), "{}", receiver.log());
+
+        let away = Away::new(&highwater);
+        let mut on = insert_with(&cluster, "on", 2);
+        cluster.wait_until(WAITING_COMMITS, "1");
+        for (level, n) in [("remote_write", 3), ("local", 4), ("off", 5)] {
+            let mut commit = insert_with(&cluster, level, n);
+            assert!(commit.returns_within(LIMIT), "{level} waits:\n{}", receiver.log());
+        }
+        let mut remote_apply = insert_with(&cluster, "remote_apply", 6);
+        cluster.wait_until(WAITING_COMMITS, "2");
+        assert!(!on.returns_within(Duration::from_secs(2)), "it is not stored");
+        drop(away);
+        assert!(on.returns_within(LIMIT), "the store is back:\n{}", receiver.log());
+        // All of it is stored, and that is not what this level waits for.
+        receiver.wait_acknowledged(&cluster);
+        assert!(!remote_apply.returns_within(Duration::from_secs(2)), "nothing is applied");
+        assert_eq!(cluster.sql(WAITING_COMMITS), "1");
+        let waiting = WAITING_COMMITS.replace("count(*)", "pg_cancel_backend(pid)");
+        assert_eq!(cluster.sql(&waiting), "t");
+        assert!(remote_apply.returns_within(LIMIT), "cancelled");
+
+        let told = highwater.with_env("HIGHWATER_SYNCHRONOUS", "on");
+        told.run(&["check", "--no-switch"]).says("commits wait for `highwater`");
+        cluster.set("synchronous_commit = remote_apply");
+        cluster.reload();
+        cluster.wait_until("show synchronous_commit", "remote_apply");
+        let check = told.run(&["check", "--no-switch", "--json"]).ends_with(6).json();
+        let findings = check["findings"].as_array().unwrap();
+        let waits = findings.iter().find(|finding| finding["name"] == "synchronous commit");
+        let waits = waits.unwrap_or_else(|| panic!("{check}"));
+        assert_eq!(waits["status"], "failed", "{check}");
+        let text = waits.to_string();
+        assert!(text.contains("synchronous_commit = remote_apply waits for `highwater`"), "{text}");
+        receiver.terminate().done();
+    }
+}

@@ -31,6 +31,8 @@ pub use small_disk::{NO_SMALL_DISK, on_small_disk};
 pub use statement::{Statement, WAITING_COMMITS};
 pub use stored::Stored;
 pub use trees::{MAJORS, NEWEST, as_server_user};
-pub use truth::{Event, EventKind, Target, events_of, offset_in_segment, parse_lsn, switch_lsn};
+pub use truth::{
+    Event, EventKind, Target, events_in, events_of, offset_in_segment, parse_lsn, switch_lsn,
+};
 pub use wait::{passes_within, wait_for};
 pub use weather::{Way, Weather};
