@@ -1,11 +1,10 @@
 //! `receive`: what it stores is what the server wrote, byte for byte, and nothing else.
 
 use crate::harness::{
-    Archived, Cluster, Lab, MAJORS, NEWEST, Receiver, files_below, offset_in_segment,
-    passes_within, switch_lsn,
+    Archived, Cluster, Lab, MAJORS, NEWEST, Receiver, Statement, WAITING_COMMITS, files_below,
+    offset_in_segment, passes_within, switch_lsn,
 };
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 /// A cluster whose `archive_command` is `cp`, beside a repository that only `receive` fills.
@@ -43,6 +42,35 @@ fn names_in(directory: &Path, suffix: &str) -> Vec<String> {
     names.filter(|name| name.ends_with(suffix)).collect()
 }
 
+/// Waits until each segment of this timeline that `cp` kept, from `first` on, stands in the repository as one object
+/// and nothing else: stored whole, and its pieces removed, which the receiver does beside its work.
+fn wait_whole(place: &Archived, kept: &Path, receiver: &Receiver, timeline: &str, first: &str) {
+    let is_of_it =
+        |name: &String| name.len() == 24 && name.starts_with(timeline) && name.as_str() >= first;
+    let wanted: Vec<_> = names_in(kept, "").into_iter().filter(is_of_it).collect();
+    assert!(!wanted.is_empty(), "nothing of timeline {timeline} was kept");
+    let mut wrong = Vec::new();
+    let whole = passes_within(Duration::from_mins(1), || {
+        let objects = place.wal_objects();
+        let named = |name: &str| objects.iter().filter(|(found, _)| found == name).count();
+        let is_whole = |name: &&String| named(name) == 1 && named(&format!("{name}.parts")) == 0;
+        wrong = wanted.iter().filter(|name| !is_whole(name)).collect();
+        wrong.is_empty()
+    });
+    assert!(whole, "not whole, or not alone: {wrong:?}\n{}", receiver.log());
+}
+
+/// Has something committed of the segment at hand stored, which can only be in pieces; then ends the segment.
+fn end_a_segment_of_pieces(place: &Archived, server: &Cluster, receiver: &Receiver) {
+    server.sql("select pg_logical_emit_message(true, 'test', 'in pieces')");
+    let lsn = receiver.wait_acknowledged(server);
+    let name = server.sql(&format!("select pg_walfile_name('{lsn}'::pg_lsn - 1)"));
+    let parts = format!("{name}.parts");
+    let objects = place.wal_objects();
+    assert!(objects.iter().any(|(found, _)| *found == parts), "{name} up to {lsn}: {objects:?}");
+    server.archive_now();
+}
+
 /// Fails unless the repository gives back each history that `cp` kept, and each segment from
 /// `first` on; returns how many segments.
 fn assert_equals_kept(place: &Archived, kept: &Path, first: &str) -> usize {
@@ -55,7 +83,14 @@ fn assert_equals_kept(place: &Archived, kept: &Path, first: &str) -> usize {
     segments.len()
 }
 
-fn receive_stores_what_cp_keeps(major: u32, segment_mib: u32, before: u32, after: u32) {
+/// Runs `before` rounds of writing, a promotion and `after` more, of which each ends a segment or more except one in
+/// eight; fails unless at least `least` segments were compared.
+fn receive_stores_what_cp_keeps(
+    major: u32,
+    segment_mib: u32,
+    (before, after): (u32, u32),
+    least: usize,
+) {
     let (mut place, kept) = kept_by_cp(major, segment_mib, &[]);
     let standby = place.cluster.standby("standby", &[]);
     let dsn = Cluster::dsn_of(&place.lab, &["pg", "standby"]);
@@ -65,19 +100,27 @@ fn receive_stores_what_cp_keeps(major: u32, segment_mib: u32, before: u32, after
     let bytes_max = segment_mib << 20;
     write_segments(&place.cluster, before, bytes_max);
     place.cluster.pgbench(&["-i", "-q", "-s", "2"]);
-    place.cluster.archive_now();
+    end_a_segment_of_pieces(&place, &place.cluster, &receiver);
+    // Larger ones stay in parts of 16 MiB.
+    let ends_whole = segment_mib <= 16;
+    if ends_whole {
+        wait_whole(&place, &kept, &receiver, "00000001", &first);
+    }
 
     place.cluster.sql("create table at_the_fork (n int)");
     place.cluster.fast_stop();
     standby.promote();
     receiver.wait_streaming(&standby);
     write_segments(&standby, after, bytes_max);
-    standby.archive_now();
+    end_a_segment_of_pieces(&place, &standby, &receiver);
+    if ends_whole {
+        wait_whole(&place, &kept, &receiver, "00000002", &first);
+    }
     receiver.wait_acknowledged(&standby);
     receiver.terminate().done();
 
     let count = assert_equals_kept(&place, &kept, &first);
-    assert!(count >= (before + after) as usize * 7 / 8, "only {count} segments");
+    assert!(count >= least, "only {count} segments");
     // Of the segment of the fork, timeline 1 has what lies before the fork and nothing else.
     let fork = switch_lsn(&standby.wal("00000002.history"));
     let partial = names_in(&kept, ".partial").remove(0);
@@ -91,14 +134,14 @@ fn receive_stores_what_cp_keeps(major: u32, segment_mib: u32, before: u32, after
 #[test]
 fn every_segment_is_the_file_that_archive_command_kept() {
     for major in [14, NEWEST] {
-        receive_stores_what_cp_keeps(major, 1, 180, 40);
+        receive_stores_what_cp_keeps(major, 1, (200, 40), 200);
     }
 }
 
 #[test]
 fn larger_segments_are_the_files_that_archive_command_kept() {
-    receive_stores_what_cp_keeps(16, 16, 8, 2);
-    receive_stores_what_cp_keeps(NEWEST, 64, 2, 1);
+    receive_stores_what_cp_keeps(16, 16, (8, 2), 8);
+    receive_stores_what_cp_keeps(NEWEST, 64, (2, 1), 2);
 }
 
 #[test]
@@ -191,19 +234,41 @@ fn following(name: &str) -> String {
     format!("{front}{:08X}", u32::from_str_radix(back, 16).unwrap() + 1)
 }
 
+/// A cluster whose commits wait for the receiver unless their session says otherwise.
+fn synchronous(major: u32, more: &[&str]) -> Archived {
+    let lab = Lab::open();
+    let mut builder = lab.cluster(major).conf("synchronous_standby_names = 'highwater'");
+    for line in more {
+        builder = builder.conf(line);
+    }
+    let cluster = builder.start();
+    let highwater = lab.highwater().on(&cluster);
+    highwater.run(&["init"]).done();
+    Archived { cluster, highwater, lab }
+}
+
 #[test]
-fn an_order_to_stop_stores_what_is_in_hand() {
+fn an_order_to_stop_stores_what_is_in_hand_and_tells_the_server() {
     for major in [14, NEWEST] {
-        let place = Archived::by_hand(major, 16);
+        // Statuses come often, so that the server soon knows what was received.
+        let place = synchronous(major, &["wal_sender_timeout = '2s'"]);
         let receiver = Receiver::streaming(&place.highwater, &place.cluster, &["--rpo", "1h"]);
-        place.cluster.sql("create table t as select generate_series(1, 1000) n");
-        place.cluster.sql("insert into t values (4711)");
+        place.cluster.sql(
+            "set synchronous_commit = local; create table t as select generate_series(1, 1000) n",
+        );
+        let mut commit = Statement::begin(&place.cluster, "insert into t values (4711)");
+        place.cluster.wait_until(WAITING_COMMITS, "1");
         let lsn = place.cluster.sql("select pg_current_wal_flush_lsn()");
         let name = place.cluster.sql("select pg_walfile_name(pg_current_wal_flush_lsn())");
         place
             .cluster
             .wait_until(&format!("select write_lsn >= '{lsn}' from pg_stat_replication"), "t");
+        assert!(!commit.returns_within(Duration::ZERO), "stored before the order");
         receiver.terminate().done();
+        assert!(commit.returns_within(Duration::from_secs(20)), "the server was not told");
+        assert_eq!(place.cluster.sql("select count(*) from t where n = 4711"), "1");
+        let told = format!("select restart_lsn >= '{lsn}' from pg_replication_slots");
+        place.cluster.wait_until(&told, "t");
         let (run, got) = place.fetch(&name);
         run.done();
         let end = offset_in_segment(&lsn, 16);
@@ -213,34 +278,21 @@ fn an_order_to_stop_stores_what_is_in_hand() {
     }
 }
 
-/// Fails unless psql ends within seconds.
+/// Fails unless this returns within seconds.
 #[track_caller]
 fn assert_returns(cluster: &Cluster, sql: &str) {
-    let mut psql = cluster.client("psql");
-    psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql]);
-    psql.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut psql = psql.spawn().unwrap();
-    let mut ended = None;
-    passes_within(Duration::from_secs(20), || {
-        ended = psql.try_wait().unwrap();
-        ended.is_some()
-    });
-    psql.kill().ok();
-    psql.wait().unwrap();
-    assert!(ended.is_some_and(|status| status.success()), "{sql}: {ended:?}");
+    let mut statement = Statement::begin(cluster, sql);
+    assert!(statement.returns_within(Duration::from_secs(20)), "{sql} waits");
 }
 
 #[test]
 fn every_kind_of_commit_is_stored_at_once_in_synchronous_mode() {
     for major in MAJORS {
-        let lab = Lab::open();
-        let cluster = lab.cluster(major).conf("max_prepared_transactions = 4");
-        let cluster = cluster.conf("synchronous_standby_names = 'highwater'").start();
-        let highwater = lab.highwater().on(&cluster);
-        highwater.run(&["init"]).done();
+        let place = synchronous(major, &["max_prepared_transactions = 4"]);
+        let cluster = &place.cluster;
         // What is stored here is not stored because of its age.
         let arguments = ["--synchronous", "--rpo", "1h"];
-        let receiver = Receiver::streaming(&highwater, &cluster, &arguments);
+        let receiver = Receiver::streaming(&place.highwater, cluster, &arguments);
         cluster.wait_until("select sync_state from pg_stat_replication", "sync");
         for sql in [
             "create table t (n int)",
@@ -254,7 +306,7 @@ fn every_kind_of_commit_is_stored_at_once_in_synchronous_mode() {
             "vacuum full t",
             "drop table t",
         ] {
-            assert_returns(&cluster, sql);
+            assert_returns(cluster, sql);
         }
         receiver.terminate().done();
     }

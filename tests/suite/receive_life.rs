@@ -2,23 +2,11 @@
 //! receivers that meet.
 
 use crate::harness::{
-    Archived, Cluster, Load, NEWEST, Receiver, files_below, finish, offset_in_segment, parse_lsn,
-    switch_lsn, wait_for,
+    Archived, Cluster, Load, NEWEST, Receiver, finish, offset_in_segment, parse_lsn, switch_lsn,
+    wait_for,
 };
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
-
-/// Each object of the repository that holds WAL, with the file name it stands for.
-fn wal_objects(place: &Archived) -> Vec<(String, PathBuf)> {
-    let wal = place.highwater.repo_directory().join("main/wal");
-    let named = |path: PathBuf| {
-        let parts = path.iter().nth(2).unwrap().to_string_lossy().into_owned();
-        let whole = wal.join(&path);
-        (parts, whole)
-    };
-    let is_wal = |path: &PathBuf| path.iter().count() > 2;
-    files_below(&wal).into_iter().filter(is_wal).map(named).collect()
-}
 
 fn modified(path: &Path) -> SystemTime {
     std::fs::metadata(path).unwrap().modified().unwrap()
@@ -29,7 +17,7 @@ fn modified(path: &Path) -> SystemTime {
 fn assert_cut_at(place: &Archived, fork: &str, history: &Path) {
     let segment = place.cluster.sql(&format!("select pg_walfile_name('{fork}')"));
     let end = offset_in_segment(fork, 1);
-    let objects = wal_objects(place);
+    let objects = place.wal_objects();
     assert!(objects.iter().any(|(name, _)| name.starts_with("00000002")));
     for (name, path) in &objects {
         if name.starts_with("00000002") {
@@ -166,30 +154,60 @@ fn rewind(old: &Cluster, new: &Cluster) {
     finish(command);
 }
 
+/// Fails unless everything up to the last record of a server that was shut down, which is the shutdown
+/// checkpoint, is stored as the server has it.
+#[track_caller]
+fn assert_shutdown_is_stored(place: &Archived) {
+    let last = parse_lsn(&place.cluster.control("Latest checkpoint location"));
+    let redo = place.cluster.control("Latest checkpoint's REDO location");
+    assert_eq!(parse_lsn(&redo), last, "it was not shut down in good order");
+    let info = place.highwater.info();
+    let end = info["wal"][0]["end_lsn"].as_str().unwrap();
+    assert!(parse_lsn(end) > last, "{info}");
+    let name = place.cluster.control("Latest checkpoint's REDO WAL file");
+    let (run, got) = place.fetch(&name);
+    run.done();
+    let end = offset_in_segment(end, 16);
+    let wanted = std::fs::read(place.cluster.wal(&name)).unwrap();
+    assert!(std::fs::read(got).unwrap()[..end] == wanted[..end], "{name} differs before {end}");
+}
+
+/// Shuts a server under load down; fails unless that takes less than 5 s and everything is stored.
+fn a_fast_shutdown(major: u32, arguments: &[&str]) {
+    let mut place = Archived::by_hand(major, 16);
+    place.cluster.pgbench(&["-i", "-q", "-s", "1"]);
+    let receiver = Receiver::streaming(&place.highwater, &place.cluster, arguments);
+    // A shutdown waits for what is flushed only where something was acknowledged before.
+    place.cluster.switch_wal();
+    place.cluster.wait_until("select flush_lsn is not null from pg_stat_replication", "t");
+    let load = Load::on(&place.cluster);
+    place.cluster.wait_until("select count(*) > 200 from pgbench_history", "t");
+    let began = Instant::now();
+    place.cluster.fast_stop();
+    let elapsed = began.elapsed();
+    drop(load);
+    assert!(elapsed < Duration::from_secs(5), "the shutdown took {elapsed:?}");
+    // The server closes the connection without waiting for the last status, which may meet its end.
+    let ends = ["the server shut down in good order", "lost the stream"];
+    let has_ended = || ends.iter().any(|end| receiver.log().contains(end));
+    wait_for("the stream has ended", Duration::from_secs(20), has_ended);
+    assert_shutdown_is_stored(&place);
+    place.cluster.start();
+    receiver.wait_streaming(&place.cluster);
+    receiver.terminate().done();
+}
+
 #[test]
 fn a_fast_shutdown_under_load_ends_soon_and_everything_is_stored() {
     for major in [14, 16, NEWEST] {
-        let mut place = Archived::by_hand(major, 16);
-        place.cluster.pgbench(&["-i", "-q", "-s", "1"]);
-        let receiver = Receiver::streaming(&place.highwater, &place.cluster, &[]);
-        let load = Load::on(&place.cluster);
-        place.cluster.wait_until("select count(*) > 200 from pgbench_history", "t");
-        let began = Instant::now();
-        place.cluster.fast_stop();
-        let elapsed = began.elapsed();
-        drop(load);
-        assert!(elapsed < Duration::from_secs(5), "the shutdown took {elapsed:?}");
-        // The server closes the connection without waiting for the last status, which may meet its end.
-        let ends = ["the server shut down in good order", "lost the stream"];
-        let has_ended = || ends.iter().any(|end| receiver.log().contains(end));
-        wait_for("the stream has ended", Duration::from_secs(20), has_ended);
-        // The last record of all is the shutdown checkpoint.
-        let last = parse_lsn(&place.cluster.control("Latest checkpoint location"));
-        let info = place.highwater.info();
-        assert!(parse_lsn(info["wal"][0]["end_lsn"].as_str().unwrap()) > last, "{info}");
-        place.cluster.start();
-        receiver.wait_streaming(&place.cluster);
-        receiver.terminate().done();
+        a_fast_shutdown(major, &[]);
+    }
+}
+
+#[test]
+fn a_fast_shutdown_ends_soon_where_nothing_would_be_stored_because_of_its_age() {
+    for major in [14, NEWEST] {
+        a_fast_shutdown(major, &["--rpo", "1h"]);
     }
 }
 

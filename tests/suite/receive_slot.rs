@@ -1,7 +1,8 @@
 //! What `receive` has to do with its slot, with WAL that is gone, and with a wrong server.
 
 use crate::harness::{
-    Archived, Cluster, Highwater, Lab, Load, NEWEST, Receiver, Weather, parse_lsn,
+    Archived, Cluster, Highwater, Lab, Load, MAJORS, NEWEST, Receiver, Weather, files_below,
+    parse_lsn,
 };
 
 #[test]
@@ -31,12 +32,13 @@ fn the_slot_is_made_and_never_runs_ahead_of_what_is_stored() {
 fn forgetful(major: u32) -> Archived {
     let lab = Lab::open();
     let highwater = lab.highwater();
-    forgetful_into(lab, &highwater, major)
+    forgetful_into(lab, &highwater, major, &[])
 }
 
-fn forgetful_into(lab: Lab, highwater: &Highwater, major: u32) -> Archived {
+fn forgetful_into(lab: Lab, highwater: &Highwater, major: u32, more: &[&str]) -> Archived {
     let mut builder = lab.cluster(major).segment_mib(1);
-    for line in ["wal_keep_size = 0", "max_slot_wal_keep_size = 2MB", "min_wal_size = 2MB"] {
+    let hardly = ["wal_keep_size = 0", "max_slot_wal_keep_size = 2MB", "min_wal_size = 2MB"];
+    for line in hardly.iter().chain(more) {
         builder = builder.conf(line);
     }
     let cluster = builder.conf("max_wal_size = 4MB").start();
@@ -80,7 +82,7 @@ fn assert_gap_is_told_and_left_behind(place: &Archived, receiver: Receiver) {
 
 #[test]
 fn a_lost_slot_is_a_gap_that_is_told_and_left_behind() {
-    for major in [14, NEWEST] {
+    for major in MAJORS {
         let place = forgetful(major);
         let receiver = lose_wal(&place, &[]);
         assert_gap_is_told_and_left_behind(&place, receiver);
@@ -91,7 +93,7 @@ fn a_lost_slot_is_a_gap_that_is_told_and_left_behind() {
 
 #[test]
 fn wal_removed_without_a_slot_is_a_gap_that_is_told_and_left_behind() {
-    for major in [14, NEWEST] {
+    for major in MAJORS {
         let place = forgetful(major);
         let receiver = lose_wal(&place, &["--slot", "none"]);
         assert_gap_is_told_and_left_behind(&place, receiver);
@@ -101,10 +103,10 @@ fn wal_removed_without_a_slot_is_a_gap_that_is_told_and_left_behind() {
 
 #[test]
 fn a_slot_lost_while_the_store_stands_still_leaves_a_gap_behind_all_that_was_read() {
-    for major in [14, NEWEST] {
+    for major in MAJORS {
         let lab = Lab::open();
         let (highwater, way) = lab.highwater_on_s3_by_a_way();
-        let place = forgetful_into(lab, &highwater, major);
+        let place = forgetful_into(lab, &highwater, major, &[]);
         place.cluster.sql("create table t (n int)");
         let receiver = Receiver::streaming(&place.highwater, &place.cluster, &[]);
         place.cluster.switch_wal();
@@ -125,6 +127,105 @@ fn a_slot_lost_while_the_store_stands_still_leaves_a_gap_behind_all_that_was_rea
         let gap = parse_lsn(info["wal"][0]["gaps"][0]["start_lsn"].as_str().unwrap());
         assert!(gap > acknowledged + (1 << 20), "{info}");
     }
+}
+
+/// Fails unless `info`, its document and `verify` all tell of this one gap and `verify` ends so.
+#[track_caller]
+fn assert_gap_is_seen(place: &Archived, from: &str, to: &str) {
+    let info = place.highwater.info();
+    let gaps = info["wal"][0]["gaps"].as_array().unwrap();
+    assert_eq!(gaps.len(), 1, "{info}");
+    assert_eq!((&gaps[0]["start_lsn"], &gaps[0]["end_lsn"]), (&from.into(), &to.into()), "{info}");
+    let told = place.highwater.run(&["info"]).done();
+    assert!(told.stdout.contains(&format!("GAP from {from} to {to}\n")), "{told}");
+    let verified = place.highwater.run(&["verify", "--json"]).ends_with(4).json();
+    let findings = verified["findings"].as_array().unwrap();
+    let is_it = |finding: &&serde_json::Value| finding["fault"] == "gap";
+    let found: Vec<_> = findings.iter().filter(is_it).collect();
+    assert_eq!(found.len(), 1, "{verified}");
+    let text = found[0].to_string();
+    assert!(text.contains(from) && text.contains(to), "{verified}");
+    place.highwater.run(&["verify"]).ends_with(4).says(from).says(to);
+}
+
+/// Returns from where to where the receiver says that WAL is missing, which it says once.
+fn gap_told(receiver: &Receiver) -> (String, String) {
+    receiver.wait_says("GAP: WAL from");
+    let log = receiver.log();
+    let told: Vec<_> = log.split("GAP: WAL from ").skip(1).collect();
+    assert_eq!(told.len(), 1, "{log}");
+    let mut words = told[0].split_whitespace();
+    let mut next = || words.next().unwrap().to_owned();
+    let (from, _, to) = (next(), next(), next());
+    (from, to)
+}
+
+/// Loses WAL behind a backup while nobody streams, goes on, and brings what was lost from where it was kept aside.
+fn a_gap_is_seen_until_it_is_filled(major: u32, arguments: &[&str]) {
+    let lab = Lab::open();
+    let kept = lab.directory("kept");
+    let keep = format!("archive_command = 'cp %p {}/%f'", kept.display());
+    let highwater = lab.highwater();
+    let place = forgetful_into(lab, &highwater, major, &["archive_mode = on", &keep]);
+    let cluster = &place.cluster;
+    cluster.sql("create table t (n int)");
+    let receiver = Receiver::streaming(&place.highwater, cluster, arguments);
+    place.highwater.run(&["backup", "--fast"]).done();
+    cluster.sql("insert into t values (1)");
+    receiver.wait_acknowledged(cluster);
+    receiver.terminate().done();
+    let next = cluster.sql("select pg_walfile_name(pg_current_wal_insert_lsn())");
+    cluster.sql("insert into t values (2)");
+    (0..20).for_each(|_| drop(cluster.switch_wal()));
+    let last = cluster.switch_wal();
+    let all_kept = format!("select last_archived_wal >= '{last}' from pg_stat_archiver");
+    cluster.wait_until(&all_kept, "t");
+    cluster.sql("checkpoint");
+    let is_gone = format!("select count(*) from pg_ls_waldir() where name = '{next}'");
+    cluster.wait_until(&is_gone, "0");
+
+    let receiver = Receiver::start(&place.highwater, arguments);
+    let (from, to) = gap_told(&receiver);
+    receiver.wait_streaming(cluster);
+    cluster.sql("insert into t values (3)");
+    receiver.wait_acknowledged(cluster);
+    assert_gap_is_seen(&place, &from, &to);
+
+    let behind = cluster.sql(&format!("select pg_walfile_name('{to}'::pg_lsn + 1)"));
+    let is_lost = |name: &String| name.len() == 24 && *name >= next && *name < behind;
+    let names = files_below(&kept).into_iter();
+    let names = names.map(|name| name.to_string_lossy().into_owned());
+    let lost: Vec<_> = names.filter(is_lost).collect();
+    assert!(lost.len() > 10, "{lost:?}");
+    for name in &lost {
+        place.highwater.push(&kept.join(name)).done();
+    }
+    let info = place.highwater.info();
+    assert_eq!(info["wal"][0]["gaps"].as_array().map(Vec::len), Some(0), "{info}");
+    place.highwater.run(&["info"]).done().says("no gaps");
+    place.highwater.run(&["verify"]).done();
+    for name in &lost {
+        place.assert_gives_back(name, &std::fs::read(kept.join(name)).unwrap());
+    }
+    cluster.sql("insert into t values (4)");
+    receiver.wait_acknowledged(cluster);
+    receiver.terminate().done();
+    let mut copy = place.restore("copy", &[]);
+    copy.start();
+    copy.wait_until("select pg_is_in_recovery()", "f");
+    assert_eq!(copy.sql("select string_agg(n::text, ',' order by n) from t"), "1,2,3,4");
+}
+
+#[test]
+fn the_gap_of_a_lost_slot_is_seen_until_archive_push_fills_it() {
+    for major in [14, NEWEST] {
+        a_gap_is_seen_until_it_is_filled(major, &[]);
+    }
+}
+
+#[test]
+fn the_gap_of_wal_removed_without_a_slot_is_seen_until_archive_push_fills_it() {
+    a_gap_is_seen_until_it_is_filled(NEWEST, &["--slot", "none"]);
 }
 
 /// The binary, told of a server by an address that can be turned to another one.
@@ -151,7 +252,7 @@ fn a_server_of_another_cluster_behind_the_same_address_is_refused() {
     Receiver::start(&highwater, &[]).wait().ends_with(3).says(&system_id);
     assert_eq!(other.sql("select count(*) from pg_replication_slots"), "0");
     let repo = place.highwater.repo_directory();
-    let stored = crate::harness::files_below(&repo);
+    let stored = files_below(&repo);
     let foreign = |path: &std::path::PathBuf| path.to_string_lossy().contains(&system_id);
     assert!(!stored.iter().any(foreign), "{stored:?}");
 }

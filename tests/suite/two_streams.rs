@@ -1,11 +1,11 @@
 //! WAL streamed into two repositories: neither being away holds up the other, and each has all of it in the end.
 
 use crate::harness::{
-    Archived, Cluster, Highwater, Lab, Load, NEWEST, Receiver, parse_lsn, passes_within,
+    Archived, Cluster, Highwater, Lab, Load, NEWEST, Receiver, Statement, WAITING_COMMITS,
+    parse_lsn, passes_within,
 };
 use crate::two_repos::{Away, beside};
 use std::path::Path;
-use std::process::Child;
 use std::time::Duration;
 
 const FIRST: &str = "highwater";
@@ -171,26 +171,8 @@ fn a_slot_may_be_named_for_the_second_alone_and_each_has_its_own_where_one_is_se
     receiver.terminate().done();
 }
 
-/// A commit that may wait.
-struct Inserting(Child);
-
-impl Inserting {
-    fn has_ended(&mut self, limit: Duration) -> bool {
-        passes_within(limit, || self.0.try_wait().unwrap().is_some())
-    }
-}
-
-impl Drop for Inserting {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
-}
-
-fn insert(cluster: &Cluster, n: u32) -> Inserting {
-    let mut psql = cluster.client("psql");
-    psql.args(["-q", "-c", &format!("insert into t values ({n})")]);
-    Inserting(psql.spawn().unwrap())
+fn insert(cluster: &Cluster, n: u32) -> Statement {
+    Statement::begin(cluster, &format!("insert into t values ({n})"))
 }
 
 #[test]
@@ -213,21 +195,20 @@ fn commits_wait_for_one_or_for_both_as_the_server_is_told() {
         for repo in [&streamed.first, &streamed.second] {
             let away = Away::new(repo);
             let mut inserting = insert(cluster, 1);
-            assert!(inserting.has_ended(LIMIT), "one is enough:\n{}", receiver.log());
+            assert!(inserting.returns_within(LIMIT), "one is enough:\n{}", receiver.log());
             drop(away);
         }
         streamed.wait_stored(&receiver, FIRST);
         streamed.wait_stored(&receiver, SECOND);
         told("FIRST 2 (highwater, highwater_second)", "sync");
-        assert!(insert(cluster, 2).has_ended(LIMIT), "both are there:\n{}", receiver.log());
+        assert!(insert(cluster, 2).returns_within(LIMIT), "both are there:\n{}", receiver.log());
         let away = Away::new(&streamed.second);
         let mut inserting = insert(cluster, 3);
-        let waits = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
-        cluster.wait_until(waits, "1");
+        cluster.wait_until(WAITING_COMMITS, "1");
         streamed.wait_stored(&receiver, FIRST);
-        assert!(!inserting.has_ended(Duration::from_secs(2)), "the second has not stored it");
+        assert!(!inserting.returns_within(Duration::from_secs(2)), "the second has not stored it");
         drop(away);
-        assert!(inserting.has_ended(LIMIT), "both are back:\n{}", receiver.log());
+        assert!(inserting.returns_within(LIMIT), "both are back:\n{}", receiver.log());
         assert_eq!(cluster.sql("select count(*) from t"), "4");
         receiver.terminate().done();
     }
@@ -305,4 +286,59 @@ fn both_away_are_outlived_and_take_bounded_memory_whatever_the_wal_is_like() {
     eprintln!("peak of a receiver into two repositories: {peak} MiB");
     assert!(peak <= 96, "{peak} MiB of memory");
     receiver.terminate().done();
+}
+
+/// Begins a commit in a session with this `synchronous_commit`.
+fn insert_with(cluster: &Cluster, level: &str, n: u32) -> Statement {
+    let sql = format!("set synchronous_commit = {level}; insert into t values ({n})");
+    Statement::begin(cluster, &sql)
+}
+
+#[test]
+fn while_the_store_is_away_each_commit_waits_as_its_level_says() {
+    for major in [14, NEWEST] {
+        let lab = Lab::open();
+        let settings = "synchronous_standby_names = 'highwater'";
+        let cluster = lab.cluster(major).conf(settings).start();
+        let highwater = lab.highwater().on(&cluster);
+        highwater.run(&["init"]).done();
+        cluster.sql("set synchronous_commit = local; create table t (n int)");
+        let arguments = ["--synchronous", "--rpo", "1h"];
+        let receiver = Receiver::streaming(&highwater, &cluster, &arguments);
+        assert!(insert_with(&cluster, "on", 1).returns_within(LIMIT), "{}", receiver.log());
+
+        let away = Away::new(&highwater);
+        let mut on = insert_with(&cluster, "on", 2);
+        cluster.wait_until(WAITING_COMMITS, "1");
+        for (level, n) in [("remote_write", 3), ("local", 4), ("off", 5)] {
+            let mut commit = insert_with(&cluster, level, n);
+            assert!(commit.returns_within(LIMIT), "{level} waits:\n{}", receiver.log());
+        }
+        let mut remote_apply = insert_with(&cluster, "remote_apply", 6);
+        cluster.wait_until(WAITING_COMMITS, "2");
+        assert!(!on.returns_within(Duration::from_secs(2)), "it is not stored");
+        drop(away);
+        assert!(on.returns_within(LIMIT), "the store is back:\n{}", receiver.log());
+        // All of it is stored, and that is not what this level waits for.
+        receiver.wait_acknowledged(&cluster);
+        assert!(!remote_apply.returns_within(Duration::from_secs(2)), "nothing is applied");
+        assert_eq!(cluster.sql(WAITING_COMMITS), "1");
+        let waiting = WAITING_COMMITS.replace("count(*)", "pg_cancel_backend(pid)");
+        assert_eq!(cluster.sql(&waiting), "t");
+        assert!(remote_apply.returns_within(LIMIT), "cancelled");
+
+        let told = highwater.with_env("HIGHWATER_SYNCHRONOUS", "on");
+        told.run(&["check", "--no-switch"]).says("commits wait for `highwater`");
+        cluster.set("synchronous_commit = remote_apply");
+        cluster.reload();
+        cluster.wait_until("show synchronous_commit", "remote_apply");
+        let check = told.run(&["check", "--no-switch", "--json"]).ends_with(6).json();
+        let findings = check["findings"].as_array().unwrap();
+        let waits = findings.iter().find(|finding| finding["name"] == "synchronous commit");
+        let waits = waits.unwrap_or_else(|| panic!("{check}"));
+        assert_eq!(waits["status"], "failed", "{check}");
+        let text = waits.to_string();
+        assert!(text.contains("synchronous_commit = remote_apply waits for `highwater`"), "{text}");
+        receiver.terminate().done();
+    }
 }

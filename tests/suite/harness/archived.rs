@@ -131,6 +131,17 @@ impl Archived {
         assert!(std::fs::read(&place).unwrap() == wanted, "{name}: other bytes came back");
     }
 
+    /// Returns each object of the repository that holds WAL, with the directory of pieces or the file name it
+    /// stands under.
+    pub fn wal_objects(&self) -> Vec<(String, PathBuf)> {
+        let wal = self.highwater.repo_directory().join("main/wal");
+        let named = |path: PathBuf| {
+            let name = path.iter().nth(2)?.to_string_lossy().into_owned();
+            Some((name, wal.join(path)))
+        };
+        files_below(&wal).into_iter().filter_map(named).collect()
+    }
+
     /// Returns the stored objects of one WAL file.
     pub fn objects_of(&self, name: &str) -> Vec<PathBuf> {
         let repo = self.highwater.repo_directory();

@@ -8,6 +8,7 @@ use super::trees::give_to_server_user;
 use super::wait::wait_for;
 use super::weather::Way;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -180,8 +181,12 @@ pub fn files_below(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut open = vec![directory.to_path_buf()];
     while let Some(next) = open.pop() {
-        let entries =
-            std::fs::read_dir(&next).unwrap_or_else(|e| panic!("{}: {e}", next.display()));
+        let entries = match std::fs::read_dir(&next) {
+            Ok(entries) => entries,
+            // A receiver that runs removes directories of pieces.
+            Err(e) if e.kind() == ErrorKind::NotFound && next != directory => continue,
+            Err(e) => panic!("{}: {e}", next.display()),
+        };
         for entry in entries {
             let entry = entry.unwrap();
             if entry.file_type().unwrap().is_dir() {

@@ -12,6 +12,7 @@ mod ledger;
 mod not_run;
 mod receiver;
 mod small_disk;
+mod statement;
 mod stored;
 mod templates;
 mod trees;
@@ -27,8 +28,11 @@ pub use ledger::Ledger;
 pub use not_run::not_run;
 pub use receiver::Receiver;
 pub use small_disk::{NO_SMALL_DISK, on_small_disk};
+pub use statement::{Statement, WAITING_COMMITS};
 pub use stored::Stored;
 pub use trees::{MAJORS, NEWEST, as_server_user};
-pub use truth::{Event, EventKind, Target, events_of, offset_in_segment, parse_lsn, switch_lsn};
+pub use truth::{
+    Event, EventKind, Target, events_in, events_of, offset_in_segment, parse_lsn, switch_lsn,
+};
 pub use wait::{passes_within, wait_for};
 pub use weather::{Way, Weather};

@@ -97,6 +97,13 @@ pub fn events_of(cluster: &Cluster, first: &str) -> Vec<Event> {
     text.lines().filter_map(event).collect()
 }
 
+/// Reads the events of one segment file, which may end anywhere: what pg_waldump says of its end is not looked at.
+pub fn events_in(cluster: &Cluster, segment: &std::path::Path) -> Vec<Event> {
+    let output = cluster.tool("pg_waldump").arg(segment).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().filter_map(event).collect()
+}
+
 /// Reads one line of pg_waldump, for example
 /// `rmgr: Transaction len (rec/tot): 34/34, tx: 738, lsn: 0/0151A2B8, prev 0/0151A270, desc: COMMIT 2026-11-22 03:00:00.123456 UTC`.
 fn event(line: &str) -> Option<Event> {
