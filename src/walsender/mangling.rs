@@ -6,6 +6,8 @@
 //!            ^ as it was sent             ^ from here on anything may come
 //! ```
 
+#![allow(clippy::unwrap_used)]
+
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
@@ -16,7 +18,7 @@ const CLAIMS: [u32; 10] =
 /// Returns how many cases a test of untrusted bytes looks at: `make soak` asks for a thousand a round.
 pub(super) fn cases(usual: u32) -> ProptestConfig {
     let set = std::env::var("HIGHWATER_SOAK_ROUNDS").ok();
-    let rounds = set.map(|rounds| rounds.parse::<u32>().expect("a number of rounds"));
+    let rounds = set.map(|rounds| rounds.parse::<u32>().unwrap());
     ProptestConfig::with_cases(rounds.map_or(usual, |rounds| rounds.saturating_mul(1000)))
 }
 
