@@ -1,5 +1,7 @@
 //! Where streaming begins, in random worlds, held against a look at every stretch of them.
 
+use std::fmt::Write as _;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -40,9 +42,10 @@ struct World {
 
 impl World {
     fn history(&self) -> TimelineHistory {
-        let lines = self.timelines.iter().zip(&self.switches);
-        let text: String =
-            lines.map(|(timeline, tick)| format!("{timeline}\t{}\tx\n", lsn(*tick))).collect();
+        let mut text = String::new();
+        for (timeline, tick) in self.timelines.iter().zip(&self.switches) {
+            writeln!(text, "{timeline}\t{}\tx", lsn(*tick)).unwrap();
+        }
         match self.timelines.last() {
             Some(1) | None => TimelineHistory::first(),
             Some(last) => TimelineHistory::parse(Timeline(*last), text.as_bytes()).unwrap(),
@@ -87,7 +90,7 @@ impl World {
 
     /// The first position from `tick` on that is not stored.
     fn missing_from(&self, tick: u64) -> u64 {
-        (tick..).find(|tick| !self.is_covered(*tick)).unwrap()
+        (tick..=tick + TICKS).find(|tick| !self.is_covered(*tick)).unwrap()
     }
 }
 
@@ -214,7 +217,8 @@ proptest! {
         let coverage = world.coverage();
         for (switch, timeline) in world.switches.iter().zip(&world.timelines[1..]) {
             let first = segment_start(*switch);
-            let missing = (first..).find(|tick| !world.is_stored(*timeline, *tick)).unwrap();
+            let mut ticks = first..=first + TICKS;
+            let missing = ticks.find(|tick| !world.is_stored(*timeline, *tick)).unwrap();
             let timeline = Timeline(*timeline);
             let expected = Start { timeline, lsn: lsn(first), first_missing: lsn(missing) };
             prop_assert_eq!(start_at_switch(&coverage, timeline, lsn(*switch), small()), expected);
