@@ -34,6 +34,7 @@ soak: ## the tests that kill things at random moments, 50 rounds each, and a cha
 	@$(INSTALL) --test
 	HIGHWATER_SOAK_ROUNDS=$${HIGHWATER_SOAK_ROUNDS:-50} cargo test --no-fail-fast --test suite -- kills:: fire:: receive_resume::a_killed copy_beside_expire:: agent::archiving_goes_on agent::an_agent_that_was_killed expire:: memory::very_many log::log_tells drill::a_drill_killed power_cut:: --nocapture
 	HIGHWATER_SOAK_ROUNDS=$${HIGHWATER_SOAK_ROUNDS:-50} cargo test --lib -- trials::verify::a_bit_flipped_anywhere
+	HIGHWATER_SOAK_ROUNDS=$${HIGHWATER_SOAK_ROUNDS:-50} cargo test --lib -- walsender::wire walsender::wal_stream
 
 bench: ## speed and memory beside cp, pg_basebackup, pgBackRest and Barman
 	@$(INSTALL) --bench

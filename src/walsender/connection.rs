@@ -146,6 +146,21 @@ impl Connection {
         Ok(connection)
     }
 
+    /// Takes a stream for a connection to a server of today that is logged in.
+    #[cfg(test)]
+    pub(super) fn over(stream: Box<dyn super::wire::Socket>) -> Self {
+        let mut wire = Wire::new(stream, "test".to_owned());
+        wire.login_is_done();
+        let (mode, state) = (Mode::Replication, State::Idle);
+        Self { wire, mode, state, pending_error: None, server_version_num: 180_000 }
+    }
+
+    /// Returns how much room the read buffer has, in bytes.
+    #[cfg(test)]
+    pub(super) fn input_room(&self) -> usize {
+        self.wire.input_room()
+    }
+
     /// Returns who is at the other end: `host:port (address)`, or a socket's path.
     pub fn place(&self) -> &str {
         self.wire.place()

@@ -26,6 +26,8 @@ mod dial;
 mod error;
 #[cfg(test)]
 mod fake_server;
+#[cfg(test)]
+mod mangling;
 mod passfile;
 mod quote;
 mod replication;

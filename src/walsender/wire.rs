@@ -118,6 +118,12 @@ impl Wire {
         self.logged_in = true;
     }
 
+    /// Returns how much room the read buffer has, in bytes.
+    #[cfg(test)]
+    pub(super) fn input_room(&self) -> usize {
+        self.input.capacity()
+    }
+
     /// Sends all of `output`.
     ///
     /// Errors: `Closed`, `Timeout`, `Tls`; all leave the connection unusable.
@@ -302,11 +308,15 @@ async fn within<T>(
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::walsender::fake_server::{complete, message, parameter, ready, report, row_set};
+    use crate::walsender::mangling::{cases, mangled, manglings};
     use futures_util::FutureExt;
     use proptest::prelude::*;
 
-    /// Reads frames from `pieces`, each of which arrives by itself, until the stream ends.
+    /// Reads frames from `pieces`, each of which arrives by itself, until the stream ends. Nothing
+    /// takes room that only a length speaks of.
     fn frames(pieces: Vec<Vec<u8>>) -> (Vec<Frame>, PgError) {
+        let sent_bytes = pieces.iter().map(Vec::len).sum::<usize>();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let (mut server, client) = tokio::io::duplex(64);
@@ -322,7 +332,10 @@ mod tests {
             let read = async move {
                 let mut frames = Vec::new();
                 loop {
-                    match wire.next().await {
+                    let next = wire.next().await;
+                    let room = wire.input_room();
+                    assert!(room <= 2 * (sent_bytes + READ_BYTES), "{room} of {sent_bytes} bytes");
+                    match next {
                         Ok(frame) => frames.push(frame),
                         Err(error) => return (frames, error),
                     }
@@ -365,8 +378,29 @@ mod tests {
         assert!(matches!(sent, Err(PgError::Timeout { .. })), "{sent:?}");
     }
 
+    /// Messages as a server sends them, each with whether a caller sees it.
+    fn valid_message() -> impl Strategy<Value = (Vec<u8>, bool)> {
+        let text = "[a-z]{1,12}";
+        let body = || prop::collection::vec(any::<u8>(), 0..80);
+        prop_oneof![
+            4 => body().prop_map(|body| (message(b'd', &body), true)),
+            1 => (text, text).prop_map(|(name, value)| (parameter(&name, &value), false)),
+            1 => text.prop_map(|text| (report(b'N', "WARNING", "01000", &text), false)),
+            1 => text.prop_map(|text| (report(b'E', "ERROR", "58P01", &text), true)),
+            1 => body().prop_map(|body| (message(b'A', &body), false)),
+            1 => text.prop_map(|tag| (complete(&tag), true)),
+            1 => Just((ready(), true)),
+            1 => text.prop_map(|value| {
+                let mut set = row_set(&["a", "b"], &[&[Some(&value), None]]);
+                // The first of its messages alone.
+                set.truncate(1 + u32::from_be_bytes([set[1], set[2], set[3], set[4]]) as usize);
+                (set, true)
+            }),
+        ]
+    }
+
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(cases(64))]
 
         #[test]
         fn messages_are_the_same_however_the_stream_is_cut(
@@ -390,6 +424,39 @@ mod tests {
             prop_assert_eq!(got, bodies);
             let closed = matches!(end, PgError::Closed { .. });
             prop_assert!(closed, "{}", end);
+        }
+
+        #[test]
+        fn a_mangled_stream_gives_what_came_before_and_then_messages_or_an_error(
+            messages in prop::collection::vec(valid_message(), 1..10),
+            manglings in manglings(),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let valid: Vec<u8> = messages.iter().flat_map(|(bytes, _)| bytes).copied().collect();
+            let (mut first, intact) = mangled(valid, &manglings);
+            let sent = first.clone();
+            let second = first.split_off(cut.index(first.len() + 1));
+            let (got, end) = frames(vec![first, second]);
+            let refused = matches!(end, PgError::Closed { .. } | PgError::Protocol { .. });
+            prop_assert!(refused, "{}", end);
+            let (mut at, mut expected) = (0, Vec::new());
+            for (bytes, is_seen) in &messages {
+                at += bytes.len();
+                if *is_seen && at <= intact {
+                    expected.push(Frame { tag: bytes[0], body: Bytes::copy_from_slice(&bytes[5..]) });
+                }
+            }
+            prop_assert!(got.len() >= expected.len(), "{} of {}", got.len(), expected.len());
+            prop_assert_eq!(&got[..expected.len()], &expected[..]);
+            // Nothing is made up: each message is bytes that came, in their order.
+            let mut rest = sent.as_slice();
+            for frame in &got {
+                let length = u32::try_from(frame.body.len() + 4).unwrap();
+                let whole = [&[frame.tag], &length.to_be_bytes()[..], &frame.body].concat();
+                let found = rest.windows(whole.len()).position(|bytes| bytes == whole);
+                prop_assert!(found.is_some(), "{:?} did not come", frame);
+                rest = &rest[found.unwrap() + whole.len()..];
+            }
         }
 
         #[test]

@@ -1,3 +1,6 @@
+mod acknowledging;
+mod starts;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -62,93 +65,7 @@ fn what_is_stored_but_was_not_received_is_not_acknowledged() {
     assert_eq!(progress.stored_lsn(), Lsn(500));
 }
 
-/// What can happen while pieces travel.
-#[derive(Debug, Clone)]
-enum Event {
-    Receive(u64),
-    /// Hands everything that was received to an upload.
-    Cut,
-    /// The upload of that number (modulo those on their way) is confirmed, twice if so said.
-    Confirm(usize, bool),
-    /// Its answer is lost: it starts again and stays on its way.
-    Fail(usize),
-    /// The process is killed and starts again from what the store holds.
-    Restart,
-}
-
-fn event() -> impl Strategy<Value = Event> {
-    prop_oneof![
-        4 => (1u64..50).prop_map(Event::Receive),
-        4 => Just(Event::Cut),
-        5 => (any::<usize>(), any::<bool>()).prop_map(|(n, twice)| Event::Confirm(n, twice)),
-        1 => any::<usize>().prop_map(Event::Fail),
-        1 => Just(Event::Restart),
-    ]
-}
-
 proptest! {
-    /// Whatever the order in which uploads end, fail and are repeated, and whenever the
-    /// receiver dies: every acknowledged byte is stored, and an acknowledgement never goes back while
-    /// a receiver lives.
-    #[test]
-    fn no_byte_is_acknowledged_before_it_and_all_before_it_are_stored(
-        events in prop::collection::vec(event(), 1..200),
-    ) {
-        const START: u64 = 1000;
-        let mut store: Vec<(u64, u64)> = Vec::new();
-        let mut progress = Progress::begin(Lsn(START));
-        let (mut received, mut cut) = (START, START);
-        let mut flying: Vec<(u64, u64)> = Vec::new();
-        let mut acknowledged = START;
-        for event in events {
-            match event {
-                Event::Receive(bytes) => {
-                    received += bytes;
-                    progress.receive(Lsn(received));
-                }
-                Event::Cut => {
-                    if cut < received {
-                        flying.push((cut, received));
-                        cut = received;
-                    }
-                }
-                Event::Confirm(n, twice) if !flying.is_empty() => {
-                    let index = n % flying.len();
-                    let piece = flying[index];
-                    store.push(piece);
-                    progress.store(Lsn(piece.0), Lsn(piece.1));
-                    if twice {
-                        progress.store(Lsn(piece.0), Lsn(piece.1));
-                    }
-                    flying.remove(index);
-                }
-                // The effect may have happened although the answer did not come.
-                Event::Fail(n) if !flying.is_empty() => store.push(flying[n % flying.len()]),
-                Event::Restart => {
-                    let stored = unbroken(&store, START);
-                    progress = Progress::begin(Lsn(START));
-                    progress.store(Lsn(START), Lsn(stored));
-                    (received, cut, acknowledged) = (START, stored, START);
-                    flying.clear();
-                    // The server sends again what is behind the start.
-                    received = received.max(cut);
-                    progress.receive(Lsn(received));
-                }
-                Event::Confirm(..) | Event::Fail(_) => {}
-            }
-            let flush = progress.flush_lsn().0;
-            prop_assert!(flush <= unbroken(&store, START), "{flush} of {store:?}");
-            prop_assert!(flush <= progress.write_lsn().0);
-            prop_assert!(flush >= acknowledged, "it went back");
-            acknowledged = flush;
-        }
-        // Once everything on its way is confirmed, everything cut is acknowledged.
-        for piece in flying {
-            progress.store(Lsn(piece.0), Lsn(piece.1));
-        }
-        prop_assert_eq!(progress.flush_lsn().0, cut);
-    }
-
     /// However pieces follow each other, merges cover pieces that are stored, without a hole, are
     /// never larger than allowed, and leave few pieces behind.
     #[test]
@@ -186,15 +103,6 @@ proptest! {
         let few = 8 * MERGE_COUNT + 2 * MERGE_COUNT * (at / MERGE_BYTES_MAX + 1) as usize;
         prop_assert!(stored.len() <= few, "{} pieces for {at} bytes", stored.len());
     }
-}
-
-/// The end of what is stored without a hole from `start` on, found byte by byte.
-fn unbroken(store: &[(u64, u64)], start: u64) -> u64 {
-    let mut at = start;
-    while store.iter().any(|(from, to)| (*from..*to).contains(&at)) {
-        at += 1;
-    }
-    at
 }
 
 fn seg(n: u64) -> Lsn {

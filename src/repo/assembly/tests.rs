@@ -1,5 +1,7 @@
 //! Any pushes and any cuts give the same bytes, digests and facts.
 
+mod switches;
+
 use std::sync::Arc;
 
 use proptest::prelude::*;

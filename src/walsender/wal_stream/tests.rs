@@ -4,7 +4,7 @@
 
 use futures_util::FutureExt;
 use proptest::prelude::*;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use super::*;
@@ -12,6 +12,7 @@ use crate::walsender::connection::Mode;
 use crate::walsender::fake_server::{
     FakeServer, Visit, complete, message, parameter, ready, report, row_set,
 };
+use crate::walsender::mangling::{cases, mangled, manglings};
 
 /// Where the streams here begin.
 const START: u64 = 0x300_0000;
@@ -496,8 +497,107 @@ fn any_message() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
+/// A stream from a server that says `reply`, whatever it is asked, and then nothing any more.
+async fn said(reply: Vec<u8>) -> (tokio::io::DuplexStream, Result<WalStream, PgError>) {
+    let (mut server, client) = tokio::io::duplex(64 << 10);
+    // No reply here is longer than the buffer.
+    server.write_all(&reply).await.unwrap();
+    server.shutdown().await.unwrap();
+    let stream = Connection::over(Box::new(client)).stream_wal(&start()).await;
+    (server, stream)
+}
+
+/// What a server says that is right, message by message, each with what comes of it.
+fn valid_conversation() -> impl Strategy<Value = Vec<(Vec<u8>, Option<StreamEvent>)>> {
+    let part = prop_oneof![
+        4 => prop::collection::vec(any::<u8>(), 1..60).prop_map(Part::Wal),
+        2 => any::<bool>().prop_map(Part::Keepalive),
+        1 => Just(Part::Aside(parameter("in_hot_standby", "off"))),
+        1 => Just(Part::Aside(report(b'N', "WARNING", "01000", "look out"))),
+        1 => Just(Part::Aside(message(b'A', b"\0\0\0\x01a\0b\0"))),
+    ];
+    (prop::collection::vec(part, 0..10), 0u32..4).prop_map(|(parts, end)| {
+        let mut said = vec![(begin(), None)];
+        let mut at = START;
+        for part in parts {
+            match part {
+                Part::Wal(data) => {
+                    let (start_lsn, server_end_lsn) = (Lsn(at), Lsn(0x400_0000));
+                    let bytes = wal(at, &data);
+                    at += data.len() as u64;
+                    let data = Bytes::from(data);
+                    said.push((bytes, Some(StreamEvent::Wal { start_lsn, data, server_end_lsn })));
+                }
+                Part::Keepalive(reply_requested) => {
+                    let event = StreamEvent::Keepalive { server_end_lsn: Lsn(at), reply_requested };
+                    said.push((keepalive(at, u8::from(reply_requested)), Some(event)));
+                }
+                Part::Aside(bytes) => said.push((bytes, None)),
+            }
+        }
+        match end {
+            0 => said.push((complete("COPY 0"), Some(StreamEvent::ServerStopped))),
+            1 => {
+                let bytes = [copy_done(), switch("4", "0/3000002"), closing()].concat();
+                said.push((bytes, Some(timeline_end())));
+            }
+            2 => {
+                let bytes = [report(b'E', "ERROR", "58P01", "it is gone"), ready()].concat();
+                said.push((bytes, None));
+            }
+            _ => {}
+        }
+        said
+    })
+}
+
+/// A part of a conversation.
+#[derive(Debug, Clone)]
+enum Part {
+    Wal(Vec<u8>),
+    Keepalive(bool),
+    /// What has nothing to do with the stream.
+    Aside(Vec<u8>),
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(cases(64))]
+
+    #[test]
+    fn a_mangled_stream_gives_the_events_before_and_then_wal_without_a_hole_or_an_error(
+        conversation in valid_conversation(),
+        manglings in manglings(),
+    ) {
+        let valid: Vec<u8> = conversation.iter().flat_map(|(bytes, _)| bytes).copied().collect();
+        let (sent, intact) = mangled(valid, &manglings);
+        let room_max = 2 * (sent.len() + (256 << 10));
+        let (mut end, mut expected) = (0, Vec::new());
+        for (bytes, event) in conversation {
+            end += bytes.len();
+            expected.extend(event.filter(|_| end <= intact));
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let read = async {
+            let mut got = Vec::new();
+            let (_server, stream) = said(sent).await;
+            let Ok(mut stream) = stream else { return got };
+            let mut position = START;
+            while let Ok(event) = stream.next().await {
+                if let StreamEvent::Wal { start_lsn, data, .. } = &event {
+                    assert_eq!(*start_lsn, Lsn(position));
+                    assert!(!data.is_empty());
+                    position += data.len() as u64;
+                }
+                assert!(stream.connection().input_room() <= room_max);
+                got.push(event);
+            }
+            assert!(stream.connection().input_room() <= room_max, "a length was believed");
+            got
+        };
+        let got = runtime.block_on(async { tokio::time::timeout(LIMIT, read).await.unwrap() });
+        prop_assert!(got.len() >= expected.len(), "{:?} of {:?}", got, expected);
+        prop_assert_eq!(&got[..expected.len()], &expected[..]);
+    }
 
     #[test]
     fn no_bytes_make_the_stream_fall_or_hang_or_skip(
@@ -505,11 +605,11 @@ proptest! {
         begun: bool,
         stop: bool,
     ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let read = async {
             let head = if begun { begin() } else { Vec::new() };
-            let reply = [head, messages.concat()].concat();
-            let Ok(mut stream) = answered(reply, false).await else { return };
+            let (_server, stream) = said([head, messages.concat()].concat()).await;
+            let Ok(mut stream) = stream else { return };
             let mut position = START;
             loop {
                 match stream.next().await {

@@ -1,15 +1,20 @@
 //! What is on its way is counted until it is stored, or has failed.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::FutureExt;
+use tokio::sync::Semaphore;
 
 use super::*;
 use crate::format::Codec;
 use crate::pg::Timeline;
 use crate::pg::wal_build::{RecordSpec, WalBuilder};
-use crate::plan::receive::{MERGE_COUNT, Merges};
+use crate::plan::receive::{Cut, CutPolicy, MERGE_COUNT, Merges, Uncut, when_to_cut};
 use crate::repo::SegmentAssembly;
-use crate::store::faults::{Fault, FaultStore};
+use crate::store::faults::{Call, Fault, FaultStore, Symptom};
 use crate::store::memory::MemoryStore;
+use crate::store::{Body, Key, Level, Listed, Reading, Store, StoreError};
 
 const SYSTEM: SystemId = SystemId(7_710_829_501_534_534_359);
 
@@ -181,4 +186,214 @@ async fn what_counts_as_stored_is_stored_whatever_fails_and_all_is_stored_in_the
             }
         }
     }
+}
+
+/// Longer than any test here takes.
+const LIMIT: Duration = Duration::from_mins(1);
+
+/// What a store may say that does not take an object.
+const SYMPTOMS: [Symptom; 4] =
+    [Symptom::Unavailable, Symptom::Denied, Symptom::NoRoom, Symptom::Refused];
+
+/// A store with faults, and the pieces of a segment for it.
+struct Failing {
+    memory: MemoryStore,
+    faults: FaultStore,
+    uploads: Uploads,
+    pieces: Vec<SealedPiece>,
+}
+
+impl Failing {
+    fn new() -> Self {
+        let memory = MemoryStore::new();
+        let faults = FaultStore::new(Arc::new(memory.clone()));
+        let place = Repository::new(Arc::new(faults.clone()), "main".parse().unwrap());
+        let pieces = received(&place, 700).1;
+        let uploads = Uploads::new(&place, SYSTEM, size());
+        Self { memory, faults, uploads, pieces }
+    }
+
+    fn key(&self, n: usize) -> String {
+        self.pieces[n].key.as_str().to_owned()
+    }
+
+    /// Waits until the store was asked `count` times to create an object, and sees that nothing ended by then.
+    async fn tried(&mut self, count: usize) {
+        let waited = async {
+            while self.faults.count(Call::Create) < count {
+                let ended = tokio::time::timeout(AGAIN_FIRST / 10, self.uploads.next()).await;
+                assert!(ended.is_err(), "it ended while the store refuses");
+                assert_eq!((self.uploads.pieces(), self.uploads.is_settled()), (1, false));
+            }
+        };
+        tokio::time::timeout(LIMIT, waited).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn whatever_the_store_says_once_a_piece_is_tried_again_until_it_is_stored() {
+    let once = SYMPTOMS.into_iter().flat_map(|symptom| [(symptom, false), (symptom, true)]);
+    futures_util::future::join_all(once.map(async |(symptom, is_late)| {
+        let mut failing = Failing::new();
+        let fault = Fault::on(Call::Create).symptom(symptom);
+        failing.faults.inject(if is_late { fault.after_effect() } else { fault });
+        failing.uploads.put_piece(segment(), failing.pieces[0].clone());
+        let stored = tokio::time::timeout(LIMIT, failing.uploads.next()).await.unwrap().unwrap();
+        assert!(matches!(stored, Settled::Stored(_)), "{symptom:?}");
+        assert_eq!(failing.faults.count(Call::Create), 2, "{symptom:?}");
+        assert_eq!(failing.memory.keys(), [failing.key(0)], "{symptom:?}");
+        assert!(failing.uploads.is_settled() && failing.uploads.is_empty());
+    }))
+    .await;
+}
+
+#[tokio::test]
+async fn whatever_the_store_says_for_a_while_nothing_counts_as_stored_before_it_is() {
+    futures_util::future::join_all(SYMPTOMS.map(async |symptom| {
+        let mut failing = Failing::new();
+        failing.faults.inject(Fault::on(Call::Create).symptom(symptom).for_ever());
+        failing.uploads.put_piece(segment(), failing.pieces[0].clone());
+        failing.tried(4).await;
+        assert_eq!(failing.memory.keys().len(), 0, "{symptom:?}");
+        failing.faults.heal();
+        let stored = tokio::time::timeout(LIMIT, failing.uploads.next()).await.unwrap().unwrap();
+        let Settled::Stored(stored) = stored else { unreachable!("{symptom:?}") };
+        let piece = &failing.pieces[0];
+        assert_eq!((stored.start_lsn, stored.end_lsn), (piece.start_lsn, piece.end_lsn));
+        assert_eq!(failing.memory.keys(), [failing.key(0)], "{symptom:?}");
+        assert!(failing.uploads.is_settled());
+    }))
+    .await;
+}
+
+#[tokio::test]
+async fn a_piece_whose_doubtful_answer_cannot_be_looked_at_is_not_stored_yet() {
+    futures_util::future::join_all(SYMPTOMS.map(async |symptom| {
+        let mut failing = Failing::new();
+        failing.faults.inject(Fault::on(Call::Create).symptom(symptom).after_effect());
+        failing.faults.inject(Fault::on(Call::Read).symptom(symptom).for_ever());
+        failing.uploads.put_piece(segment(), failing.pieces[0].clone());
+        // It is there; nobody can tell yet that it is ours.
+        failing.tried(4).await;
+        failing.faults.heal();
+        let stored = tokio::time::timeout(LIMIT, failing.uploads.next()).await.unwrap().unwrap();
+        assert!(matches!(stored, Settled::Stored(_)), "{symptom:?}");
+        assert_eq!(failing.memory.keys(), [failing.key(0)], "{symptom:?}");
+    }))
+    .await;
+}
+
+#[tokio::test]
+async fn another_object_of_that_name_ends_it_also_while_the_store_refuses() {
+    futures_util::future::join_all(SYMPTOMS.map(async |symptom| {
+        // What another server stores under the same name.
+        let memory = MemoryStore::new();
+        let other = repository(&memory);
+        let foreign = received(&other, 900).1.swap_remove(0);
+        other.put_sealed(&foreign.key, &foreign.sealed).await.unwrap();
+        let foreign_bytes = memory.bytes(foreign.key.as_str()).unwrap();
+
+        let mut failing = Failing::new();
+        assert_eq!(foreign.key, failing.pieces[0].key);
+        let (stored, bytes) = (failing.memory.clone(), foreign_bytes.clone());
+        let rival = move |_: Call, key: &Key| stored.overwrite(key.as_str(), bytes.clone());
+        failing.faults.inject(Fault::on(Call::Create).symptom(symptom));
+        failing.faults.inject(Fault::on(Call::Create).nth(2).symptom(symptom).hook(rival));
+        failing.uploads.put_piece(segment(), failing.pieces[0].clone());
+        let ended = tokio::time::timeout(LIMIT, failing.uploads.next()).await.unwrap();
+        assert_eq!(ended.err().unwrap().kind, Kind::Conflict, "{symptom:?}");
+        assert_eq!(failing.faults.count(Call::Create), 3, "{symptom:?}");
+        assert_eq!(failing.memory.bytes(&failing.key(0)), Some(foreign_bytes), "untouched");
+        assert!(failing.uploads.is_settled(), "else whoever drains would wait for ever");
+    }))
+    .await;
+}
+
+/// A store that lets a create go on only when it is told to, and counts those that wait.
+#[derive(Debug, Clone)]
+struct Gated {
+    memory: MemoryStore,
+    gate: Arc<Semaphore>,
+    waiting: Arc<AtomicUsize>,
+    waiting_most: Arc<AtomicUsize>,
+}
+
+#[async_trait::async_trait]
+impl Store for Gated {
+    async fn create(&self, key: &Key, body: Body) -> Result<(), StoreError> {
+        let waiting = self.waiting.fetch_add(1, Ordering::SeqCst) + 1;
+        self.waiting_most.fetch_max(waiting, Ordering::SeqCst);
+        self.gate.acquire().await.unwrap().forget();
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        self.memory.create(key, body).await
+    }
+
+    async fn read(
+        &self,
+        key: &Key,
+        range: Option<std::ops::Range<u64>>,
+    ) -> Result<Reading, StoreError> {
+        self.memory.read(key, range).await
+    }
+
+    fn list(
+        &self,
+        prefix: &Key,
+    ) -> futures_util::stream::BoxStream<'static, Result<Listed, StoreError>> {
+        self.memory.list(prefix)
+    }
+
+    async fn list_level(&self, prefix: &Key) -> Result<Level, StoreError> {
+        self.memory.list_level(prefix).await
+    }
+
+    async fn delete(&self, key: &Key) -> Result<(), StoreError> {
+        self.memory.delete(key).await
+    }
+
+    fn describe(&self) -> String {
+        self.memory.describe()
+    }
+}
+
+#[tokio::test]
+async fn with_four_at_a_time_a_slow_store_has_four_puts_at_once_and_never_a_fifth() {
+    let memory = MemoryStore::new();
+    let gate = Arc::new(Semaphore::new(0));
+    let (waiting, waiting_most) = (Arc::default(), Arc::default());
+    let store = Gated { memory: memory.clone(), gate, waiting, waiting_most };
+    let place = Repository::new(Arc::new(store.clone()), "main".parse().unwrap());
+    let (_, pieces) = received(&place, 700);
+    let mut uploads = Uploads::new(&place, SYSTEM, size());
+    let policy = CutPolicy { rpo: Duration::ZERO, synchronous: true, uploads_max: 4 };
+    let uncut = Uncut { since: Some(Duration::ZERO), commits: 1, hurry: true };
+    let may_cut = |uploads: &Uploads| {
+        when_to_cut(&policy, &uncut, uploads.pieces(), Duration::ZERO) == Cut::Now
+    };
+    let mut waits = pieces[..40].iter();
+    for told in 0..40 {
+        // As whoever streams: a piece is cut whenever an upload is free.
+        while may_cut(&uploads)
+            && let Some(piece) = waits.next()
+        {
+            uploads.put_piece(segment(), piece.clone());
+        }
+        let expected = 4.min(40 - told);
+        assert_eq!(uploads.pieces(), expected);
+        // All of them come to the store without one having ended.
+        let all_are_there = async {
+            while store.waiting.load(Ordering::SeqCst) < expected {
+                assert!(uploads.next().now_or_never().is_none(), "nothing is stored yet");
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LIMIT, all_are_there).await.unwrap();
+        assert_eq!(memory.keys().len(), told);
+        store.gate.add_permits(1);
+        let stored = tokio::time::timeout(LIMIT, uploads.next()).await.unwrap().unwrap();
+        assert!(matches!(stored, Settled::Stored(_)));
+        assert_eq!(memory.keys().len(), told + 1);
+    }
+    assert!(uploads.is_empty());
+    assert_eq!(store.waiting_most.load(Ordering::SeqCst), 4);
 }
