@@ -409,7 +409,7 @@ impl Progress for Suspended {
 /// The process was suspended between its look and a deletion: it cannot know before, and must not hide it afterwards.
 #[tokio::test]
 async fn an_expire_that_was_suspended_looks_again_and_tells_what_it_may_have_taken() {
-    let holds_for = Duration::from_secs(1);
+    let holds_for = Duration::from_secs(2);
     for (in_the_request, somebody_began) in
         [(true, true), (true, false), (false, true), (false, false)]
     {

@@ -144,6 +144,22 @@ proptest! {
     }
 
     #[test]
+    fn holes_are_all_that_is_not_stored_between_two_positions(
+        world in world(),
+        from in place(),
+        ticks in 0u64..40,
+    ) {
+        let to = from + ticks;
+        let found = holes(&world.history(), &world.coverage(), lsn(from), lsn(to), small());
+        let is_in = |tick| found.iter().any(|(start, end)| *start <= lsn(tick) && lsn(tick) < *end);
+        for tick in from..to {
+            prop_assert_eq!(is_in(tick), !world.is_covered(tick), "{}", tick);
+        }
+        let in_order = found.windows(2).all(|pair| pair[0].1 < pair[1].0);
+        prop_assert!(in_order && found.iter().all(|(start, end)| start < end), "{:?}", found);
+    }
+
+    #[test]
     fn a_segment_is_read_from_the_newest_timeline_that_owns_a_byte_of_it(
         world in world(),
         number in 1u64..14,
@@ -162,6 +178,7 @@ proptest! {
     fn streaming_starts_at_the_segment_of_the_first_missing_byte_on_its_owners_timeline(
         world in world(),
         slot in prop::option::of(place()),
+        slot_is_new in any::<bool>(),
         resume in prop::option::of(place()),
         flush in place(),
     ) {
@@ -170,12 +187,19 @@ proptest! {
             history: &history,
             coverage: &coverage,
             slot_lsn: slot.map(lsn),
+            slot_is_new,
             resume_lsn: resume.map(lsn),
             flush_lsn: lsn(flush),
             segment_size: small(),
         });
         let highest = (0..TICKS).rev().find(|tick| world.is_covered(*tick)).map(|tick| tick + 1);
-        let known = [highest, slot, resume].into_iter().flatten().min();
+        // Where nobody knows what was acknowledged, the first hole behind stored WAL counts: the whole world is near its end.
+        let nobody_knows = resume.is_none() && (slot.is_none() || slot_is_new);
+        let is_left_out = |tick: &u64| {
+            nobody_knows && world.is_covered(tick - 1) && !world.is_covered(*tick)
+        };
+        let left_out = (1..highest.unwrap_or(1)).find(is_left_out);
+        let known = [highest, slot, resume, left_out].into_iter().flatten().min();
         let missing = world.missing_from(known.unwrap_or(flush));
         prop_assert_eq!(start.first_missing, lsn(missing));
         let at = missing.min(flush);
@@ -199,6 +223,7 @@ proptest! {
             history: &history,
             coverage: &coverage,
             slot_lsn: None,
+            slot_is_new: false,
             resume_lsn: None,
             flush_lsn: lsn(flush),
             segment_size: small(),
