@@ -115,10 +115,7 @@ pub async fn run(
         match service.stream_once().await {
             Ok(End::Asked) => break,
             Ok(End::ServerStopped) => tracing::info!("the server shut down in good order"),
-            Ok(End::LetGo) => tracing::warn!(
-                "the server shuts down, and the store takes nothing: the stream was ended, for the server to stop. What was not acknowledged it keeps for the slot, and sends again when it is started"
-            ),
-            Ok(End::Switched { .. }) => {}
+            Ok(End::LetGo | End::Switched { .. }) => {}
             // What was in hand is not stored: whoever asked for the stop must know.
             Err(failure) if failure.kind == Kind::Store && service.stop.is_wanted() => {
                 return Err(failure);

@@ -200,7 +200,7 @@ impl<'a> Session<'a> {
             self.merge_or_tidy()?;
             line.tell(&self.progress).await?;
             if line.holds_up_a_shutdown(self.is_idle()) {
-                return Ok(End::LetGo);
+                return Ok(let_go());
             }
             let listens = self.held_bytes() < HELD_BYTES_MAX;
             line.listens(listens);
@@ -237,7 +237,7 @@ impl<'a> Session<'a> {
                 }
                 Some(news) = watch.news.recv() => match news {
                     News::SlotLost => return Err(slot_lost()),
-                    News::ShutsDown if line.holds_up_unread() => return Ok(End::LetGo),
+                    News::ShutsDown if line.holds_up_unread() => return Ok(let_go()),
                     News::ShutsDown => {}
                 },
                 _ = stop.wanted() => return self.stop(line, stop).await,
@@ -449,6 +449,14 @@ impl<'a> Session<'a> {
             self.uploads.put_piece(segment, piece);
         }
     }
+}
+
+/// Said at once: storing what is in hand may take as long as the store is away.
+fn let_go() -> End {
+    tracing::warn!(
+        "the server shuts down, and the store takes nothing: the stream was ended, for the server to stop. What was not acknowledged it keeps for the slot, and sends again when it is started"
+    );
+    End::LetGo
 }
 
 /// Waits until then; without end where there is no such time.
