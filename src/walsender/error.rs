@@ -195,6 +195,12 @@ impl PgError {
         }
     }
 
+    /// Returns whether the server is there and takes no connections now: it shuts down, or starts and recovers. It
+    /// says so before it looks who asks.
+    pub fn is_no_time_for_connections(&self) -> bool {
+        self.sqlstate() == Some("57P03")
+    }
+
     /// Returns whether the replication slot is in use by somebody else, or
     /// still by a connection of ours that the server has not given up yet. A
     /// retry can cure it. Also said of a slot that is to be dropped.

@@ -255,6 +255,11 @@ impl WalStream {
         self.connection
     }
 
+    /// Sets the longest silence allowed from now on; see [`Connection::set_silence_limit`].
+    pub fn set_silence_limit(&mut self, limit: Option<Duration>) {
+        self.connection.set_silence_limit(limit);
+    }
+
     /// Returns the connection, for what can be read from it.
     pub fn connection(&self) -> &Connection {
         &self.connection

@@ -3,13 +3,11 @@
 
 use super::Report;
 use crate::failure::Kind;
+use crate::plan::slot::SlotRoom;
 use crate::walsender::{Connection, PgError, SlotName};
 
 /// The finding's name.
 pub(super) const NAME: &str = "receive";
-
-/// A slot with less room than this, in bytes, is worth a warning.
-const SAFE_BYTES_MIN: i64 = 1 << 30;
 
 /// The receiver as it would run with the settings of this command.
 #[derive(Debug, Clone)]
@@ -34,8 +32,7 @@ pub(super) struct Found {
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Slot {
-    wal_status: String,
-    safe_bytes: Option<i64>,
+    room: SlotRoom,
     active: bool,
 }
 
@@ -67,14 +64,14 @@ pub(super) async fn ask(
         (0..rows.rows.len()).filter_map(|row| rows.get(row, "sync_state")).map(str::to_owned);
     let mut found = Found { connected: connected.collect(), ..Found::default() };
     if let Some(slot) = &expected.slot {
+        let columns = SlotRoom::COLUMNS;
         let query = format!(
-            "SELECT wal_status, safe_wal_size, active FROM pg_catalog.pg_replication_slots WHERE slot_name = {}",
+            "SELECT {columns}, active FROM pg_catalog.pg_replication_slots WHERE slot_name = {}",
             quoted(slot.as_str())
         );
         let rows = connection.query(&query).await?;
         found.slot = (!rows.rows.is_empty()).then(|| Slot {
-            wal_status: rows.get(0, "wal_status").unwrap_or_default().to_owned(),
-            safe_bytes: rows.get(0, "safe_wal_size").and_then(|text| text.parse().ok()),
+            room: SlotRoom::read(|column| rows.get(0, column)),
             active: rows.get(0, "active") == Some("t"),
         });
     }
@@ -98,8 +95,7 @@ pub(super) fn judge(expected: &Expected, found: &Found, report: &mut Report) {
 
 fn judge_slot(name: &SlotName, slot: &Slot, report: &mut Report) {
     const NAME: &str = "replication slot";
-    let safe = slot.safe_bytes;
-    match slot.wal_status.as_str() {
+    match slot.room.wal_status.as_str() {
         "lost" => report.fail(
             NAME,
             Kind::Integrity,
@@ -111,7 +107,7 @@ fn judge_slot(name: &SlotName, slot: &Slot, report: &mut Report) {
             format!("`{name}` is there and nobody uses it: the server keeps WAL for it, until its disk is full"),
             "Start `highwater receive`; or, if you have stopped using it, SELECT pg_drop_replication_slot('…'). max_slot_wal_keep_size bounds what a slot may keep.",
         ),
-        status if status == "unreserved" || safe.is_some_and(|safe| safe < SAFE_BYTES_MIN) => report.warn(
+        status if slot.room.is_in_danger() => report.warn(
             NAME,
             format!("`{name}` is about to lose WAL that is not stored yet (wal_status {status})"),
             "Look why the store is slower than the server writes, or raise max_slot_wal_keep_size.",
@@ -213,14 +209,19 @@ mod tests {
 
     #[test]
     fn a_slot_is_judged_by_what_it_still_holds() {
-        let slot = |wal_status: &str, active, safe_bytes| Found {
-            slot: Some(Slot { wal_status: wal_status.to_owned(), active, safe_bytes }),
-            ..Found::default()
+        let slot = |wal_status: &str, active, safe_bytes| {
+            let room = SlotRoom {
+                wal_status: wal_status.to_owned(),
+                safe_bytes,
+                keep_bytes: Some(256 << 20),
+            };
+            Found { slot: Some(Slot { room, active }), ..Found::default() }
         };
         let status = |found| statuses(&expected(false), &found)[0].1;
         assert_eq!(status(slot("reserved", true, None)), Status::Ok);
         assert_eq!(status(slot("reserved", false, None)), Status::Warning);
         assert_eq!(status(slot("unreserved", true, None)), Status::Warning);
+        assert_eq!(status(slot("extended", true, Some(64 << 20))), Status::Ok);
         assert_eq!(status(slot("extended", true, Some(1 << 20))), Status::Warning);
         assert_eq!(status(slot("lost", false, None)), Status::Failed);
     }

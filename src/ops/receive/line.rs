@@ -10,6 +10,7 @@ use crate::failure::{Failure, Kind};
 use crate::ops::now;
 use crate::ops::server_facts::ServerFacts;
 use crate::pg::Lsn;
+use crate::plan::parting::Parting;
 use crate::plan::receive::Progress;
 use crate::walsender::{StreamStatus, WalStream};
 
@@ -26,6 +27,13 @@ const SILENT_INTERVALS: u32 = 4;
 /// The least patience with a silent server.
 const SILENCE_MIN: Duration = Duration::from_secs(20);
 
+/// The least pause between two statuses that bring nothing new: a server that shuts down answers each with a request for
+/// the next.
+const ANSWER_PAUSE: Duration = Duration::from_secs(1);
+
+/// The pause between two looks whether a server shuts down that is not read.
+const LOOK_PAUSE: Duration = Duration::from_secs(5);
+
 /// How often it is logged how far things are.
 const LOG_INTERVAL: Duration = Duration::from_mins(10);
 
@@ -36,10 +44,18 @@ pub(super) struct Line {
     interval: Duration,
     silence_max: Duration,
     heard: Instant,
-    listened: bool,
+    /// Since when nothing is read, because too much is on its way to the store.
+    unread: Option<Instant>,
     start_lsn: Lsn,
-    /// The flush position told last.
+    /// The flush position told last, and when anything was.
     told: Lsn,
+    told_at: Instant,
+    /// When a reply that the server wants is sent at the latest.
+    answer_at: Option<Instant>,
+    parting: Parting,
+    /// When it was last looked whether the server shuts down.
+    looked: Option<Instant>,
+    began: Instant,
     logged: Instant,
 }
 
@@ -48,16 +64,22 @@ impl Line {
         let interval = status_interval(&facts.wal_sender_timeout);
         let mut timer = tokio::time::interval(interval);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let began = Instant::now();
         Self {
             stream,
             timer,
             interval,
-            silence_max: (interval * SILENT_INTERVALS).max(SILENCE_MIN),
-            heard: Instant::now(),
-            listened: true,
+            silence_max: silence_max(facts),
+            heard: began,
+            unread: None,
             start_lsn,
             told: Lsn::INVALID,
-            logged: Instant::now(),
+            told_at: began,
+            answer_at: None,
+            parting: Parting::begin(patience_of_server(&facts.wal_sender_timeout), Duration::ZERO),
+            looked: None,
+            began,
+            logged: began,
         }
     }
 
@@ -65,24 +87,83 @@ impl Line {
         self.heard = Instant::now();
     }
 
-    /// Whoever does not listen cannot complain of silence.
-    pub(super) fn listens(&mut self, listens: bool) {
-        if listens && !self.listened {
-            self.heard();
-        }
-        self.listened = listens;
+    /// Takes note of WAL that came.
+    pub(super) fn received(&mut self) {
+        self.parting.received();
     }
 
-    /// Tells the server how far we are, if that is news or an answer is wanted.
-    pub(super) async fn tell(&mut self, progress: &Progress, wanted: bool) -> Result<(), Trouble> {
+    /// Takes note that the store has confirmed something.
+    pub(super) fn stored(&mut self) {
+        self.parting.stored(self.began.elapsed());
+    }
+
+    /// Whoever does not listen cannot complain of silence.
+    pub(super) fn listens(&mut self, listens: bool) {
+        if listens {
+            if self.unread.take().is_some() {
+                self.heard();
+            }
+        } else {
+            self.unread.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// Takes note that the server wants a reply. It has one at once where there is something to say; otherwise
+    /// [`Self::answer_at`] says when.
+    pub(super) fn asked(&mut self) {
+        self.parting.asked(self.began.elapsed());
+        self.answer_at = Some(self.told_at + self.interval.min(ANSWER_PAUSE));
+    }
+
+    /// Returns when a reply that the server wants is due.
+    pub(super) fn answer_at(&self) -> Option<Instant> {
+        self.answer_at
+    }
+
+    /// Returns whether the server shuts down, and the stream must be ended for it to come to an end; `is_idle` says that
+    /// nothing is on its way to the store.
+    pub(super) fn holds_up_a_shutdown(&self, is_idle: bool) -> bool {
+        self.parting.is_due(is_idle, self.began.elapsed())
+    }
+
+    /// Returns from when on a server that is found to shut down is held up by us; `None` as long as it can say so
+    /// itself.
+    fn held_up_from(&self) -> Option<Instant> {
+        let unread = self.unread?.saturating_duration_since(self.began);
+        Some(self.began + self.parting.look_at(unread))
+    }
+
+    /// Returns whether the stream must be ended for a server that was found to shut down.
+    pub(super) fn holds_up_unread(&self) -> bool {
+        self.held_up_from().is_some_and(|from| from <= Instant::now())
+    }
+
+    /// Returns when to look whether the server shuts down, since nothing is read that would say so.
+    pub(super) fn look_at(&self) -> Option<Instant> {
+        let from = self.held_up_from()?;
+        Some(self.looked.map_or(from, |looked| from.max(looked + LOOK_PAUSE)))
+    }
+
+    /// Takes note that it is being looked.
+    pub(super) fn looks(&mut self) {
+        self.looked = Some(Instant::now());
+    }
+
+    /// Tells the server how far we are, if that is news.
+    pub(super) async fn tell(&mut self, progress: &Progress) -> Result<(), Trouble> {
         let flush_lsn = progress.flush_lsn();
         let is_news = flush_lsn > self.told.max(self.start_lsn);
-        if is_news || wanted { self.send(progress, false).await } else { Ok(()) }
+        if is_news { self.send(progress, false).await } else { Ok(()) }
+    }
+
+    /// Tells the server how far we are, whether it knows it or not.
+    pub(super) async fn answer(&mut self, progress: &Progress) -> Result<(), Trouble> {
+        self.send(progress, false).await
     }
 
     /// Lets the server know that we live, and looks whether it does.
     pub(super) async fn keep_alive(&mut self, progress: &Progress) -> Result<(), Trouble> {
-        if self.listened && self.heard.elapsed() > self.silence_max {
+        if self.unread.is_none() && self.heard.elapsed() > self.silence_max {
             return Err(Trouble::Other(Failure::new(
                 Kind::Postgres,
                 format!("the server has not said a word for {} s", self.heard.elapsed().as_secs()),
@@ -117,6 +198,9 @@ impl Line {
         match sent.await {
             Ok(Ok(())) => {
                 self.told = flush_lsn;
+                self.told_at = Instant::now();
+                self.answer_at = None;
+                self.parting.told(self.began.elapsed());
                 Ok(())
             }
             Ok(Err(error)) => Err(trouble(error, "lost the stream")),
@@ -130,20 +214,34 @@ impl Line {
     }
 }
 
-/// Returns how often to report, for a server that gives up on silent clients after `timeout`, as
-/// SHOW prints it: `1min`, `30s`, `500ms`, `0`.
+/// Returns how long a server may be silent that has something to say: an answer is wanted, or it is asked for a word in
+/// each status.
+pub(super) fn silence_max(facts: &ServerFacts) -> Duration {
+    (status_interval(&facts.wal_sender_timeout) * SILENT_INTERVALS).max(SILENCE_MIN)
+}
+
+/// Returns how often to report, for a server that gives up on silent clients after `timeout`, as SHOW prints it.
 fn status_interval(timeout: &str) -> Duration {
+    let patience = patience_of_server(timeout);
+    patience.map_or(STATUS_INTERVAL_MAX, |patience| {
+        (patience / 4).clamp(STATUS_INTERVAL_MIN, STATUS_INTERVAL_MAX)
+    })
+}
+
+/// Reads `wal_sender_timeout` as SHOW prints it: `1min`, `30s`, `500ms`, `0`; `None` where there is none.
+fn patience_of_server(timeout: &str) -> Option<Duration> {
     let digits = timeout.find(|c: char| !c.is_ascii_digit()).unwrap_or(timeout.len());
     let (number, unit) = timeout.split_at(digits);
-    let Ok(number) = number.parse::<u32>() else { return STATUS_INTERVAL_MAX };
+    let number = number.parse::<u32>().ok().filter(|number| *number > 0)?;
     let one = match unit {
         "ms" => Duration::from_millis(1),
         "s" => Duration::from_secs(1),
         "min" => Duration::from_mins(1),
         "h" => Duration::from_hours(1),
-        _ => return STATUS_INTERVAL_MAX,
+        "d" => Duration::from_hours(24),
+        _ => return None,
     };
-    (one.saturating_mul(number) / 4).clamp(STATUS_INTERVAL_MIN, STATUS_INTERVAL_MAX)
+    Some(one.saturating_mul(number))
 }
 
 #[cfg(test)]
@@ -157,5 +255,15 @@ mod tests {
             assert_eq!(status_interval(shown), Duration::from_millis(millis), "{shown}");
         }
         assert_eq!(status_interval("never"), STATUS_INTERVAL_MAX);
+    }
+
+    #[test]
+    fn the_servers_patience_is_read_as_it_prints_it() {
+        let minutes = |minutes| Some(Duration::from_mins(minutes));
+        let cases =
+            [("1min", minutes(1)), ("90min", minutes(90)), ("1d", minutes(24 * 60)), ("0", None)];
+        for (shown, patience) in cases {
+            assert_eq!(patience_of_server(shown), patience, "{shown}");
+        }
     }
 }

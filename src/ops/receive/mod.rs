@@ -115,7 +115,7 @@ pub async fn run(
         match service.stream_once().await {
             Ok(End::Asked) => break,
             Ok(End::ServerStopped) => tracing::info!("the server shut down in good order"),
-            Ok(End::Switched { .. }) => {}
+            Ok(End::LetGo | End::Switched { .. }) => {}
             // What was in hand is not stored: whoever asked for the stop must know.
             Err(failure) if failure.kind == Kind::Store && service.stop.is_wanted() => {
                 return Err(failure);
@@ -197,11 +197,18 @@ impl Service<'_> {
             let mut connection = *connection;
             // Before any of its WAL.
             let (of, codec) = ((facts.system_id, next), self.request.codec);
-            store_history(self.repository, &mut connection, of, codec, UNHARMED).await?;
+            let mut stop = self.stop.clone();
+            let history = store_history(self.repository, &mut connection, of, codec, UNHARMED);
+            tokio::select! {
+                stored = history => drop(stored?),
+                _ = stop.wanted() => return Ok(End::Asked),
+            }
             tracing::warn!("timeline {next} began at {switch_lsn}; following it");
-            let start =
-                source::at_switch(self.repository, &facts, next, switch_lsn, &mut self.memory)
-                    .await?;
+            let memory = &mut self.memory;
+            let start = tokio::select! {
+                start = source::at_switch(self.repository, &facts, next, switch_lsn, memory) => start?,
+                _ = stop.wanted() => return Ok(End::Asked),
+            };
             source = Source { connection, facts, start };
         }
     }

@@ -3,17 +3,20 @@
 //! One task does it all but compressing full frames, sealing large objects and the uploads, so
 //! statuses go out whatever the store does: when too much is on its way, only the reading stops.
 
+mod drain;
+mod settle;
+
 use std::collections::BTreeSet;
 use std::pin::pin;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::line::Line;
+use super::line::{Line, silence_max};
 use super::source::Facts;
 use super::troubles::{Trouble, no_memory, not_taken, slot_lost, trouble};
-use super::uploads::{Purpose, Settled, Stored, Uploads};
-use super::watch::Watch;
+use super::uploads::Uploads;
+use super::watch::{News, Watch};
 use super::{Report, Request, UNHARMED};
 use crate::failure::{Failure, Kind};
 use crate::ops::StopRequest;
@@ -38,6 +41,8 @@ pub(super) enum End {
     Asked,
     /// The server shut down; it has our word for everything it sent.
     ServerStopped,
+    /// The server shuts down and waits for our word, which the store does not let us give: it waits no longer.
+    LetGo,
     /// The server goes on with another timeline.
     Switched {
         /// The timeline that begins.
@@ -47,6 +52,18 @@ pub(super) enum End {
         /// The connection, idle.
         connection: Box<Connection>,
     },
+}
+
+/// What a message from the server means for the stream.
+enum Heeded {
+    GoOn,
+    /// We were asked to stop while it was taken: the stream ends here.
+    Asked,
+    Switched {
+        next: Timeline,
+        switch_lsn: Lsn,
+    },
+    ServerStopped,
 }
 
 /// A stream and all that is in hand of it.
@@ -70,9 +87,7 @@ pub(super) struct Session<'a> {
     pace: Pace,
     merges: Merges,
     uploads: Uploads,
-    /// Segments that have, or had, pieces.
-    pieced: BTreeSet<SegmentName>,
-    /// Those of them that are stored complete and not tidied yet.
+    /// Segments that have pieces, are stored complete and not tidied yet.
     untidy: BTreeSet<SegmentName>,
     began: Instant,
     /// Until when an ordered stop may go on storing what is in hand.
@@ -104,7 +119,6 @@ impl<'a> Session<'a> {
             pace: Pace::new(request.uploads_max),
             merges: Merges::default(),
             uploads: Uploads::new(repository, facts.system_id, facts.segment_size),
-            pieced: BTreeSet::new(),
             untidy: BTreeSet::new(),
             began: Instant::now(),
             stop_at: None,
@@ -124,7 +138,11 @@ impl<'a> Session<'a> {
         watch: &mut Watch,
         mut stop: StopRequest,
     ) -> Result<End, Trouble> {
-        self.open_segment(self.start.lsn).await?;
+        tokio::select! {
+            opened = self.open_segment(self.start.lsn) => opened?,
+            // Nothing is in hand yet.
+            _ = stop.wanted() => return Ok(End::Asked),
+        }
         let end = self.stream(connection, watch, &mut stop).await;
         // Perhaps the server is gone for good, and these bytes are nowhere else.
         let drained = match &end {
@@ -146,26 +164,44 @@ impl<'a> Session<'a> {
         }
     }
 
-    async fn stream(
-        &mut self,
+    /// Begins to stream; `None`: we were asked to stop before the server answered.
+    async fn open_line(
+        &self,
         mut connection: Connection,
-        watch: &mut Watch,
         stop: &mut StopRequest,
-    ) -> Result<End, Trouble> {
-        // Silence is watched here, where it is known whether anybody listens.
-        connection.set_silence_limit(None);
+    ) -> Result<Option<Line>, Trouble> {
+        connection.set_silence_limit(Some(silence_max(self.facts)));
         let start = StreamStart {
             slot: self.request.slot.clone(),
             start_lsn: self.start.lsn,
             timeline: self.start.timeline,
         };
-        let opened = connection.stream_wal(&start).await;
-        let stream = opened.map_err(|error| trouble(error, "could not start streaming"))?;
-        let mut line = Line::new(stream, self.start.lsn, self.facts);
+        let opened = tokio::select! {
+            opened = connection.stream_wal(&start) => opened,
+            _ = stop.wanted() => return Ok(None),
+        };
+        let mut stream = opened.map_err(|error| trouble(error, "could not start streaming"))?;
+        // From here on the line watches silence: it knows whether anybody listens.
+        stream.set_silence_limit(None);
+        Ok(Some(Line::new(stream, self.start.lsn, self.facts)))
+    }
+
+    async fn stream(
+        &mut self,
+        connection: Connection,
+        watch: &mut Watch,
+        stop: &mut StopRequest,
+    ) -> Result<End, Trouble> {
+        let Some(mut line) = self.open_line(connection, stop).await? else {
+            return Ok(End::Asked);
+        };
         loop {
             self.cut_if_due()?;
             self.merge_or_tidy()?;
-            line.tell(&self.progress, false).await?;
+            line.tell(&self.progress).await?;
+            if line.holds_up_a_shutdown(self.is_idle()) {
+                return Ok(let_go());
+            }
             let listens = self.held_bytes() < HELD_BYTES_MAX
                 && !self.progress.is_far_ahead(self.facts.segment_size);
             line.listens(listens);
@@ -173,47 +209,93 @@ impl<'a> Session<'a> {
                 Cut::At(at) => Some(self.began + at),
                 Cut::Now | Cut::Wait => None,
             };
+            let (answer_at, look_at) = (line.answer_at(), line.look_at());
             tokio::select! {
                 event = line.stream.next(), if listens => {
                     let event = event.map_err(|error| trouble(error, "lost the stream"))?;
-                    line.heard();
-                    match event {
-                        StreamEvent::Wal { start_lsn, data, .. } => {
-                            // It may have to read what is stored; meanwhile nothing that can be told changes.
-                            let progress = self.progress.clone();
-                            let mut taken = pin!(self.take(start_lsn, data));
-                            loop {
-                                tokio::select! {
-                                    taken = &mut taken => break taken?,
-                                    _ = line.timer.tick() => line.keep_alive(&progress).await?,
-                                }
-                            }
-                        }
-                        StreamEvent::Keepalive { reply_requested: true, .. } => {
-                            self.uncut.hurry = self.uncut.since.is_some();
-                            line.tell(&self.progress, true).await?;
-                        }
-                        StreamEvent::Keepalive { .. } => {}
-                        StreamEvent::ServerStopped => return Ok(End::ServerStopped),
-                        StreamEvent::TimelineEnd { next, switch_lsn } => {
-                            let connection = Box::new(line.stream.into_connection());
+                    match self.heed(event, &mut line, stop).await? {
+                        Heeded::GoOn => {}
+                        Heeded::Asked => return self.stop(line, stop).await,
+                        Heeded::Switched { next, switch_lsn } => {
+                            let mut connection = Box::new(line.stream.into_connection());
+                            connection.set_silence_limit(Some(silence_max(self.facts)));
                             return Ok(End::Switched { next, switch_lsn, connection });
                         }
+                        Heeded::ServerStopped => return Ok(End::ServerStopped),
                     }
                 }
-                settled = self.uploads.next(), if !self.uploads.is_empty() => self.settle(settled?),
-                () = tokio::time::sleep_until(cut_at.unwrap_or(self.began)), if cut_at.is_some() => {}
-                _ = line.timer.tick() => line.keep_alive(&self.progress).await?,
-                Some(()) = watch.lost.recv() => return Err(slot_lost()),
-                _ = stop.wanted() => {
-                    self.drain(stop, Some(&mut line)).await?;
-                    line.tell(&self.progress, true).await?;
-                    // The server may go on sending for a moment; nobody waits for that.
-                    drop(line.stream.stop().await);
-                    return Ok(End::Asked);
+                settled = self.uploads.next(), if !self.uploads.is_empty() => {
+                    if self.settle(settled?) {
+                        line.stored();
+                    }
                 }
+                () = until(cut_at) => {}
+                _ = line.timer.tick() => line.keep_alive(&self.progress).await?,
+                () = until(answer_at) => line.answer(&self.progress).await?,
+                () = until(look_at) => {
+                    line.looks();
+                    watch.look_now();
+                }
+                Some(news) = watch.news.recv() => match news {
+                    News::SlotLost => return Err(slot_lost()),
+                    News::ShutsDown if line.holds_up_unread() => return Ok(let_go()),
+                    News::ShutsDown => {}
+                },
+                _ = stop.wanted() => return self.stop(line, stop).await,
             }
         }
+    }
+
+    /// Takes what came from the server.
+    async fn heed(
+        &mut self,
+        event: StreamEvent,
+        line: &mut Line,
+        stop: &mut StopRequest,
+    ) -> Result<Heeded, Trouble> {
+        line.heard();
+        match event {
+            StreamEvent::Wal { start_lsn, data, .. } => {
+                line.received();
+                // It may have to read what is stored; meanwhile nothing that can be told changes.
+                let progress = self.progress.clone();
+                let mut taken = pin!(self.take(start_lsn, data));
+                loop {
+                    tokio::select! {
+                        biased;
+                        taken = &mut taken => break taken?,
+                        _ = line.timer.tick() => line.keep_alive(&progress).await?,
+                        // What was not taken of it is not received; nothing may come behind it.
+                        _ = stop.wanted() => return Ok(Heeded::Asked),
+                    }
+                }
+            }
+            StreamEvent::Keepalive { reply_requested, .. } => {
+                if reply_requested {
+                    self.uncut.hurry = self.uncut.since.is_some();
+                    line.asked();
+                }
+            }
+            StreamEvent::ServerStopped => return Ok(Heeded::ServerStopped),
+            StreamEvent::TimelineEnd { next, switch_lsn } => {
+                return Ok(Heeded::Switched { next, switch_lsn });
+            }
+        }
+        Ok(Heeded::GoOn)
+    }
+
+    /// Ends the stream because we were asked to stop.
+    async fn stop(&mut self, mut line: Line, stop: &mut StopRequest) -> Result<End, Trouble> {
+        self.drain(stop, Some(&mut line)).await?;
+        line.answer(&self.progress).await?;
+        // The server may go on sending for a moment; nobody waits for that.
+        drop(line.stream.stop().await);
+        Ok(End::Asked)
+    }
+
+    /// Returns whether everything that was received is stored or cannot be acknowledged yet.
+    fn is_idle(&self) -> bool {
+        self.uploads.is_settled() && self.uncut.since.is_none()
     }
 
     fn held_bytes(&self) -> u64 {
@@ -283,7 +365,7 @@ impl<'a> Session<'a> {
             None
         };
         if stored.is_some() {
-            self.pieced.insert(segment);
+            self.uploads.note_pieces(segment);
         }
         self.unproven = stored.map(|stored| Lsn(lsn.0 + u64::from(stored.end)));
         let codec = self.request.codec;
@@ -364,141 +446,26 @@ impl<'a> Session<'a> {
         let Some(assembly) = &self.assembly else { return };
         let segment = assembly.segment();
         for piece in pieces {
-            self.pieced.insert(segment);
             self.pace.sent(piece.end_lsn);
             self.uploads.put_piece(segment, piece);
         }
     }
-
-    fn settle(&mut self, settled: Settled) {
-        let stored = match settled {
-            Settled::Stored(stored) => stored,
-            Settled::Sealed(piece) => {
-                if let Some(assembly) = &mut self.assembly {
-                    assembly.adopt(&piece);
-                }
-                return;
-            }
-            Settled::Tidied => return,
-        };
-        self.report.stored_bytes += stored.object_bytes;
-        match stored.purpose {
-            Purpose::Piece => {
-                self.report.pieces += 1;
-                if self.doubtful != Some(stored.segment) {
-                    self.progress.store(stored.start_lsn, stored.end_lsn);
-                }
-                if let Some((start, end)) = self.offsets_in_unit(&stored) {
-                    self.merges.store(start, end);
-                }
-            }
-            Purpose::Unit => {
-                self.report.segments += 1;
-                self.progress.store(stored.start_lsn, stored.end_lsn);
-                if self.pieced.remove(&stored.segment) {
-                    self.untidy.insert(stored.segment);
-                }
-            }
-            Purpose::Merge(merge) => {
-                self.report.pieces += 1;
-                if self.offsets_in_unit(&stored).is_some() {
-                    self.merges.merged(merge);
-                }
-            }
-        }
-        let flush_lsn = self.progress.flush_lsn();
-        self.pace.acknowledged(flush_lsn, self.began.elapsed());
-    }
-
-    /// Returns where a stored piece lies in the segment in the making, if in its current unit.
-    fn offsets_in_unit(&self, stored: &Stored) -> Option<(u32, u32)> {
-        let assembly = self.assembly.as_ref()?;
-        let offset = |lsn: Lsn| {
-            let offset = lsn.0.checked_sub(assembly.start_lsn().0)?;
-            u32::try_from(offset).ok()
-        };
-        let (start, end) = (offset(stored.start_lsn)?, offset(stored.end_lsn)?);
-        let same_unit = start / PIECE_BYTES == assembly.position() / PIECE_BYTES;
-        (assembly.segment() == stored.segment && same_unit).then_some((start, end))
-    }
-
-    /// Starts what makes reading back cheap, one thing at a time: joining small
-    /// pieces, and removing those that stand in a complete segment.
-    fn merge_or_tidy(&mut self) -> Result<(), Failure> {
-        if self.uploads.is_tidying() {
-            return Ok(());
-        }
-        if let Some(assembly) = &mut self.assembly
-            && let Some(merge) = self.merges.next_merge()
-        {
-            let pieces = assembly.to_merge(merge.start, merge.end).map_err(no_memory)?;
-            self.uploads.put_merge(assembly.segment(), merge, pieces);
-            return Ok(());
-        }
-        let uploads = &self.uploads;
-        let ready = self.untidy.iter().find(|segment| !uploads.has_piece_of(**segment)).copied();
-        if let Some(segment) = ready {
-            self.untidy.remove(&segment);
-            self.uploads.tidy(segment);
-        }
-        Ok(())
-    }
-
-    /// Stores everything that was received. An ordered stop limits how long that may take. As long as there is
-    /// a `line`, the server is told of each piece: commits may be waiting for it.
-    async fn drain(
-        &mut self,
-        stop: &mut StopRequest,
-        mut line: Option<&mut Line>,
-    ) -> Result<(), Failure> {
-        self.cut()?;
-        if let Some(line) = &mut line {
-            line.listens(false);
-        }
-        while !self.uploads.is_settled() {
-            if let Some(telling) = &mut line
-                && telling.tell(&self.progress, false).await.is_err()
-            {
-                // What is in hand is stored all the same.
-                line = None;
-            }
-            if stop.is_wanted() && self.stop_at.is_none() {
-                self.stop_at = Some(Instant::now() + self.request.stop_deadline);
-            }
-            let stop_at = self.stop_at;
-            tokio::select! {
-                settled = self.uploads.next() => self.settle(settled?),
-                lives = status_due(&mut line, &self.progress) => if !lives { line = None },
-                _ = stop.wanted(), if stop_at.is_none() => {}
-                () = tokio::time::sleep_until(stop_at.unwrap_or(self.began)), if stop_at.is_some() => {
-                    return Err(self.not_stored_in_time());
-                }
-            }
-        }
-        self.report.stored_lsn = Some(self.stored_lsn());
-        Ok(())
-    }
-
-    fn not_stored_in_time(&self) -> Failure {
-        Failure::new(
-            Kind::Store,
-            format!(
-                "WAL from {} to {} was received and is not stored: the store did not take it within {} s of the order to stop",
-                self.progress.stored_lsn(),
-                self.progress.write_lsn(),
-                self.request.stop_deadline.as_secs()
-            ),
-            "It was never acknowledged. The server keeps it where it has a slot or archive_command.",
-            "Mend the store and start `highwater receive` again: it goes on at the first byte that is not stored.",
-        )
-    }
 }
 
-/// Sends the next status when it is due; returns whether that went well. Never returns without a line.
-async fn status_due(line: &mut Option<&mut Line>, progress: &Progress) -> bool {
-    let Some(line) = line else { return std::future::pending().await };
-    line.timer.tick().await;
-    line.keep_alive(progress).await.is_ok()
+/// Said at once: storing what is in hand may take as long as the store is away.
+fn let_go() -> End {
+    tracing::warn!(
+        "the server shuts down, and the store takes nothing: the stream was ended, for the server to stop. What was not acknowledged it keeps for the slot, and sends again when it is started"
+    );
+    End::LetGo
+}
+
+/// Waits until then; without end where there is no such time.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Returns whether a client may be waiting for this record to be stored.

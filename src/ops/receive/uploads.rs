@@ -1,9 +1,10 @@
 //! Objects on their way to the store: several at a time, each tried until it is stored.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::time::{Duration, Instant};
 
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tracing::Instrument;
 
 use super::UNHARMED;
@@ -11,6 +12,7 @@ use super::sealer::Sealer;
 use super::troubles::no_memory;
 use crate::causes::in_one_line;
 use crate::failure::{Failure, Kind};
+use crate::format::WalObject;
 use crate::ops::failures::{kind_of_repo, of_repo, of_task};
 use crate::pg::{Lsn, SegmentName, SegmentSize, SystemId};
 use crate::plan::receive::Merge;
@@ -73,11 +75,22 @@ enum Done {
     Tidied,
 }
 
-/// A task that failed, and the segment and first byte it was about.
+/// A task that failed, and what it was about.
 #[derive(Debug)]
 enum Undone {
     Unsealed(io::Error),
-    Refused(SegmentName, Lsn, RepoError),
+    Refused { purpose: Purpose, segment: SegmentName, lsn: Lsn, error: RepoError },
+}
+
+/// A piece on its way.
+#[derive(Debug)]
+struct OnItsWay {
+    segment: SegmentName,
+    start_lsn: Lsn,
+    end_lsn: Lsn,
+    task: AbortHandle,
+    /// Whether its unit is stored: nobody waits for it any more.
+    redundant: bool,
 }
 
 /// Objects on their way.
@@ -88,8 +101,9 @@ pub(super) struct Uploads {
     size: SegmentSize,
     tasks: JoinSet<Result<Done, Undone>>,
     sealer: Sealer,
-    /// Pieces on their way, by segment.
-    pieces: Vec<SegmentName>,
+    pieces: Vec<OnItsWay>,
+    /// Segments that have, or had, pieces, and are not stored complete.
+    pieced: BTreeSet<SegmentName>,
     /// Memory of units on their way; pieces share theirs with the segment in the making, and a merge is
     /// small.
     unit_bytes: u64,
@@ -105,19 +119,25 @@ impl Uploads {
             tasks: JoinSet::new(),
             sealer: Sealer::default(),
             pieces: Vec::new(),
+            pieced: BTreeSet::new(),
             unit_bytes: 0,
             others: 0,
         }
     }
 
-    /// Returns how many pieces are on their way.
+    /// Returns how many pieces are on their way that stand nowhere else.
     pub(super) fn pieces(&self) -> usize {
-        self.pieces.len()
+        self.pieces.iter().filter(|piece| !piece.redundant).count()
     }
 
-    /// Returns whether pieces of `segment` are on their way.
+    /// Returns whether pieces of `segment` are on their way, needed or not: who tidied now would miss them.
     pub(super) fn has_piece_of(&self, segment: SegmentName) -> bool {
-        self.pieces.contains(&segment)
+        self.pieces.iter().any(|piece| piece.segment == segment)
+    }
+
+    /// Takes note that an earlier receiver has stored pieces of `segment`.
+    pub(super) fn note_pieces(&mut self, segment: SegmentName) {
+        self.pieced.insert(segment);
     }
 
     /// Returns how much memory the units on their way hold, in bytes.
@@ -133,13 +153,15 @@ impl Uploads {
     /// Returns whether no WAL is on its way: what is left are merges and tidying, or nothing since the rest
     /// failed.
     pub(super) fn is_settled(&self) -> bool {
-        self.is_empty() || (self.pieces.is_empty() && self.unit_bytes == 0)
+        self.is_empty() || (self.pieces() == 0 && self.unit_bytes == 0)
     }
 
     /// Sends a piece on its way.
     pub(super) fn put_piece(&mut self, segment: SegmentName, piece: SealedPiece) {
-        self.pieces.push(segment);
-        self.put(Purpose::Piece, segment, Box::new(piece));
+        let (start_lsn, end_lsn) = (piece.start_lsn, piece.end_lsn);
+        let task = self.put(Purpose::Piece, segment, Box::new(piece));
+        self.pieced.insert(segment);
+        self.pieces.push(OnItsWay { segment, start_lsn, end_lsn, task, redundant: false });
     }
 
     /// Makes a complete unit one object and sends it on its way.
@@ -154,8 +176,11 @@ impl Uploads {
         self.seal(Purpose::Merge(merge), segment, pieces);
     }
 
-    fn spawn(&mut self, work: impl Future<Output = Result<Done, Undone>> + Send + 'static) {
-        self.tasks.spawn(work.in_current_span());
+    fn spawn(
+        &mut self,
+        work: impl Future<Output = Result<Done, Undone>> + Send + 'static,
+    ) -> AbortHandle {
+        self.tasks.spawn(work.in_current_span())
     }
 
     /// Seals aside: whoever streams has no time for it.
@@ -168,13 +193,19 @@ impl Uploads {
         });
     }
 
-    fn put(&mut self, purpose: Purpose, segment: SegmentName, piece: Box<SealedPiece>) {
+    fn put(
+        &mut self,
+        purpose: Purpose,
+        segment: SegmentName,
+        piece: Box<SealedPiece>,
+    ) -> AbortHandle {
         let object_bytes = piece.sealed.header.stored_bytes;
         let repository = self.repository.clone();
         let system_id = self.system_id;
         self.spawn(async move {
             let put = put_until_stored(&repository, &piece).await;
-            put.map_err(|error| Undone::Refused(segment, piece.start_lsn, error))?;
+            let lsn = piece.start_lsn;
+            put.map_err(|error| Undone::Refused { purpose, segment, lsn, error })?;
             if let Purpose::Merge(merge) = purpose {
                 let dropped =
                     repository.drop_pieces_inside(system_id, segment, merge.start, merge.end);
@@ -182,7 +213,7 @@ impl Uploads {
             }
             let (start_lsn, end_lsn) = (piece.start_lsn, piece.end_lsn);
             Ok(Done::Stored(Stored { purpose, segment, start_lsn, end_lsn, object_bytes }))
-        });
+        })
     }
 
     /// Removes the pieces of a segment that is stored complete.
@@ -199,11 +230,24 @@ impl Uploads {
 
     /// Waits for the next thing to end. Cancel-safe. Must not be called when [`Self::is_empty`].
     pub(super) async fn next(&mut self) -> Result<Settled, Failure> {
-        let Some(ended) = self.tasks.join_next().await else { return Ok(Settled::Tidied) };
+        let ended = loop {
+            match self.tasks.join_next().await {
+                // Nobody waits for that piece any more.
+                Some(Err(error)) if error.is_cancelled() => {}
+                Some(ended) => break ended,
+                None => return Ok(Settled::Tidied),
+            }
+        };
         let ended = ended.map_err(|error| of_task(error, UNHARMED))?;
         let done = ended.map_err(|undone| match undone {
             Undone::Unsealed(error) => no_memory(error),
-            Undone::Refused(segment, lsn, error) => refused(segment, lsn, error),
+            Undone::Refused { purpose: Purpose::Unit, segment, lsn, error }
+                if matches!(error, RepoError::Conflict { .. })
+                    && self.pieced.contains(&segment) =>
+            {
+                self.covered(segment, lsn, error)
+            }
+            Undone::Refused { segment, lsn, error, .. } => refused(segment, lsn, error),
         })?;
         match done {
             Done::Sealed { purpose, segment, unsealed_bytes, piece } => {
@@ -229,13 +273,56 @@ impl Uploads {
     fn forget(&mut self, stored: &Stored) {
         match stored.purpose {
             Purpose::Piece => {
-                if let Some(at) = self.pieces.iter().position(|name| *name == stored.segment) {
+                let is_it = |piece: &OnItsWay| {
+                    (piece.start_lsn, piece.end_lsn) == (stored.start_lsn, stored.end_lsn)
+                };
+                if let Some(at) = self.pieces.iter().position(is_it) {
                     self.pieces.swap_remove(at);
                 }
             }
-            Purpose::Unit => self.unit_bytes -= counted(stored.object_bytes),
+            Purpose::Unit => {
+                self.unit_bytes -= counted(stored.object_bytes);
+                self.let_go_of_pieces_in(stored);
+            }
             Purpose::Merge(_) => self.others -= 1,
         }
+    }
+
+    /// Pieces on their way whose bytes stand in a stored unit are waited for no longer. They may still arrive, and are
+    /// tidied then: given up are only those that have not arrived when the next unit has, so that what a stuck store makes
+    /// us hold is never more than one unit's.
+    fn let_go_of_pieces_in(&mut self, unit: &Stored) {
+        for stuck in self.pieces.extract_if(.., |piece| piece.redundant) {
+            stuck.task.abort();
+        }
+        for piece in &mut self.pieces {
+            piece.redundant = unit.start_lsn <= piece.start_lsn && piece.end_lsn <= unit.end_lsn;
+        }
+    }
+
+    /// Takes note that a unit of `segment` is stored; returns whether it has pieces to tidy.
+    pub(super) fn take_pieced(&mut self, segment: SegmentName) -> bool {
+        self.pieced.remove(&segment)
+    }
+
+    /// Somebody else has stored a segment ahead of us that is not what this server sends, and pieces of ours were
+    /// acknowledged before that was seen.
+    fn covered(&self, segment: SegmentName, lsn: Lsn, error: RepoError) -> Failure {
+        let piece = WalObject::Piece { segment, start: 0, end: 1 };
+        let piece = self.repository.wal_key(self.system_id, piece);
+        let pieces = piece.as_str().rsplit_once('/').map_or("", |(directory, _)| directory);
+        let theirs = match &error {
+            RepoError::Conflict { key, .. } => key.to_string(),
+            _ => String::new(),
+        };
+        let unharmed = format!(
+            "Everything that was acknowledged before segment {segment} is in the repository. What was acknowledged of this segment stands in its pieces (`{pieces}/`), and comes back only when `{theirs}` is moved away: readers prefer it to them."
+        );
+        let next = format!(
+            "Find out who wrote `{theirs}`: most often a copy of this cluster that was started with archiving on. If this server is the real one, stop the copy or give it a cluster name of its own, move `{theirs}` away and start `highwater receive` again; nothing is overwritten."
+        );
+        let failure = refused(segment, lsn, error);
+        Failure { unharmed, next, ..failure }
     }
 
     /// Returns whether a merge or a tidying is on its way: they are done one at a time.

@@ -1,31 +1,53 @@
 //! A look at the server now and then, over an ordinary connection: does the slot still
-//! protect our WAL, and does anybody wait for us unawares?
+//! protect our WAL, does anybody wait for us unawares, and is there another like us?
 //!
 //! Where no ordinary connection is allowed (only the replication line in pg_hba.conf),
-//! streaming goes on without these warnings, and that is said once.
+//! streaming goes on without these warnings, and that is said once. Whether the server shuts down it says before it
+//! looks at its `pg_hba.conf`.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tracing::Instrument;
 
 use super::Request;
 use super::source::{Facts, Source};
+use crate::plan::slot::SlotRoom;
 use crate::walsender::{ConnInfo, Connection, Mode, PgError, SlotName};
 
 /// How often the server is looked at.
 const INTERVAL: Duration = Duration::from_mins(1);
 
-/// A slot with less room than this, in bytes, is worth a warning.
-const SAFE_BYTES_MIN: i64 = 1 << 30;
+/// When it is looked at again after the first time, since the stream begins only then, and as long as the slot's room
+/// shrinks: a minute of a busy server's WAL may be all that is left.
+const SOON: Duration = Duration::from_secs(5);
+
+/// What was seen that the stream must know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum News {
+    /// The slot protects nothing any more.
+    SlotLost,
+    /// The server takes no connections, since it shuts down.
+    ShutsDown,
+}
 
 /// Looks at the server until it is aborted.
 #[derive(Debug)]
 pub(super) struct Watch {
     task: JoinHandle<()>,
-    /// Gives one message when the slot is lost.
-    pub(super) lost: mpsc::Receiver<()>,
+    wanted: Arc<Notify>,
+    /// Gives what the stream must know.
+    pub(super) news: mpsc::Receiver<News>,
+}
+
+impl Watch {
+    /// Looks at the server now, and not only when its time has come.
+    pub(super) fn look_now(&self) {
+        self.wanted.notify_one();
+    }
 }
 
 impl Drop for Watch {
@@ -35,17 +57,20 @@ impl Drop for Watch {
 }
 
 pub(super) fn begin(request: &Request, source: &Source) -> Watch {
-    let (sender, lost) = mpsc::channel(1);
+    let (sender, news) = mpsc::channel(1);
     let facts: &Facts = &source.facts;
+    let wanted = Arc::new(Notify::new());
     let looking = Looking {
         server: facts.server.clone(),
         slot: request.slot.clone(),
         synchronous: request.synchronous,
         application_name: request.server.application_name().to_owned(),
-        lost: sender,
-        said: Said::default(),
+        news: sender,
+        told: BTreeSet::new(),
+        soon: true,
     };
-    Watch { task: tokio::spawn(looking.go().in_current_span()), lost }
+    let task = tokio::spawn(looking.go(Arc::clone(&wanted)).in_current_span());
+    Watch { task, wanted, news }
 }
 
 struct Looking {
@@ -53,34 +78,54 @@ struct Looking {
     slot: Option<SlotName>,
     synchronous: bool,
     application_name: String,
-    lost: mpsc::Sender<()>,
-    said: Said,
+    news: mpsc::Sender<News>,
+    told: BTreeSet<Told>,
+    /// Whether the next look comes sooner than usual.
+    soon: bool,
 }
 
-/// What was said already: a warning a minute would hide everything else.
-#[derive(Debug, Default)]
-struct Said {
-    no_connection: bool,
-    slot: bool,
-    synchronous: bool,
+/// What is said once while it is so: a warning a minute would hide everything else.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Told {
+    NoConnection,
+    SlotInDanger,
+    WaitedForUnawares,
+    Another,
 }
 
 impl Looking {
-    async fn go(mut self) {
-        let mut interval = tokio::time::interval(INTERVAL);
+    async fn go(mut self, wanted: Arc<Notify>) {
         loop {
-            interval.tick().await;
-            if let Err(error) = self.look().await
-                && !std::mem::replace(&mut self.said.no_connection, true)
-            {
-                tracing::info!(
-                    "slot and synchronous state are not watched, since an ordinary connection was refused: {error}"
-                );
+            let pause = if self.soon { SOON } else { INTERVAL };
+            if let Err(error) = self.look().await {
+                self.tell_unseen(&error);
             }
+            // Nothing is lost if the time is up first.
+            drop(tokio::time::timeout(pause, wanted.notified()).await);
+        }
+    }
+
+    /// Returns whether something is so that was not so when it was looked last.
+    fn is_news(&mut self, what: Told, is_so: bool) -> bool {
+        if is_so {
+            return self.told.insert(what);
+        }
+        self.told.remove(&what);
+        false
+    }
+
+    fn tell_unseen(&mut self, error: &PgError) {
+        if error.is_no_time_for_connections() {
+            let _ = self.news.try_send(News::ShutsDown);
+        } else if self.is_news(Told::NoConnection, true) {
+            tracing::info!(
+                "slot and synchronous state are not watched, since an ordinary connection was refused: {error}"
+            );
         }
     }
 
     async fn look(&mut self) -> Result<(), PgError> {
+        self.soon = false;
         let mut connection = Connection::connect(&self.server, Mode::Sql).await?;
         self.look_at_slot(&mut connection).await?;
         self.look_at_role(&mut connection).await?;
@@ -89,43 +134,49 @@ impl Looking {
     }
 
     async fn look_at_slot(&mut self, connection: &mut Connection) -> Result<(), PgError> {
-        let Some(slot) = &self.slot else { return Ok(()) };
+        let Some(slot) = self.slot.clone() else { return Ok(()) };
+        let columns = SlotRoom::COLUMNS;
         let query = format!(
-            "SELECT wal_status, safe_wal_size FROM pg_catalog.pg_replication_slots WHERE slot_name = '{slot}'"
+            "SELECT {columns} FROM pg_catalog.pg_replication_slots WHERE slot_name = '{slot}'"
         );
         let rows = connection.query(&query).await?;
-        let status = rows.get(0, "wal_status").unwrap_or_default();
-        let safe = rows.get(0, "safe_wal_size").and_then(|text| text.parse::<i64>().ok());
-        if status == "lost" {
-            let _ = self.lost.try_send(());
+        let room = SlotRoom::read(|column| rows.get(0, column));
+        if room.wal_status == "lost" {
+            let _ = self.news.try_send(News::SlotLost);
         }
-        let in_danger = status == "unreserved" || safe.is_some_and(|safe| safe < SAFE_BYTES_MIN);
-        if in_danger && !self.said.slot {
+        self.soon = room.is_shrinking();
+        if self.is_news(Told::SlotInDanger, room.is_in_danger()) {
             tracing::warn!(
-                "replication slot `{slot}` is about to lose WAL that is not stored yet (wal_status {status}, {} bytes left): the store is too slow for this server, or max_slot_wal_keep_size too small",
-                safe.unwrap_or_default()
+                "replication slot `{slot}` is about to lose WAL that is not stored yet (wal_status {}, {} bytes left): the store is too slow for this server, or max_slot_wal_keep_size too small",
+                room.wal_status,
+                room.safe_bytes.unwrap_or_default()
             );
         }
-        self.said.slot = in_danger;
         Ok(())
     }
 
     async fn look_at_role(&mut self, connection: &mut Connection) -> Result<(), PgError> {
         let query = format!(
-            "SELECT sync_state FROM pg_catalog.pg_stat_replication WHERE application_name = '{}'",
+            "SELECT sync_state FROM pg_catalog.pg_stat_replication WHERE application_name = '{}' AND state IN ('streaming', 'catchup')",
             self.application_name.replace('\'', "''")
         );
         let rows = connection.query(&query).await?;
-        // Without pg_monitor the column is null.
-        let Some(state) = rows.get(0, "sync_state") else { return Ok(()) };
-        let is_synchronous = matches!(state, "sync" | "quorum");
-        let is_unawares = is_synchronous && !self.synchronous;
-        if is_unawares && !self.said.synchronous {
+        // Without pg_monitor none is seen.
+        let states = || (0..rows.rows.len()).filter_map(|row| rows.get(row, "sync_state"));
+        let is_waited_for = states().any(|state| matches!(state, "sync" | "quorum"));
+        let is_unawares = is_waited_for && !self.synchronous;
+        if self.is_news(Told::WaitedForUnawares, is_unawares) {
             tracing::warn!(
                 "synchronous_standby_names makes commits wait for this receiver, which stores only every so often (`rpo`): start it with `--synchronous`, or take it out of synchronous_standby_names"
             );
         }
-        self.said.synchronous = is_unawares;
+        if self.is_news(Told::Another, states().count() > 1) {
+            tracing::warn!(
+                "{} receivers called `{}` stream from this server, each with a slot of its own or none. They do no harm, but one is enough: stop the others and drop their slots. If there is no other, it is an earlier connection that the server has not given up yet (wal_sender_timeout)",
+                states().count(),
+                self.application_name
+            );
+        }
         Ok(())
     }
 }

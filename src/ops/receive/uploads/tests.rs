@@ -158,7 +158,7 @@ async fn what_counts_as_stored_is_stored_whatever_fails_and_all_is_stored_in_the
             }
             uploads.put_unit(segment(), unit_of(&mut assembly));
             let mut told = 0;
-            while !uploads.is_settled() {
+            while !uploads.is_empty() {
                 match uploads.next().await.unwrap() {
                     Settled::Sealed(piece) => keys.push(key_of(&piece)),
                     Settled::Stored(stored) => {
@@ -396,4 +396,67 @@ async fn with_four_at_a_time_a_slow_store_has_four_puts_at_once_and_never_a_fift
     }
     assert!(uploads.is_empty());
     assert_eq!(store.waiting_most.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test]
+async fn pieces_are_waited_for_only_until_their_unit_is_stored_and_kept_only_until_the_next_is() {
+    let memory = MemoryStore::new();
+    let faults = FaultStore::new(Arc::new(memory.clone()));
+    let place = Repository::new(Arc::new(faults.clone()), "main".parse().unwrap());
+    let (mut assembly, pieces) = received(&place, 700);
+    let mut uploads = Uploads::new(&place, SYSTEM, size());
+    faults.inject(Fault::anywhere().key_contains(".parts/").for_ever());
+    for piece in &pieces[..2] {
+        uploads.put_piece(segment(), piece.clone());
+    }
+    uploads.put_unit(segment(), unit_of(&mut assembly));
+    while !uploads.is_settled() {
+        uploads.next().await.unwrap();
+    }
+    assert_eq!(memory.keys().len(), 1, "the unit alone is stored");
+    assert_eq!(uploads.pieces(), 0, "they are in nobody's way");
+    assert!(uploads.has_piece_of(segment()), "tidying now would miss what arrives yet");
+    let next = SegmentName::new(Timeline(1), 3, size());
+    let stored = Stored {
+        purpose: Purpose::Unit,
+        segment: next,
+        start_lsn: Lsn(3 << 20),
+        end_lsn: Lsn(4 << 20),
+        object_bytes: 0,
+    };
+    uploads.unit_bytes += 1;
+    uploads.forget(&stored);
+    assert!(!uploads.has_piece_of(segment()), "given up");
+    assert!(matches!(uploads.next().await.unwrap(), Settled::Tidied));
+    assert!(uploads.is_empty());
+}
+
+#[tokio::test]
+async fn a_segment_of_somebody_else_over_acknowledged_pieces_is_said_with_both_names() {
+    for has_pieces in [true, false] {
+        let memory = MemoryStore::new();
+        let place = repository(&memory);
+        let mut uploads = Uploads::new(&place, SYSTEM, size());
+        uploads.put_unit(segment(), unit_of(&mut received(&place, 900).0));
+        while !uploads.is_empty() {
+            uploads.next().await.unwrap();
+        }
+        let theirs = memory.keys().remove(0);
+        let (mut assembly, pieces) = received(&place, 700);
+        if has_pieces {
+            uploads.put_piece(segment(), pieces[0].clone());
+            assert!(matches!(uploads.next().await.unwrap(), Settled::Stored(_)));
+        }
+        uploads.put_unit(segment(), unit_of(&mut assembly));
+        assert!(matches!(uploads.next().await.unwrap(), Settled::Sealed(_)));
+        let failure = uploads.next().await.err().unwrap();
+        assert_eq!(failure.kind, Kind::Conflict);
+        if has_pieces {
+            let stem = pieces[0].key.as_str().rsplit_once('/').unwrap().0;
+            assert!(failure.unharmed.contains(stem) && failure.unharmed.contains(&theirs));
+            assert!(failure.next.contains(&theirs), "{}", failure.next);
+        } else {
+            assert_eq!(failure.unharmed, UNHARMED);
+        }
+    }
 }
