@@ -1,5 +1,6 @@
 //! `receive` into a directory whose disk does not confirm what was written: each `fsync` that fails is made to by strace.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -11,10 +12,15 @@ use crate::harness::{
 /// Starts `receive` so that the system calls fail which strace is told to let fail. It counts for each thread.
 fn with_failing(place: &Archived, inject: &str) -> Running {
     let mut command = as_server_user("/usr/bin/strace");
-    command.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync", "-e", inject, "--"]);
+    command.args(["-f", "-y", "-qq", "-o"]).arg(trace_of(place));
+    command.args(["-e", "trace=fsync", "-e", inject, "--"]);
     place.highwater.settings_for(&mut command);
     command.arg(reachable_binary()).args(["-v", "receive", "--rpo", "20ms"]);
     Running::start(command, format!("receive, {inject}"))
+}
+
+fn trace_of(place: &Archived) -> PathBuf {
+    place.lab.path().join("trace")
 }
 
 /// Asks what strace watches to end.
@@ -76,6 +82,7 @@ fn a_disk_that_confirms_nothing_ends_receive_and_acknowledges_nothing() {
 /// One failure here and there: of a file, or of the directory that holds its name. Both are written anew.
 #[test]
 fn what_a_disk_did_not_confirm_once_is_written_anew_and_acknowledged_then() {
+    let (mut files, mut directories) = (0, 0);
     for (first_failing, every) in [(3, 7), (2, 9)] {
         let place = Archived::by_hand(NEWEST, 1);
         let first = place.cluster.sql("select pg_walfile_name(pg_current_wal_insert_lsn())");
@@ -90,11 +97,18 @@ fn what_a_disk_did_not_confirm_once_is_written_anew_and_acknowledged_then() {
             format!("select coalesce(max(flush_lsn) >= '{end}', false) from pg_stat_replication");
         place.cluster.wait_until(&acknowledged, "t");
         terminate(&running);
-        running.wait().done().says("is written anew");
+        running.wait().done();
+        let trace = std::fs::read_to_string(trace_of(&place)).unwrap();
+        let failed = trace.lines().filter(|line| line.contains("INJECTED"));
+        let (of_files, of_directories): (Vec<_>, Vec<_>) =
+            failed.partition(|line| line.contains(".staging/"));
+        files += of_files.len();
+        directories += of_directories.len();
         let names = place.cluster.finished_segments();
         assert!(names.last().unwrap() > &first);
         for name in names.iter().filter(|name| **name >= first) {
             place.assert_gives_back(name, &std::fs::read(place.cluster.wal(name)).unwrap());
         }
     }
+    assert!(files > 0 && directories > 0, "{files} files and {directories} directories");
 }

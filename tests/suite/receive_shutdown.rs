@@ -139,7 +139,7 @@ fn a_standby_behind_what_is_stored_stops() {
         let is_in_the_last = || {
             let query = "select coalesce(max(write_lsn), '0/0') from pg_stat_replication";
             let lsn = standby.try_sql(query).map_or(0, |lsn| parse_lsn(&lsn));
-            lsn >> 20 == number_of(last) && lsn % (1 << 20) > 0
+            lsn >> 20 == number_of(last) && !lsn.is_multiple_of(1 << 20)
         };
         wait_for("it has come to the last segment", STOP_MAX * 2, is_in_the_last);
         stop_in_time(&mut standby);
