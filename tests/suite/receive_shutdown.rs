@@ -2,7 +2,6 @@
 
 use crate::harness::{
     Archived, Cluster, Highwater, Lab, NEWEST, Receiver, Way, Weather, parse_lsn, passes_within,
-    wait_for,
 };
 use std::time::{Duration, Instant};
 
