@@ -249,7 +249,7 @@ pub struct Start {
 ///
 /// The search begins at the lowest of the highest stored byte on the server's way, the slot's position and where
 /// this process stood; holes before all of them are `archive_command`'s to fill. Where neither a slot nor this process
-/// knows what earlier streams came to, one of them may have died while uploads overtook each other: the last hole that can
+/// knows what earlier streams came to, one of them may have died while uploads overtook each other: the first hole that can
 /// be of that kind is asked for, and if the server has it no more, that is a gap.
 pub fn start_of(situation: &Situation<'_>) -> Start {
     let Situation { history, coverage, slot_lsn, resume_lsn, flush_lsn, segment_size, .. } =

@@ -66,9 +66,8 @@ impl Repository {
     ) -> Result<(), RepoError> {
         let mut directories = BTreeSet::new();
         for segment in segments {
-            let pieces = self.place().pieces_dir(system_id, segment);
-            directories.extend(pieces.rsplit_once('/').map(|(group, _)| group.to_owned()));
-            directories.insert(pieces);
+            directories.insert(self.place().wal_group_dir(system_id, &segment.group()));
+            directories.insert(self.place().pieces_dir(system_id, segment));
         }
         for directory in directories {
             self.store().settle(&Key::new(directory)).await?;

@@ -88,7 +88,6 @@ pub(super) async fn choose(
         segment_size: facts.segment_size,
     };
     let start = start_of(&situation);
-    settle_before(repository, &facts, &history, start.first_missing).await?;
     let start = if std::mem::take(&mut memory.wal_removed) {
         let number = oldest_segment(&facts, &history, start.lsn).await?;
         let later = start_after_gap(&situation, number);
@@ -102,6 +101,7 @@ pub(super) async fn choose(
     } else {
         start
     };
+    settle_before(repository, &facts, &history, start.first_missing).await?;
     let of = (facts.system_id, start.timeline);
     store_ancestors(repository, &mut connection, of, &history, request.codec).await?;
     Ok(Source { connection, facts, start })
