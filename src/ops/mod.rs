@@ -30,6 +30,7 @@ pub mod progress;
 pub mod receive;
 pub mod restore;
 mod server_facts;
+mod slot_view;
 pub mod spool;
 pub mod stall;
 mod stock;

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use futures_util::{StreamExt, TryStreamExt};
 
 use super::wal_fetch::{ListedPiece, unbroken_pieces};
-use super::{RepoError, Repository};
+use super::{RepoError, Repository, WHOLE_SEGMENT_BYTES_MAX};
 use crate::format::{WalObject, parse_wal_object};
 use crate::pg::{Lsn, SegmentName, SegmentSize, SystemId, Timeline, WalFileName};
 use crate::store::{Key, Listed};
@@ -24,6 +24,9 @@ pub struct TimelineWal {
     pub partials: Vec<SegmentName>,
     /// Segments that were accepted as damaged; they are holes in `ranges`.
     pub damaged: Vec<SegmentName>,
+    /// Segments all of which is stored, with pieces beside or instead of the objects that stand for a complete one;
+    /// ascending within a group of segments.
+    pub untidy: Vec<SegmentName>,
     /// Bytes as stored.
     pub stored_bytes: u64,
     /// When an object of it was stored last, by the store's clock.
@@ -66,6 +69,7 @@ struct Found {
     has_loose_pieces: bool,
     partials: Vec<SegmentName>,
     damaged: Vec<SegmentName>,
+    untidy: Vec<SegmentName>,
     bytes: BTreeMap<Timeline, u64>,
     last_stored: BTreeMap<Timeline, SystemTime>,
 }
@@ -217,9 +221,16 @@ impl Found {
     fn settle_pieces(&mut self, size: SegmentSize) {
         for (segment, mut pieces) in std::mem::take(&mut self.pieces) {
             pieces.sort_unstable();
-            let end = unbroken_pieces(&pieces, 0).last().map(|piece| u64::from(piece.end));
-            if let (Some(start), Some(end)) = (segment.start_lsn(size), end) {
-                let end = Lsn(start.0.saturating_add(end.min(size.bytes())));
+            let Some(start) = segment.start_lsn(size) else { continue };
+            let whole = (segment.timeline, start, Lsn(start.0.saturating_add(size.bytes())));
+            let end = unbroken_pieces(&pieces, 0).last().map_or(0, |piece| piece.end);
+            let is_all = u64::from(end) >= size.bytes() || self.stretches.contains(&whole);
+            let has_units = size.bytes() > WHOLE_SEGMENT_BYTES_MAX;
+            if is_all && !(has_units && pieces.iter().all(|piece| piece.is_unit())) {
+                self.untidy.push(segment);
+            }
+            if end > 0 {
+                let end = Lsn(start.0.saturating_add(u64::from(end))).min(whole.2);
                 self.stretches.push((segment.timeline, start, end));
             }
         }
@@ -236,6 +247,9 @@ impl WalInventory {
         }
         for name in found.damaged {
             self.timelines.entry(name.timeline).or_default().damaged.push(name);
+        }
+        for name in found.untidy {
+            self.timelines.entry(name.timeline).or_default().untidy.push(name);
         }
         for (timeline, bytes) in found.bytes {
             self.timelines.entry(timeline).or_default().stored_bytes += bytes;

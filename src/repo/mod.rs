@@ -33,6 +33,7 @@ mod proving;
 mod verification;
 mod wal;
 mod wal_compare;
+mod wal_complete;
 mod wal_fetch;
 mod wal_tidy;
 

@@ -57,6 +57,11 @@ impl Repository {
         Key::new(self.place().wal(system_id, object))
     }
 
+    /// Returns the key of a segment's complete object.
+    pub(super) fn segment_key(&self, system_id: SystemId, segment: SegmentName) -> Key {
+        self.wal_key(system_id, WalObject::File(WalFileName::Segment(segment)))
+    }
+
     /// Makes sure that what is seen of these segments is there after a crash too, though whoever stored it may have died
     /// in that very moment. To be called before somebody is told of it.
     pub async fn settle_segments(

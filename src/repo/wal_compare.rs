@@ -5,7 +5,7 @@
 
 use super::{RepoError, Repository};
 use crate::format::WalObject;
-use crate::pg::{SegmentName, SegmentSize, SystemId, WalFileName};
+use crate::pg::{SegmentName, SegmentSize, SystemId};
 use crate::store::Key;
 
 impl Repository {
@@ -23,7 +23,7 @@ impl Repository {
         segment: SegmentName,
         size: SegmentSize,
     ) -> Result<Option<Key>, RepoError> {
-        let whole = self.wal_key(system_id, WalObject::File(WalFileName::Segment(segment)));
+        let whole = self.segment_key(system_id, segment);
         let mut bytes = Vec::new();
         let fetched = self.fetch(&whole, |block| {
             bytes.extend_from_slice(block);

@@ -149,7 +149,7 @@ impl Repository {
         size: SegmentSize,
     ) -> Result<Option<StoredPrefix>, RepoError> {
         let wanted = Wanted { system_id, segment, size };
-        let key = self.segment_key(wanted);
+        let key = self.segment_key(wanted.system_id, wanted.segment);
         match self.header(&key).await {
             Ok(header) => {
                 check_length(&key, &header, size.bytes())?;
@@ -246,7 +246,7 @@ impl Repository {
         wanted: Wanted,
         joined: &mut Joined<S>,
     ) -> Result<bool, RepoError> {
-        let key = self.segment_key(wanted);
+        let key = self.segment_key(wanted.system_id, wanted.segment);
         let whole = match self.fetch_sealed(&key).await {
             Ok(whole) => whole,
             Err(error) if error.is_absent() => return Ok(false),
@@ -301,10 +301,6 @@ impl Repository {
         fill(size.bytes() - valid, sink)
             .map_err(|cause| RepoError::Sink { key: key.clone(), cause })?;
         Ok(valid)
-    }
-
-    fn segment_key(&self, wanted: Wanted) -> Key {
-        self.wal_key(wanted.system_id, WalObject::File(WalFileName::Segment(wanted.segment)))
     }
 
     fn pieces_key(&self, wanted: Wanted) -> Key {

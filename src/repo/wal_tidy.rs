@@ -7,7 +7,7 @@
 use super::wal_fetch::ListedPiece;
 use super::{RepoError, Repository, WHOLE_SEGMENT_BYTES_MAX};
 use crate::format::{Header, Kind, WalObject};
-use crate::pg::{SegmentName, SegmentSize, SystemId, WalFileName};
+use crate::pg::{SegmentName, SegmentSize, SystemId};
 use crate::store::Key;
 
 /// A stretch of a segment as byte offsets, the end excluded.
@@ -36,7 +36,7 @@ impl Repository {
             }
             return self.drop_pieces(system_id, segment, |piece| is_inside(&units, piece)).await;
         }
-        let key = self.wal_key(system_id, WalObject::File(WalFileName::Segment(segment)));
+        let key = self.segment_key(system_id, segment);
         match self.header(&key).await {
             Ok(header) => believe(&key, &header, Kind::Segment, system_id, size.bytes())?,
             Err(error) if error.is_absent() => return Ok(0),

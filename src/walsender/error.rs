@@ -235,10 +235,13 @@ impl PgError {
     /// `CheckXLogRemoved` in `xlog.c`, under whatever SQLSTATE an old `errno`
     /// gives (XX000 was seen).
     pub fn is_wal_removed(&self) -> bool {
-        match self {
-            Self::Server(error) => error.sqlstate == "58P01" || error.routine == "CheckXLogRemoved",
-            _ => false,
-        }
+        self.is_file_absent()
+            || matches!(self, Self::Server(error) if error.routine == "CheckXLogRemoved")
+    }
+
+    /// Returns whether the server looked for a file that it does not have (58P01): WAL, or a timeline history.
+    pub fn is_file_absent(&self) -> bool {
+        matches!(self, Self::Server(error) if error.sqlstate == "58P01")
     }
 
     /// Returns whether the place to stream from is not in the server's history:

@@ -3,7 +3,7 @@
 
 use super::Report;
 use crate::failure::Kind;
-use crate::plan::slot::SlotRoom;
+use crate::ops::slot_view::{SlotView, view_slot};
 use crate::walsender::{Connection, PgError, SlotName};
 
 /// The finding's name.
@@ -25,15 +25,9 @@ pub struct Expected {
 pub(super) struct Found {
     /// `sync_state` of each walsender of that name; empty where the role may not see it.
     connected: Vec<String>,
-    slot: Option<Slot>,
+    slot: Option<SlotView>,
     synchronous_standby_names: String,
     synchronous_commit: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct Slot {
-    room: SlotRoom,
-    active: bool,
 }
 
 impl Found {
@@ -64,16 +58,7 @@ pub(super) async fn ask(
         (0..rows.rows.len()).filter_map(|row| rows.get(row, "sync_state")).map(str::to_owned);
     let mut found = Found { connected: connected.collect(), ..Found::default() };
     if let Some(slot) = &expected.slot {
-        let columns = SlotRoom::COLUMNS;
-        let query = format!(
-            "SELECT {columns}, active FROM pg_catalog.pg_replication_slots WHERE slot_name = {}",
-            quoted(slot.as_str())
-        );
-        let rows = connection.query(&query).await?;
-        found.slot = (!rows.rows.is_empty()).then(|| Slot {
-            room: SlotRoom::read(|column| rows.get(0, column)),
-            active: rows.get(0, "active") == Some("t"),
-        });
+        found.slot = view_slot(connection, slot).await?;
     }
     found.synchronous_standby_names = connection.show("synchronous_standby_names").await?;
     found.synchronous_commit = connection.show("synchronous_commit").await?;
@@ -93,7 +78,7 @@ pub(super) fn judge(expected: &Expected, found: &Found, report: &mut Report) {
     }
 }
 
-fn judge_slot(name: &SlotName, slot: &Slot, report: &mut Report) {
+fn judge_slot(name: &SlotName, slot: &SlotView, report: &mut Report) {
     const NAME: &str = "replication slot";
     match slot.room.wal_status.as_str() {
         "lost" => report.fail(
@@ -102,7 +87,7 @@ fn judge_slot(name: &SlotName, slot: &Slot, report: &mut Report) {
             format!("`{name}` was invalidated: WAL was removed before it was stored"),
             "Start `highwater receive`, which makes the slot anew, and take a base backup; raise max_slot_wal_keep_size.",
         ),
-        _ if !slot.active => report.warn(
+        _ if !slot.is_active => report.warn(
             NAME,
             format!("`{name}` is there and nobody uses it: the server keeps WAL for it, until its disk is full"),
             "Start `highwater receive`; or, if you have stopped using it, SELECT pg_drop_replication_slot('…'). max_slot_wal_keep_size bounds what a slot may keep.",
@@ -156,6 +141,7 @@ fn judge_waiting(expected: &Expected, found: &Found, report: &mut Report) {
 mod tests {
     use super::super::Status;
     use super::*;
+    use crate::plan::slot::SlotRoom;
 
     fn expected(synchronous: bool) -> Expected {
         Expected {
@@ -209,13 +195,14 @@ mod tests {
 
     #[test]
     fn a_slot_is_judged_by_what_it_still_holds() {
-        let slot = |wal_status: &str, active, safe_bytes| {
+        let slot = |wal_status: &str, is_active, safe_bytes| {
             let room = SlotRoom {
                 wal_status: wal_status.to_owned(),
                 safe_bytes,
                 keep_bytes: Some(256 << 20),
             };
-            Found { slot: Some(Slot { room, active }), ..Found::default() }
+            let slot = SlotView { room, is_active, ..SlotView::default() };
+            Found { slot: Some(slot), ..Found::default() }
         };
         let status = |found| statuses(&expected(false), &found)[0].1;
         assert_eq!(status(slot("reserved", true, None)), Status::Ok);

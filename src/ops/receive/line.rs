@@ -31,6 +31,10 @@ const SILENCE_MIN: Duration = Duration::from_secs(20);
 /// the next.
 const ANSWER_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long WAL may have come before the server is told that it did: commits may be waiting for that alone
+/// (`synchronous_commit = remote_write`), whatever the store does.
+const WRITE_PAUSE: Duration = Duration::from_millis(100);
+
 /// The pause between two looks whether a server shuts down that is not read.
 const LOOK_PAUSE: Duration = Duration::from_secs(5);
 
@@ -52,6 +56,8 @@ pub(super) struct Line {
     told_at: Instant,
     /// When a reply that the server wants is sent at the latest.
     answer_at: Option<Instant>,
+    /// When WAL that came is told of at the latest.
+    write_at: Option<Instant>,
     parting: Parting,
     /// When it was last looked whether the server shuts down.
     looked: Option<Instant>,
@@ -76,6 +82,7 @@ impl Line {
             told: Lsn::INVALID,
             told_at: began,
             answer_at: None,
+            write_at: None,
             parting: Parting::begin(patience_of_server(&facts.wal_sender_timeout), Duration::ZERO),
             looked: None,
             began,
@@ -90,6 +97,7 @@ impl Line {
     /// Takes note of WAL that came.
     pub(super) fn received(&mut self) {
         self.parting.received();
+        self.write_at.get_or_insert_with(|| Instant::now() + WRITE_PAUSE);
     }
 
     /// Takes note that the store has confirmed something.
@@ -109,15 +117,15 @@ impl Line {
     }
 
     /// Takes note that the server wants a reply. It has one at once where there is something to say; otherwise
-    /// [`Self::answer_at`] says when.
+    /// [`Self::tell_at`] says when.
     pub(super) fn asked(&mut self) {
         self.parting.asked(self.began.elapsed());
         self.answer_at = Some(self.told_at + self.interval.min(ANSWER_PAUSE));
     }
 
-    /// Returns when a reply that the server wants is due.
-    pub(super) fn answer_at(&self) -> Option<Instant> {
-        self.answer_at
+    /// Returns when the server is told the next time: since it wants a reply, or since WAL came.
+    pub(super) fn tell_at(&self) -> Option<Instant> {
+        self.answer_at.into_iter().chain(self.write_at).min()
     }
 
     /// Returns whether the server shuts down, and the stream must be ended for it to come to an end; `is_idle` says that
@@ -199,7 +207,7 @@ impl Line {
             Ok(Ok(())) => {
                 self.told = flush_lsn;
                 self.told_at = Instant::now();
-                self.answer_at = None;
+                (self.answer_at, self.write_at) = (None, None);
                 self.parting.told(self.began.elapsed());
                 Ok(())
             }

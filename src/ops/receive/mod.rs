@@ -12,12 +12,14 @@
 //! by itself is what no retry can cure: wrong settings, and content that contradicts
 //! what is stored.
 
+mod joint;
 mod keeping;
 mod line;
 mod sealer;
 mod session;
 mod source;
 mod troubles;
+mod unfinished;
 mod uploads;
 mod watch;
 

@@ -209,7 +209,7 @@ impl<'a> Session<'a> {
                 Cut::At(at) => Some(self.began + at),
                 Cut::Now | Cut::Wait => None,
             };
-            let (answer_at, look_at) = (line.answer_at(), line.look_at());
+            let (tell_at, look_at) = (line.tell_at(), line.look_at());
             tokio::select! {
                 event = line.stream.next(), if listens => {
                     let event = event.map_err(|error| trouble(error, "lost the stream"))?;
@@ -231,7 +231,7 @@ impl<'a> Session<'a> {
                 }
                 () = until(cut_at) => {}
                 _ = line.timer.tick() => line.keep_alive(&self.progress).await?,
-                () = until(answer_at) => line.answer(&self.progress).await?,
+                () = until(tell_at) => line.answer(&self.progress).await?,
                 () = until(look_at) => {
                     line.looks();
                     watch.look_now();

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::{Request, UNHARMED};
+use super::{Request, UNHARMED, joint, unfinished};
 use crate::failure::{Failure, Kind};
 use crate::format::{Codec, Identity};
 use crate::ops::claimed_identity;
 use crate::ops::failures::{of_postgres, of_repo};
 pub(super) use crate::ops::server_facts::ServerFacts as Facts;
 use crate::ops::server_facts::{check_segment_size, connect, store_history};
+use crate::ops::slot_view::view_slot;
 use crate::ops::wal_times::histories_of;
 use crate::pg::{Lsn, SegmentName, SystemId, Timeline, TimelineHistory};
 use crate::plan::lineage::holes;
@@ -101,7 +102,9 @@ pub(super) async fn choose(
     } else {
         start
     };
+    let mut connection = joint::check(repository, &facts, &history, start, connection).await?;
     settle_before(repository, &facts, &history, start.first_missing).await?;
+    unfinished::finish(repository, &facts, &inventory, start.lsn, request.codec).await;
     let of = (facts.system_id, start.timeline);
     store_ancestors(repository, &mut connection, of, &history, request.codec).await?;
     Ok(Source { connection, facts, start })
@@ -133,7 +136,7 @@ async fn store_ancestors(
 fn is_absent_there(failure: &Failure) -> bool {
     let cause = failure.cause.as_deref();
     let error = cause.and_then(|cause| cause.downcast_ref::<PgError>());
-    error.is_some_and(|error| error.sqlstate() == Some("58P01"))
+    error.is_some_and(PgError::is_file_absent)
 }
 
 /// Makes durable what an earlier receiver may have stored in the moment in which it died: as soon as WAL behind it is
@@ -323,12 +326,9 @@ async fn ready_slot(
 /// Asks PostgreSQL 14 for a slot's position, on an ordinary connection; `None` where that is not allowed.
 async fn read_slot_aside(facts: &Facts, slot: &SlotName) -> Option<Lsn> {
     let mut connection = Connection::connect(&facts.server, Mode::Sql).await.ok()?;
-    let query = format!(
-        "SELECT restart_lsn FROM pg_catalog.pg_replication_slots WHERE slot_name = '{slot}'"
-    );
-    let rows = connection.query(&query).await.ok()?;
+    let view = view_slot(&mut connection, slot).await.ok()?;
     connection.close().await;
-    rows.get(0, "restart_lsn")?.parse().ok()
+    view?.restart_lsn
 }
 
 /// Lists stored WAL: all of it at first, later only what lies around the known end.

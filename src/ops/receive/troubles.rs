@@ -66,15 +66,21 @@ pub(super) fn no_memory(error: std::io::Error) -> Failure {
     .because(error)
 }
 
+/// The server has other WAL than is stored; `which` says where, as far as that is known.
+pub(super) fn diverges(facts: &Facts, which: &str) -> Failure {
+    Failure::new(
+        Kind::Conflict,
+        format!("{} sends other WAL than is stored of the same timeline{which}", facts.place),
+        UNHARMED,
+        "Two servers write this timeline, or this one was put back to an earlier state without recovery. Find out which is the real one; give a copy a cluster name of its own.",
+    )
+}
+
 /// The server's bytes cannot be what they should be.
 pub(super) fn not_taken(error: AssemblyError, facts: &Facts) -> Failure {
     let place = &facts.place;
     let (kind, what, next) = match &error {
-        AssemblyError::Diverges { .. } => (
-            Kind::Conflict,
-            format!("{place} sends other WAL than is stored of the same timeline"),
-            "Two servers write this timeline, or this one was put back to an earlier state without recovery. Find out which is the real one; give a copy a cluster name of its own.",
-        ),
+        AssemblyError::Diverges { .. } => return diverges(facts, "").because(error),
         AssemblyError::Damage(damage) if damage.is_wrong_identity() => (
             Kind::Conflict,
             format!("{place} sends WAL of another cluster"),

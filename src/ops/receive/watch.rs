@@ -15,7 +15,7 @@ use tracing::Instrument;
 
 use super::Request;
 use super::source::{Facts, Source};
-use crate::plan::slot::SlotRoom;
+use crate::ops::slot_view::view_slot;
 use crate::walsender::{ConnInfo, Connection, Mode, PgError, SlotName};
 
 /// How often the server is looked at.
@@ -135,12 +135,7 @@ impl Looking {
 
     async fn look_at_slot(&mut self, connection: &mut Connection) -> Result<(), PgError> {
         let Some(slot) = self.slot.clone() else { return Ok(()) };
-        let columns = SlotRoom::COLUMNS;
-        let query = format!(
-            "SELECT {columns} FROM pg_catalog.pg_replication_slots WHERE slot_name = '{slot}'"
-        );
-        let rows = connection.query(&query).await?;
-        let room = SlotRoom::read(|column| rows.get(0, column));
+        let room = view_slot(connection, &slot).await?.unwrap_or_default().room;
         if room.wal_status == "lost" {
             let _ = self.news.try_send(News::SlotLost);
         }

@@ -1,10 +1,11 @@
 //! WAL that is streamed piece by piece ends up as `archive-push` would have stored it.
 
-use super::archive::{Archive, SIZE_BYTES, SYSTEM};
+use super::archive::{Archive, MODES, SIZE_BYTES, SYSTEM};
 use crate::format::{Codec, WalObject};
 use crate::pg::wal_build::{RecordSpec, WalBuilder};
 use crate::pg::{PgTimestamp, SegmentName, Timeline};
-use crate::repo::{Put, SealedPiece, SegmentAssembly, SegmentSource};
+use crate::repo::{Put, RepoError, Repository, SealedPiece, SegmentAssembly, SegmentSource};
+use crate::store::Key;
 
 /// Segments 2, 3 … of a busy server: commits, restore points and drops, records across every border.
 fn busy_wal(archive: &Archive, segments: usize) -> Vec<Vec<u8>> {
@@ -80,7 +81,7 @@ async fn assert_same_headers(streamed: &Archive, pushed: &Archive) {
     let keys = pushed.keys_below("/wal/");
     assert_eq!(streamed.keys_below("/wal/"), keys);
     for key in keys {
-        let key = crate::store::Key::new(key);
+        let key = Key::new(key);
         let ours = streamed.calm.header(&key).await.unwrap();
         let mut expected = pushed.calm.header(&key).await.unwrap();
         // The codec differs here, and frames may.
@@ -125,4 +126,126 @@ async fn what_is_streamed_of_a_segment_can_be_fetched_before_it_is_complete() {
     let given = given.unwrap();
     assert!(given[..second] == bytes[..second]);
     assert_eq!(given.len(), bytes.len());
+}
+
+/// Stores a segment in pieces only, but for these units of a large one, as a receiver leaves it that dies before the rest
+/// is stored.
+async fn leave_in_pieces(archive: &Archive, segment: SegmentName, bytes: &[u8], units: &[usize]) {
+    let codec = Codec::DEFAULT;
+    let (place, size) = (&archive.calm, archive.size);
+    let mut assembly =
+        SegmentAssembly::begin(place, SYSTEM, segment, size, codec, None, None).unwrap();
+    let mut number = 0;
+    for block in bytes.chunks(bytes.len() / 23) {
+        assembly.push(block, &mut |_| {}).unwrap();
+        put(archive, assembly.cut().unwrap()).await;
+        for unit in assembly.take_units() {
+            if units.contains(&number) {
+                put(archive, vec![unit.seal().unwrap()]).await;
+            }
+            number += 1;
+        }
+    }
+    assembly.finish().unwrap();
+}
+
+/// Returns the segments that a listing shows as not tidy.
+async fn untidy(archive: &Archive) -> Vec<SegmentName> {
+    let inventory = archive.calm.wal_inventory(SYSTEM, archive.size).await.unwrap();
+    inventory.timelines.get(&Timeline(1)).map(|wal| wal.untidy.clone()).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_segment_that_was_left_in_pieces_becomes_what_archive_push_stores_of_it() {
+    for (segment_bytes, units, missing) in
+        [(SIZE_BYTES, &[][..], 1), (16 << 20, &[], 1), (64 << 20, &[0, 2], 2)]
+    {
+        let (left, pushed) =
+            (Archive::claimed(segment_bytes).await, Archive::claimed(segment_bytes).await);
+        for (number, bytes) in (2..).zip(busy_wal(&pushed, 2)) {
+            let segment = SegmentName::new(Timeline(1), number, pushed.size);
+            let name = segment.to_string();
+            pushed.push(&name, &bytes).await.unwrap();
+            leave_in_pieces(&left, segment, &bytes, units).await;
+            assert_eq!(untidy(&left).await, [segment]);
+
+            let complete = || left.calm.complete_segment(SYSTEM, segment, left.size, Codec::Lz4);
+            assert_eq!(complete().await.unwrap(), missing);
+            assert_eq!(complete().await.unwrap(), 0, "it is complete");
+            assert_eq!(untidy(&left).await, []);
+            assert!(left.get(&name).await.1.unwrap() == bytes);
+            let report = left.push(&name, &bytes).await.unwrap();
+            assert_eq!(report.outcome, Put::AlreadyThere, "the very same names and digests");
+        }
+        assert_same_headers(&left, &pushed).await;
+    }
+}
+
+#[tokio::test]
+async fn pieces_that_are_not_all_of_a_segment_are_left_as_they_are() {
+    let archive = Archive::claimed(SIZE_BYTES).await;
+    let bytes = busy_wal(&archive, 1).remove(0);
+    let segment = SegmentName::new(Timeline(1), 2, archive.size);
+    leave_in_pieces(&archive, segment, &bytes, &[]).await;
+    let complete = || archive.calm.complete_segment(SYSTEM, segment, archive.size, Codec::DEFAULT);
+    let all = archive.keys_below(".parts/");
+    let (last, inside) = (all.last().unwrap().clone(), all[7].clone());
+    for gone in [inside, last] {
+        let stored = archive.memory.bytes(&gone).unwrap();
+        archive.calm.store().delete(&Key::new(gone.clone())).await.unwrap();
+        let left = archive.memory.keys();
+        assert_eq!(complete().await.unwrap(), 0);
+        assert_eq!(archive.memory.keys(), left, "nothing was stored, and nothing went");
+        assert_eq!(untidy(&archive).await, []);
+        archive.memory.overwrite(&gone, stored);
+    }
+    assert_eq!(complete().await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_damaged_piece_is_never_made_part_of_a_complete_segment() {
+    let archive = Archive::claimed(SIZE_BYTES).await;
+    let bytes = busy_wal(&archive, 1).remove(0);
+    let segment = SegmentName::new(Timeline(1), 2, archive.size);
+    leave_in_pieces(&archive, segment, &bytes, &[]).await;
+    let keys = archive.memory.keys();
+    let damaged = &archive.keys_below(".parts/")[5];
+    let mut stored = archive.memory.bytes(damaged).unwrap().to_vec();
+    let last = stored.len() - 1;
+    stored[last] ^= 1;
+    archive.memory.overwrite(damaged, stored);
+    let completed = archive.calm.complete_segment(SYSTEM, segment, archive.size, Codec::DEFAULT);
+    assert!(matches!(completed.await, Err(RepoError::Damaged { .. })));
+    assert_eq!(archive.memory.keys(), keys);
+}
+
+/// Whatever call fails, and however: the segment can be read all the time, and the next who tries completes it.
+#[tokio::test]
+async fn a_segment_whose_completion_fails_anywhere_can_be_read_and_completed() {
+    let bytes = busy_wal(&Archive::claimed(SIZE_BYTES).await, 1).remove(0);
+    for mode in MODES {
+        for n in 1.. {
+            let archive = Archive::claimed(SIZE_BYTES).await;
+            let segment = SegmentName::new(Timeline(1), 2, archive.size);
+            leave_in_pieces(&archive, segment, &bytes, &[]).await;
+            let complete = |place: Repository| async move {
+                place.complete_segment(SYSTEM, segment, archive.size, Codec::DEFAULT).await
+            };
+            let before = archive.faults.calls().len() as u64;
+            archive.faults.inject(mode(n));
+            let outcome = complete(archive.repository.clone()).await;
+            let struck = archive.faults.calls().len() as u64 - before >= n;
+            archive.faults.heal();
+            assert!(struck || outcome.is_ok(), "call {n}: {outcome:?}");
+            let given = archive.get(&segment.to_string()).await.1;
+            assert!(given.unwrap() == bytes, "call {n}");
+            complete(archive.calm.clone()).await.unwrap();
+            assert_eq!(archive.keys_below(".parts/"), Vec::<String>::new(), "call {n}");
+            assert_eq!(untidy(&archive).await, []);
+            if !struck {
+                assert!(n > 20, "the fault never struck");
+                break;
+            }
+        }
+    }
 }

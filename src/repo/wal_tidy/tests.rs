@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::format::Codec;
-use crate::pg::Timeline;
+use crate::pg::{Timeline, WalFileName};
 use crate::repo::{PIECE_BYTES, WalSealer};
 use crate::store::faults::{Call, Fault, FaultStore, Symptom};
 use crate::store::memory::MemoryStore;

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How many labs are open at once: each runs servers, and more of them than
 /// processors would only make waits run into their limits.
-const LABS_AT_ONCE: usize = 2;
+const LABS_AT_ONCE: usize = 3;
 
 /// One test's place. Removed when the last thing made in it is dropped.
 #[derive(Clone)]
