@@ -6,7 +6,8 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::{
-    Archived, NEWEST, Receiver, Running, as_server_user, parse_lsn, reachable_binary, wait_for,
+    Archived, NEWEST, NO_SMALL_DISK, Receiver, Running, as_server_user, copy_tree, not_run,
+    on_small_disk, parse_lsn, passes_within, reachable_binary, remove_tree, wait_for,
 };
 
 /// Starts `receive` so that the system calls fail which strace is told to let fail. It counts for each thread.
@@ -111,4 +112,52 @@ fn what_a_disk_did_not_confirm_once_is_written_anew_and_acknowledged_then() {
         }
     }
     assert!(files > 0 && directories > 0, "{files} files and {directories} directories");
+}
+
+/// A full disk is a store that takes nothing: nothing is acknowledged, and what was received is stored as soon as there
+/// is room again.
+#[test]
+fn over_a_full_disk_the_acknowledgement_stands_still_until_there_is_room() {
+    const NAME: &str =
+        "receive_disk::over_a_full_disk_the_acknowledgement_stands_still_until_there_is_room";
+    let place = Archived::by_hand(NEWEST, 1);
+    let first = place.cluster.sql("select pg_walfile_name(pg_current_wal_insert_lsn())");
+    let repo = place.highwater.repo_directory();
+    let before = place.lab.path().join("before");
+    copy_tree(&repo, &before);
+    // About 1 MiB is left.
+    let script = "cp -r \"$1/.\" \"$0\" && head -c 3000000 /dev/zero > \"$0/filler\" && shift && exec \"$@\"";
+    let Some(mut command) = on_small_disk(&repo, script) else {
+        return not_run(NAME, NO_SMALL_DISK);
+    };
+    place.highwater.settings_for(&mut command);
+    command.arg(&before).arg(reachable_binary()).args(["-v", "receive", "--rpo", "20ms"]);
+    let receiver = Receiver::of(&place.highwater, command, "receive, on a small disk".to_owned());
+    receiver.wait_streaming(&place.cluster);
+    for _ in 0..20 {
+        place.cluster.sql(
+            "select pg_logical_emit_message(false, 'x', (select string_agg(sha512((g * random())::text::bytea), ''::bytea) \
+             from generate_series(1, 1500) g))",
+        );
+    }
+    let written = place.cluster.sql("select pg_current_wal_flush_lsn()");
+    receiver.wait_says("is not stored yet");
+    let flushed = "select flush_lsn from pg_stat_replication";
+    let stood = place.cluster.sql(flushed);
+    assert!(parse_lsn(&stood) < parse_lsn(&written), "all of it was stored: {stood}");
+    let moved = passes_within(Duration::from_secs(3), || place.cluster.sql(flushed) != stood);
+    assert!(!moved, "acknowledged over a full disk");
+
+    let seen = receiver.root().join(repo.strip_prefix("/").unwrap());
+    std::fs::remove_file(seen.join("filler")).unwrap();
+    place.cluster.switch_wal();
+    place.cluster.switch_wal();
+    receiver.wait_acknowledged(&place.cluster);
+    // What was mounted for the receiver goes with it.
+    let after = place.lab.path().join("after");
+    copy_tree(&seen, &after);
+    receiver.terminate().done();
+    remove_tree(&repo);
+    std::fs::rename(&after, &repo).unwrap();
+    place.assert_all_comes_back_from(&first);
 }

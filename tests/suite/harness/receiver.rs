@@ -5,6 +5,7 @@ use super::cluster::Cluster;
 use super::wait::{passes_within, wait_for};
 use rustix::process::Signal;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -38,13 +39,24 @@ impl Receiver {
 
     /// Starts another command that runs for long.
     pub fn service(highwater: &Highwater, all: &[&str]) -> Self {
+        let mut command = highwater.command();
+        command.args(all);
+        Self::of(highwater, command, all.join(" "))
+    }
+
+    /// Starts a prepared command that runs for long.
+    pub fn of(highwater: &Highwater, command: Command, arguments: String) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("service-{}.log", COUNT.fetch_add(1, Ordering::Relaxed));
         let log = highwater.scratch(&name);
-        let mut command = highwater.command();
-        command.args(all);
-        let running = Running::start_logging(command, all.join(" "), &log);
+        let running = Running::start_logging(command, arguments, &log);
         Self { running: Some(running), log }
+    }
+
+    /// Returns its root directory as it sees it, with what is mounted for it alone.
+    pub fn root(&self) -> PathBuf {
+        let id = self.running.as_ref().expect("it was started").id();
+        PathBuf::from(format!("/proc/{id}/root"))
     }
 
     /// Starts `receive` and waits until this server streams to it.
