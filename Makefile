@@ -11,6 +11,8 @@ INSTALL := $(SETUP)/install.sh
 # Every script and test agrees on one place.
 export HIGHWATER_TEST_CACHE := $(shell $(INSTALL) --cache)
 export HIGHWATER_PG_ROOT := $(HIGHWATER_TEST_CACHE)/pg
+# End-to-end tests wait more than they compute; how many of them run servers at once they see to themselves.
+export RUST_TEST_THREADS ?= $(shell n=$$(nproc); echo $$((n > 3 ? n : 3)))
 # Where tests say that this system forbids what they need.
 export HIGHWATER_TEST_NOT_RUN := $(HIGHWATER_TEST_CACHE)/not-run
 

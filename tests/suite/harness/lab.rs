@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// How many labs are open at once: each runs servers, and more of them than
-/// processors would only make waits run into their limits.
+/// How many labs are open at once: each runs servers, and waits for them more than it computes. Many more than
+/// processors would make waits run into their limits.
 const LABS_AT_ONCE: usize = 3;
 
 /// One test's place. Removed when the last thing made in it is dropped.
