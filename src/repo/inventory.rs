@@ -24,9 +24,8 @@ pub struct TimelineWal {
     pub partials: Vec<SegmentName>,
     /// Segments that were accepted as damaged; they are holes in `ranges`.
     pub damaged: Vec<SegmentName>,
-    /// Segments all of which is stored, with pieces beside or instead of the objects that stand for a complete one;
-    /// ascending within a group of segments.
-    pub untidy: Vec<SegmentName>,
+    /// Segments all of which is stored, but not as the object, or the units, that stand for a complete one.
+    pub unfinished: Vec<SegmentName>,
     /// Bytes as stored.
     pub stored_bytes: u64,
     /// When an object of it was stored last, by the store's clock.
@@ -65,11 +64,12 @@ struct Found {
     /// Start and end of each stored stretch, unsorted.
     stretches: Vec<(Timeline, Lsn, Lsn)>,
     pieces: BTreeMap<SegmentName, Vec<ListedPiece>>,
+    whole: BTreeSet<SegmentName>,
     /// Whether there are pieces that may be replaced by something larger.
     has_loose_pieces: bool,
     partials: Vec<SegmentName>,
     damaged: Vec<SegmentName>,
-    untidy: Vec<SegmentName>,
+    unfinished: Vec<SegmentName>,
     bytes: BTreeMap<Timeline, u64>,
     last_stored: BTreeMap<Timeline, SystemTime>,
 }
@@ -188,6 +188,7 @@ impl Found {
                     let end = Lsn(start.0.saturating_add(size.bytes()));
                     self.stretches.push((name.timeline, start, end));
                 }
+                self.whole.insert(name);
                 name.timeline
             }
             WalObject::File(WalFileName::Partial(name)) => {
@@ -221,18 +222,17 @@ impl Found {
     fn settle_pieces(&mut self, size: SegmentSize) {
         for (segment, mut pieces) in std::mem::take(&mut self.pieces) {
             pieces.sort_unstable();
-            let Some(start) = segment.start_lsn(size) else { continue };
-            let whole = (segment.timeline, start, Lsn(start.0.saturating_add(size.bytes())));
-            let end = unbroken_pieces(&pieces, 0).last().map_or(0, |piece| piece.end);
-            let is_all = u64::from(end) >= size.bytes() || self.stretches.contains(&whole);
+            let chain = unbroken_pieces(&pieces, 0);
+            let end = chain.last().map(|piece| u64::from(piece.end));
+            let (Some(start), Some(end)) = (segment.start_lsn(size), end) else { continue };
             let has_units = size.bytes() > WHOLE_SEGMENT_BYTES_MAX;
-            if is_all && !(has_units && pieces.iter().all(|piece| piece.is_unit())) {
-                self.untidy.push(segment);
+            let is_finished = self.whole.contains(&segment)
+                || (has_units && chain.iter().all(|piece| piece.is_unit()));
+            if end >= size.bytes() && !is_finished {
+                self.unfinished.push(segment);
             }
-            if end > 0 {
-                let end = Lsn(start.0.saturating_add(u64::from(end))).min(whole.2);
-                self.stretches.push((segment.timeline, start, end));
-            }
+            let end = Lsn(start.0.saturating_add(end.min(size.bytes())));
+            self.stretches.push((segment.timeline, start, end));
         }
     }
 }
@@ -248,8 +248,8 @@ impl WalInventory {
         for name in found.damaged {
             self.timelines.entry(name.timeline).or_default().damaged.push(name);
         }
-        for name in found.untidy {
-            self.timelines.entry(name.timeline).or_default().untidy.push(name);
+        for name in found.unfinished {
+            self.timelines.entry(name.timeline).or_default().unfinished.push(name);
         }
         for (timeline, bytes) in found.bytes {
             self.timelines.entry(timeline).or_default().stored_bytes += bytes;

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! pieces reach the segment's end?  ->  read them, joined  ->  the object that is missing, checked and sealed as if it
-//! had just been received  ->  created  ->  read back, and the pieces go (`wal_tidy`)
+//! had just been received  ->  created
 //! ```
 //!
 //! May be done by several at a time, and while others read: what is created is what any of them would create. Never here:
-//! which segments. Where anything speaks against it, the pieces stay, which are just as good to read.
+//! which segments, and what becomes of the pieces. Where anything speaks against it they are just as good to read.
 
 use std::io;
 
@@ -20,15 +20,14 @@ use crate::pg::{SegmentName, SegmentSize, SystemId};
 
 impl Repository {
     /// Stores what a segment lacks to be complete (its one object, or the units of one above 16 MiB) as far as its
-    /// pieces hold it, durably, and deletes the pieces that lie in it. Returns how many objects were stored: none where it is
-    /// complete already, or the pieces do not reach its end. May be repeated.
+    /// pieces hold it, durably. Returns how many objects were stored: none where it is complete already, or the pieces do
+    /// not reach its end. The pieces stay. May be repeated.
     ///
     /// Memory: what [`Self::fetch_segment`] takes, and up to 16 MiB of compressed WAL.
     ///
     /// # Errors
     /// [`RepoError::Damaged`] or [`RepoError::Sink`] where the pieces, joined, are not the segment;
-    /// [`RepoError::Conflict`] where other content took the name meanwhile; the store's, and those of
-    /// [`Self::drop_redundant_pieces`]: then it is complete, and has pieces still.
+    /// [`RepoError::Conflict`] where other content took the name meanwhile; the store's.
     pub async fn complete_segment(
         &self,
         system_id: SystemId,
@@ -46,7 +45,6 @@ impl Repository {
             self.put_sealed(&unit.key, &unit.sealed).await?;
             stored += 1;
         }
-        self.drop_redundant_pieces(system_id, segment, size).await?;
         Ok(stored)
     }
 

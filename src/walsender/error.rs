@@ -195,6 +195,11 @@ impl PgError {
         }
     }
 
+    /// Returns whether the server has no room for one more connection, or for one more that streams (53300).
+    pub fn is_without_room(&self) -> bool {
+        self.sqlstate() == Some("53300")
+    }
+
     /// Returns whether the server is there and takes no connections now: it shuts down, or starts and recovers. It
     /// says so before it looks who asks.
     pub fn is_no_time_for_connections(&self) -> bool {

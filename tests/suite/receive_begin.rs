@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::harness::{Archived, NEWEST, Receiver, copy_tree, parse_lsn, wait_for};
+use crate::receive_resume::leave_in_pieces;
 
 const NO_SLOT: [&str; 2] = ["--slot", "none"];
 
@@ -67,70 +68,140 @@ fn the_history_of_a_timeline_that_came_and_went_meanwhile_is_stored_too() {
     }
 }
 
-/// How a server goes on that was put back.
+/// What is stored when a server is put back, and how it goes on.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum PutBack {
     /// It has written past what is stored, which ends within a segment.
     PastWithinSegment,
     /// The same, and what is stored ends with a segment.
     PastBorder,
+    /// The same, and that segment is stored in pieces only.
+    PastPieces,
     /// It is still behind what is stored.
     Behind,
+}
+
+/// A cluster that can be put back.
+struct Snapshot {
+    place: Archived,
+    directory: PathBuf,
+    segment_bytes: u64,
+}
+
+impl Snapshot {
+    fn take(major: u32, segment_mib: u32) -> Self {
+        let mut place = Archived::by_hand(major, segment_mib);
+        Receiver::streaming(&place.highwater, &place.cluster, &[]).terminate().done();
+        place.cluster.fast_stop();
+        let directory = place.lab.path().join("snapshot");
+        copy_tree(&place.cluster.pgdata, &directory);
+        place.cluster.start();
+        Self { place, directory, segment_bytes: u64::from(segment_mib) << 20 }
+    }
+
+    /// Has WAL stored that ends so, and returns where.
+    fn store(&self, how: PutBack) -> u64 {
+        let place = &self.place;
+        if how == PutBack::PastPieces {
+            leave_in_pieces(place);
+        } else {
+            let receiver = Receiver::streaming(&place.highwater, &place.cluster, &[]);
+            place.segments(3);
+            let last = match how {
+                PutBack::PastBorder => "select pg_switch_wal()",
+                _ => "create table later (n int)",
+            };
+            place.cluster.sql(last);
+            receiver.wait_acknowledged(&place.cluster);
+            receiver.terminate().done();
+        }
+        let info = place.highwater.info();
+        let stored = parse_lsn(info["wal"][0]["end_lsn"].as_str().unwrap());
+        let is_border = stored.is_multiple_of(self.segment_bytes);
+        assert_eq!(
+            is_border,
+            matches!(how, PutBack::PastBorder | PutBack::PastPieces),
+            "{stored:X}"
+        );
+        stored
+    }
+
+    fn put_back(&mut self) {
+        self.place.cluster.immediate_stop();
+        fs::remove_dir_all(&self.place.cluster.pgdata).unwrap();
+        fs::rename(&self.directory, &self.place.cluster.pgdata).unwrap();
+        self.place.cluster.start();
+    }
+
+    /// Writes other WAL, to a segment and more behind `lsn`.
+    fn write_past(&self, lsn: u64) {
+        let position = || parse_lsn(&self.place.cluster.sql("select pg_current_wal_lsn()"));
+        while position() < lsn + self.segment_bytes {
+            self.place.segments_with(1, 77);
+        }
+    }
 }
 
 /// The disk's snapshot, and no recovery: the server goes on under the same timeline, with other WAL at the same positions.
 #[test]
 fn a_server_that_was_put_back_without_recovery_is_refused_and_what_is_stored_stays() {
-    for (major, how) in [
-        (14, PutBack::PastBorder),
-        (NEWEST, PutBack::PastBorder),
-        (NEWEST, PutBack::PastWithinSegment),
-        (NEWEST, PutBack::Behind),
+    for (major, segment_mib, how) in [
+        (14, 1, PutBack::PastBorder),
+        (NEWEST, 1, PutBack::PastBorder),
+        // Its last 16 MiB, which are one object, hold only zeros.
+        (NEWEST, 64, PutBack::PastBorder),
+        (NEWEST, 1, PutBack::PastPieces),
+        (NEWEST, 1, PutBack::PastWithinSegment),
+        (NEWEST, 1, PutBack::Behind),
     ] {
-        let mut place = Archived::by_hand(major, 1);
-        Receiver::streaming(&place.highwater, &place.cluster, &[]).terminate().done();
-        place.cluster.fast_stop();
-        let snapshot = place.lab.path().join("snapshot");
-        copy_tree(&place.cluster.pgdata, &snapshot);
-        place.cluster.start();
-        let receiver = Receiver::streaming(&place.highwater, &place.cluster, &[]);
-        place.segments(3);
-        let last = match how {
-            PutBack::PastBorder => "select pg_switch_wal()",
-            PutBack::PastWithinSegment | PutBack::Behind => "create table later (n int)",
-        };
-        place.cluster.sql(last);
-        let end = parse_lsn(&receiver.wait_acknowledged(&place.cluster));
-        receiver.terminate().done();
-        place.cluster.immediate_stop();
-        let stored = place.highwater.info()["wal"][0]["end_lsn"].as_str().map(parse_lsn).unwrap();
-        assert!(stored >= end);
-        let is_border = stored.is_multiple_of(1 << 20);
-        assert_eq!(is_border, how == PutBack::PastBorder, "{stored:X}");
-
-        fs::remove_dir_all(&place.cluster.pgdata).unwrap();
-        fs::rename(&snapshot, &place.cluster.pgdata).unwrap();
-        place.cluster.start();
-        let before = contents(&place);
-        let write_past = || {
-            let position = "select pg_current_wal_lsn()";
-            while parse_lsn(&place.cluster.sql(position)) < stored + (1 << 20) {
-                place.segments_with(1, 77);
-            }
-        };
+        let mut snapshot = Snapshot::take(major, segment_mib);
+        let stored = snapshot.store(how);
+        snapshot.put_back();
+        let place = &snapshot.place;
+        let before = contents(place);
         let receiver = if how == PutBack::Behind {
             let receiver = Receiver::start(&place.highwater, &[]);
             receiver.wait_says("streaming timeline");
-            write_past();
+            snapshot.write_past(stored);
             receiver
         } else {
-            write_past();
+            snapshot.write_past(stored);
             Receiver::start(&place.highwater, &[])
         };
         let run = receiver.wait().ends_with(3);
         run.says("sends other WAL than is stored of the same timeline");
-        assert!(contents(&place) == before, "something was stored, or changed");
+        let mut after = contents(place);
+        // A segment that was in pieces only is complete now, of these pieces, which stay.
+        after.retain(|object| how != PutBack::PastPieces || before.contains(object));
+        assert!(after == before, "something was stored, or changed");
     }
+}
+
+/// Its `archive_command` was quicker than the receiver: the complete segment is its own, and what was acknowledged before
+/// stands in pieces.
+#[test]
+fn pieces_beside_the_complete_segment_of_another_server_stay() {
+    let mut snapshot = Snapshot::take(NEWEST, 1);
+    let stored = snapshot.store(PutBack::PastPieces);
+    let pieces: Vec<_> = contents(&snapshot.place)
+        .into_iter()
+        .filter(|(path, _)| path.parent().is_some_and(|of| of.extension().is_some()))
+        .collect();
+    assert!(pieces.len() >= 2);
+    snapshot.put_back();
+    snapshot.write_past(stored);
+    let place = &snapshot.place;
+    let parts = pieces[0].0.parent().unwrap();
+    let name = parts.file_stem().unwrap().to_str().unwrap();
+    place.highwater.push(&place.cluster.wal(name)).done();
+
+    let receiver = Receiver::streaming(&place.highwater, &place.cluster, &[]);
+    place.cluster.switch_wal();
+    receiver.wait_acknowledged(&place.cluster);
+    receiver.terminate().done();
+    let after = contents(place);
+    assert!(pieces.iter().all(|piece| after.contains(piece)), "acknowledged WAL was removed");
+    place.highwater.run(&["verify", "--deep"]).ends_with(4).says(name);
 }
 
 /// Returns what stands in the repository of WAL.

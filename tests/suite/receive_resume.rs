@@ -5,7 +5,7 @@ use crate::harness::{
     Archived, Lab, Load, NEWEST, Random, Receiver, Weather, flip_bit, offset_in_segment, parse_lsn,
     passes_within, rounds, wait_for,
 };
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const SEGMENT_MIB: u32 = 1;
@@ -87,14 +87,40 @@ fn a_killed_receiver_has_stored_what_it_acknowledged_and_goes_on_without_a_gap()
     drop(load);
     let receiver = Receiver::streaming(&place.highwater, &place.cluster, &[]);
     assert_all_is_stored(&place, receiver, &first);
-    // Whatever a stream left when it ended, the next one sees to before it begins.
-    Receiver::streaming(&place.highwater, &place.cluster, &[]).terminate().done();
+    // Whatever a stream left in pieces alone when it ended, the next one makes whole before it begins.
+    let receiver = Receiver::start(&place.highwater, &[]);
+    receiver.wait_says("streaming timeline");
+    receiver.terminate().done();
     let current = place.cluster.sql("select pg_walfile_name(pg_current_wal_insert_lsn())");
-    let is_left =
-        |name: &String| name.strip_suffix(".parts").is_some_and(|segment| segment != current);
-    let left: Vec<_> =
-        place.wal_objects().into_iter().map(|(name, _)| name).filter(is_left).collect();
-    assert_eq!(left, Vec::<String>::new());
+    let names: Vec<_> = place.wal_objects().into_iter().map(|(name, _)| name).collect();
+    let is_left = |segment: &&str| *segment != current && !names.iter().any(|name| name == segment);
+    let pieced = names.iter().filter_map(|name| name.strip_suffix(".parts"));
+    let left: Vec<_> = pieced.filter(is_left).collect();
+    assert_eq!(left, Vec::<&str>::new());
+}
+
+/// Has a receiver store the segment at hand to its end in pieces only, and kills it; returns the segment's name and where
+/// its complete object belongs. Segments are of 1 MiB.
+pub fn leave_in_pieces(place: &Archived) -> (String, PathBuf) {
+    place.cluster.switch_wal();
+    let receiver = Receiver::streaming(&place.highwater, &place.cluster, &["--rpo", "10ms"]);
+    let name = place.cluster.sql("select pg_walfile_name(pg_current_wal_insert_lsn())");
+    // Only the last part of a segment is stored as a piece beside the segment itself.
+    place.cluster.sql("select pg_logical_emit_message(false, 'x', repeat('x', 900000))");
+    receiver.wait_acknowledged(&place.cluster);
+    let parts = place.objects_of(&name);
+    let directory = parts.first().and_then(|piece| piece.parent()).unwrap();
+    // What stands in the way of the complete object is no object.
+    let whole = directory.with_file_name(&name);
+    std::fs::create_dir(&whole).unwrap();
+    place.cluster.sql("select pg_switch_wal()");
+    receiver.wait_acknowledged(&place.cluster);
+    receiver.kill9();
+    std::fs::remove_dir(&whole).unwrap();
+    let left = place.objects_of(&name);
+    let are_pieces = left.iter().all(|piece| piece.starts_with(directory));
+    assert!(left.len() >= 2 && are_pieces, "{left:?}");
+    (name, whole)
 }
 
 /// The segment was acknowledged to its end, so no server need have it any more when the next receiver begins.
@@ -102,31 +128,13 @@ fn a_killed_receiver_has_stored_what_it_acknowledged_and_goes_on_without_a_gap()
 fn a_segment_that_a_killed_receiver_left_in_pieces_is_stored_complete_by_the_next() {
     for major in [14, NEWEST] {
         let place = Archived::by_hand(major, SEGMENT_MIB);
-        place.cluster.switch_wal();
-        let receiver = Receiver::streaming(&place.highwater, &place.cluster, &["--rpo", "10ms"]);
-        let name = place.cluster.sql("select pg_walfile_name(pg_current_wal_insert_lsn())");
-        // Only the last part of a segment is stored as a piece beside the segment itself.
-        place.cluster.sql("select pg_logical_emit_message(false, 'x', repeat('x', 900000))");
-        receiver.wait_acknowledged(&place.cluster);
-        let parts = place.objects_of(&name);
-        let directory = parts.first().and_then(|piece| piece.parent()).unwrap();
-        // What stands in the way of the complete object is no object.
-        let whole = directory.with_file_name(&name);
-        std::fs::create_dir(&whole).unwrap();
-        place.cluster.switch_wal();
-        receiver.wait_acknowledged(&place.cluster);
-        receiver.kill9();
-        std::fs::remove_dir(&whole).unwrap();
-        let left = place.objects_of(&name);
-        assert!(
-            left.len() >= 2 && left.iter().all(|piece| piece.starts_with(directory)),
-            "{left:?}"
-        );
+        let (name, whole) = leave_in_pieces(&place);
         let wanted = std::fs::read(place.cluster.wal(&name)).unwrap();
-
         let receiver = Receiver::streaming(&place.highwater, &place.cluster, &[]);
         receiver.wait_says(&format!("stored {name} complete"));
-        assert_eq!(place.objects_of(&name), [whole], "{}", receiver.log());
+        wait_for("the pieces are removed", Duration::from_secs(30), || {
+            place.objects_of(&name) == [whole.as_path()]
+        });
         place.assert_gives_back(&name, &wanted);
         receiver.terminate().done();
     }

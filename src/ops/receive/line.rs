@@ -32,7 +32,7 @@ const SILENCE_MIN: Duration = Duration::from_secs(20);
 const ANSWER_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long WAL may have come before the server is told that it did: commits may be waiting for that alone
-/// (`synchronous_commit = remote_write`), whatever the store does.
+/// (`synchronous_commit = remote_write`), and the store may take its time.
 const WRITE_PAUSE: Duration = Duration::from_millis(100);
 
 /// The pause between two looks whether a server shuts down that is not read.

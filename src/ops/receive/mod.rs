@@ -185,10 +185,11 @@ impl Service<'_> {
                 source.facts.place,
                 source.start.lsn,
             );
-            let Source { connection, facts, start, .. } = source;
+            let Source { connection, facts, start, finished } = source;
             let timeline = start.timeline;
             let mut session =
                 Session::new(self.repository, self.request, &facts, start, &mut self.report);
+            session.tidy_later(finished);
             let end = session.run(connection, &mut watch, self.stop.clone()).await;
             self.memory.note(timeline, session.stored_lsn());
             self.ever_streamed = true;
@@ -211,7 +212,7 @@ impl Service<'_> {
                 start = source::at_switch(self.repository, &facts, next, switch_lsn, memory) => start?,
                 _ = stop.wanted() => return Ok(End::Asked),
             };
-            source = Source { connection, facts, start };
+            source = Source { connection, facts, start, finished: Vec::new() };
         }
     }
 

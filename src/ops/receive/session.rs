@@ -125,6 +125,11 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Has the pieces of complete segments removed, beside everything else.
+    pub(super) fn tidy_later(&mut self, segments: Vec<SegmentName>) {
+        self.untidy.extend(segments);
+    }
+
     /// Returns the end of the unbroken WAL that is stored.
     pub(super) fn stored_lsn(&self) -> Lsn {
         self.progress.stored_lsn()

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::line::silence_max;
 use super::{Request, UNHARMED, joint, unfinished};
 use crate::failure::{Failure, Kind};
 use crate::format::{Codec, Identity};
@@ -22,11 +23,16 @@ use crate::walsender::{ConnInfo, Connection, Mode, PgError, SlotName, SlotState,
 /// Segments before the first missing byte whose names are made durable: as many as a receiver has in hand at a time.
 const SETTLED_SEGMENTS: u64 = AHEAD_SEGMENTS + 1;
 
+/// What we are called where only a little WAL is asked for.
+const ASIDE: &str = "highwater aside";
+
 /// A connected server and where streaming from it begins.
 pub(super) struct Source {
     pub(super) connection: Connection,
     pub(super) facts: Facts,
     pub(super) start: Start,
+    /// Segments that were stored complete just now, of their pieces, which are not needed any more.
+    pub(super) finished: Vec<SegmentName>,
 }
 
 /// What earlier streams have stored: saves listing the whole archive at each reconnection.
@@ -102,12 +108,13 @@ pub(super) async fn choose(
     } else {
         start
     };
-    let mut connection = joint::check(repository, &facts, &history, start, connection).await?;
+    let codec = request.codec;
+    let finished = unfinished::finish(repository, &facts, &inventory, start.lsn, codec).await;
+    joint::check(repository, &facts, &history, start).await?;
     settle_before(repository, &facts, &history, start.first_missing).await?;
-    unfinished::finish(repository, &facts, &inventory, start.lsn, request.codec).await;
     let of = (facts.system_id, start.timeline);
-    store_ancestors(repository, &mut connection, of, &history, request.codec).await?;
-    Ok(Source { connection, facts, start })
+    store_ancestors(repository, &mut connection, of, &history, codec).await?;
+    Ok(Source { connection, facts, start, finished })
 }
 
 /// Stores the histories of the timelines between that on which streaming begins and the server's own: WAL of each
@@ -372,11 +379,20 @@ async fn oldest_segment(
     Ok(there)
 }
 
+/// Connects beside the stream, under a name of its own: whoever looks who streams, or waits for whom, must not take it for
+/// us.
+pub(super) async fn connect_aside(facts: &Facts) -> Result<Connection, PgError> {
+    let server = facts.server.clone().with_application_name(ASIDE);
+    let mut connection = Connection::connect(&server, Mode::Replication).await?;
+    connection.set_silence_limit(Some(silence_max(facts)));
+    Ok(connection)
+}
+
 /// Asks the server whether it still has the segment that begins at `lsn`, and is complete, on a
 /// connection of its own: to ask for it is the only way that every role and version allows.
 async fn has_wal(facts: &Facts, timeline: Timeline, lsn: Lsn) -> Result<bool, Failure> {
     let failed = |error: PgError| of_postgres(error, "could not ask the server for WAL", UNHARMED);
-    let connection = Connection::connect(&facts.server, Mode::Replication).await.map_err(failed)?;
+    let connection = connect_aside(facts).await.map_err(failed)?;
     let start = StreamStart { slot: None, start_lsn: lsn, timeline };
     let mut stream = match connection.stream_wal(&start).await {
         Ok(stream) => stream,

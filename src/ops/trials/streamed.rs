@@ -149,10 +149,10 @@ async fn leave_in_pieces(archive: &Archive, segment: SegmentName, bytes: &[u8], 
     assembly.finish().unwrap();
 }
 
-/// Returns the segments that a listing shows as not tidy.
-async fn untidy(archive: &Archive) -> Vec<SegmentName> {
+/// Returns the segments that a listing shows as stored, and not complete.
+async fn unfinished(archive: &Archive) -> Vec<SegmentName> {
     let inventory = archive.calm.wal_inventory(SYSTEM, archive.size).await.unwrap();
-    inventory.timelines.get(&Timeline(1)).map(|wal| wal.untidy.clone()).unwrap_or_default()
+    inventory.timelines.get(&Timeline(1)).map(|wal| wal.unfinished.clone()).unwrap_or_default()
 }
 
 #[tokio::test]
@@ -167,12 +167,14 @@ async fn a_segment_that_was_left_in_pieces_becomes_what_archive_push_stores_of_i
             let name = segment.to_string();
             pushed.push(&name, &bytes).await.unwrap();
             leave_in_pieces(&left, segment, &bytes, units).await;
-            assert_eq!(untidy(&left).await, [segment]);
+            assert_eq!(unfinished(&left).await, [segment]);
 
             let complete = || left.calm.complete_segment(SYSTEM, segment, left.size, Codec::Lz4);
             assert_eq!(complete().await.unwrap(), missing);
             assert_eq!(complete().await.unwrap(), 0, "it is complete");
-            assert_eq!(untidy(&left).await, []);
+            assert_eq!(unfinished(&left).await, []);
+            let dropped = left.calm.drop_redundant_pieces(SYSTEM, segment, left.size);
+            assert!(dropped.await.unwrap() > 10, "pieces stay until they are told to go");
             assert!(left.get(&name).await.1.unwrap() == bytes);
             let report = left.push(&name, &bytes).await.unwrap();
             assert_eq!(report.outcome, Put::AlreadyThere, "the very same names and digests");
@@ -196,7 +198,7 @@ async fn pieces_that_are_not_all_of_a_segment_are_left_as_they_are() {
         let left = archive.memory.keys();
         assert_eq!(complete().await.unwrap(), 0);
         assert_eq!(archive.memory.keys(), left, "nothing was stored, and nothing went");
-        assert_eq!(untidy(&archive).await, []);
+        assert_eq!(unfinished(&archive).await, []);
         archive.memory.overwrite(&gone, stored);
     }
     assert_eq!(complete().await.unwrap(), 1);
@@ -240,8 +242,9 @@ async fn a_segment_whose_completion_fails_anywhere_can_be_read_and_completed() {
             let given = archive.get(&segment.to_string()).await.1;
             assert!(given.unwrap() == bytes, "call {n}");
             complete(archive.calm.clone()).await.unwrap();
-            assert_eq!(archive.keys_below(".parts/"), Vec::<String>::new(), "call {n}");
-            assert_eq!(untidy(&archive).await, []);
+            assert_eq!(unfinished(&archive).await, []);
+            let given = archive.get(&segment.to_string()).await.1;
+            assert!(given.unwrap() == bytes, "call {n}");
             if !struck {
                 assert!(n > 20, "the fault never struck");
                 break;
