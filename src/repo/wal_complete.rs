@@ -97,12 +97,9 @@ impl Repository {
             }
             Ok(())
         });
-        let is_all = match fetched.await? {
-            Some(SegmentSource::Whole) => true,
-            Some(SegmentSource::Pieces { valid_bytes }) => valid_bytes == size.bytes(),
-            Some(SegmentSource::Partial { .. }) | None => false,
-        };
-        if !is_all {
+        let fetched = fetched.await?;
+        // A complete object that came meanwhile is somebody else's: whether it is what the pieces hold is not known.
+        if fetched != Some(SegmentSource::Pieces { valid_bytes: size.bytes() }) {
             return Ok(None);
         }
         assembly.finish().map_err(|error| failed(io::Error::other(error)))?;
