@@ -416,8 +416,7 @@ async fn store(
     read: ReadFile,
 ) -> Result<Report, Failure> {
     let ReadFile { object, sealed, plain_bytes } = read;
-    let key = repository.wal_key(sealed.header.system_identifier, object);
-    let (outcome, header) = repository.hand_over(&key, sealed).await.map_err(|error| {
+    let (outcome, header) = repository.put_complete(object, sealed).await.map_err(|error| {
         let what = format!("could not store `{name}` in {}", repository.describe());
         of_repo(error, what, UNHARMED)
     })?;

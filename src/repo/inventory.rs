@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use futures_util::{StreamExt, TryStreamExt};
 
 use super::wal_fetch::{ListedPiece, unbroken_pieces};
-use super::{RepoError, Repository, WHOLE_SEGMENT_BYTES_MAX};
+use super::{PIECE_BYTES, RepoError, Repository, WHOLE_SEGMENT_BYTES_MAX};
 use crate::format::{WalObject, parse_wal_object};
 use crate::pg::{Lsn, SegmentName, SegmentSize, SystemId, Timeline, WalFileName};
 use crate::store::{Key, Listed};
@@ -26,6 +26,8 @@ pub struct TimelineWal {
     pub damaged: Vec<SegmentName>,
     /// Segments all of which is stored, but not as the object, or the units, that stand for a complete one.
     pub unfinished: Vec<SegmentName>,
+    /// Segments of which pieces stand inside the object, or a unit, that stands for a complete one.
+    pub beside: Vec<SegmentName>,
     /// Bytes as stored.
     pub stored_bytes: u64,
     /// When an object of it was stored last, by the store's clock.
@@ -70,6 +72,7 @@ struct Found {
     partials: Vec<SegmentName>,
     damaged: Vec<SegmentName>,
     unfinished: Vec<SegmentName>,
+    beside: Vec<SegmentName>,
     bytes: BTreeMap<Timeline, u64>,
     last_stored: BTreeMap<Timeline, SystemTime>,
 }
@@ -222,10 +225,13 @@ impl Found {
     fn settle_pieces(&mut self, size: SegmentSize) {
         for (segment, mut pieces) in std::mem::take(&mut self.pieces) {
             pieces.sort_unstable();
+            let has_units = size.bytes() > WHOLE_SEGMENT_BYTES_MAX;
+            if self.whole.contains(&segment) || (has_units && has_pieces_inside_units(&pieces)) {
+                self.beside.push(segment);
+            }
             let chain = unbroken_pieces(&pieces, 0);
             let end = chain.last().map(|piece| u64::from(piece.end));
             let (Some(start), Some(end)) = (segment.start_lsn(size), end) else { continue };
-            let has_units = size.bytes() > WHOLE_SEGMENT_BYTES_MAX;
             let is_finished = self.whole.contains(&segment)
                 || (has_units && chain.iter().all(|piece| piece.is_unit()));
             if end >= size.bytes() && !is_finished {
@@ -235,6 +241,13 @@ impl Found {
             self.stretches.push((segment.timeline, start, end));
         }
     }
+}
+
+/// Returns whether some piece of a large segment is not needed, since a unit stands for it.
+fn has_pieces_inside_units(pieces: &[ListedPiece]) -> bool {
+    let unit_of = |piece: &ListedPiece| piece.start / PIECE_BYTES;
+    let units: BTreeSet<u32> = pieces.iter().filter(|piece| piece.is_unit()).map(unit_of).collect();
+    pieces.iter().any(|piece| !piece.is_unit() && units.contains(&unit_of(piece)))
 }
 
 impl WalInventory {
@@ -250,6 +263,9 @@ impl WalInventory {
         }
         for name in found.unfinished {
             self.timelines.entry(name.timeline).or_default().unfinished.push(name);
+        }
+        for name in found.beside {
+            self.timelines.entry(name.timeline).or_default().beside.push(name);
         }
         for (timeline, bytes) in found.bytes {
             self.timelines.entry(timeline).or_default().stored_bytes += bytes;

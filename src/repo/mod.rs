@@ -35,6 +35,7 @@ mod wal;
 mod wal_compare;
 mod wal_complete;
 mod wal_fetch;
+mod wal_tail;
 mod wal_tidy;
 
 use std::sync::Arc;
@@ -59,7 +60,9 @@ pub use parent::{KnownFiles, ParentFiles};
 pub use pins::StoredPin;
 pub use proving::Proven;
 pub use wal::{PIECE_BYTES, WHOLE_SEGMENT_BYTES_MAX, WalSealer};
+pub use wal_compare::Rival;
 pub use wal_fetch::{SegmentSource, StoredPrefix};
+pub use wal_tail::StoredTail;
 
 use tokio::sync::OnceCell;
 

@@ -237,6 +237,12 @@ pub(super) struct Fetched {
 }
 
 impl Fetched {
+    /// Returns what would be read of an object that is not stored yet.
+    pub(super) fn of_ours(key: &Key, object: &SealedObject) -> Self {
+        let SealedObject { header, body } = object.clone();
+        Self { key: key.clone(), header, body: Pieces::behind(body.into_pieces(), 0) }
+    }
+
     /// Returns the digest of the body as it is stored.
     pub(super) fn body_digest(&self) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
@@ -289,11 +295,14 @@ fn same_content(key: &Key, stored: &Header, ours: &Header) -> Result<Put, RepoEr
     if same {
         return Ok(Put::AlreadyThere);
     }
-    let digest = |header: &Header| {
-        let hex = header.blake3.as_deref().unwrap_or("no digest");
-        format!("BLAKE3 {}", hex.get(..16).unwrap_or(hex))
-    };
-    Err(RepoError::Conflict { key: key.clone(), stored: digest(stored), ours: digest(ours) })
+    let (stored, ours) = (in_short(stored), in_short(ours));
+    Err(RepoError::Conflict { key: key.clone(), stored, ours })
+}
+
+/// Returns the beginning of an object's digest, as messages name its content.
+pub(super) fn in_short(header: &Header) -> String {
+    let hex = header.blake3.as_deref().unwrap_or("no digest");
+    format!("BLAKE3 {}", hex.get(..16).unwrap_or(hex))
 }
 
 /// Collects a stream, refusing more than `bytes_max`.

@@ -99,7 +99,8 @@ impl Repository {
         });
         let fetched = fetched.await?;
         // A complete object that came meanwhile is somebody else's: whether it is what the pieces hold is not known.
-        if fetched != Some(SegmentSource::Pieces { valid_bytes: size.bytes() }) {
+        let is_all = fetched.is_some_and(|source| source.is_all_of(size));
+        if !is_all || fetched == Some(SegmentSource::Whole) {
             return Ok(None);
         }
         assembly.finish().map_err(|error| failed(io::Error::other(error)))?;

@@ -58,6 +58,17 @@ pub enum SegmentSource {
     },
 }
 
+impl SegmentSource {
+    /// Returns whether every byte of the segment is stored.
+    pub fn is_all_of(self, size: SegmentSize) -> bool {
+        match self {
+            Self::Whole => true,
+            Self::Pieces { valid_bytes } => valid_bytes == size.bytes(),
+            Self::Partial { .. } => false,
+        }
+    }
+}
+
 /// What the repository holds of a segment from its first byte on, without a hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoredPrefix {

@@ -177,31 +177,56 @@ fn a_server_that_was_put_back_without_recovery_is_refused_and_what_is_stored_sta
     }
 }
 
-/// Its `archive_command` was quicker than the receiver: the complete segment is its own, and what was acknowledged before
-/// stands in pieces.
+/// What was acknowledged of the segment stands in pieces, which no reader would look at beside the complete one.
 #[test]
-fn pieces_beside_the_complete_segment_of_another_server_stay() {
-    let mut snapshot = Snapshot::take(NEWEST, 1);
-    let stored = snapshot.store(PutBack::PastPieces);
-    let pieces: Vec<_> = contents(&snapshot.place)
-        .into_iter()
-        .filter(|(path, _)| path.parent().is_some_and(|of| of.extension().is_some()))
-        .collect();
-    assert!(pieces.len() >= 2);
-    snapshot.put_back();
-    snapshot.write_past(stored);
-    let place = &snapshot.place;
-    let parts = pieces[0].0.parent().unwrap();
-    let name = parts.file_stem().unwrap().to_str().unwrap();
-    place.highwater.push(&place.cluster.wal(name)).done();
+fn another_servers_segment_is_not_archived_over_acknowledged_pieces() {
+    for major in [14, NEWEST] {
+        let mut snapshot = Snapshot::take(major, 1);
+        let stored = snapshot.store(PutBack::PastPieces);
+        let pieces = contents(&snapshot.place);
+        snapshot.put_back();
+        snapshot.write_past(stored);
+        let place = &snapshot.place;
+        let (parts, name) = newest_parts(&pieces);
+        let refused = place.highwater.push(&place.cluster.wal(&name)).ends_with(3);
+        refused.says(&name).says(".parts/").says("Nothing that is stored was changed");
+        assert!(contents(place) == pieces, "something was stored, or changed");
 
+        // It was stored all the same, in the moment before the pieces were, and their receiver died.
+        let aside = place.lab.path().join("aside");
+        fs::rename(&parts, &aside).unwrap();
+        place.highwater.push(&place.cluster.wal(&name)).done();
+        fs::rename(&aside, &parts).unwrap();
+        let before = contents(place);
+        let refused = Receiver::start(&place.highwater, &[]).wait().ends_with(3);
+        refused.says(".parts/").says(&format!("/{name}`")).says("holds other WAL than");
+        assert!(contents(place) == before, "acknowledged WAL was removed");
+        place.highwater.run(&["verify", "--deep"]).ends_with(4).says(&name);
+    }
+}
+
+/// Its receiver died before it removed them, and `archive_command` was quicker than the next.
+#[test]
+fn pieces_beside_the_complete_segment_of_their_own_server_are_compared_and_removed() {
+    let place = Archived::by_hand(NEWEST, 1);
+    let (name, whole) = leave_in_pieces(&place);
+    let wanted = fs::read(place.cluster.wal(&name)).unwrap();
+    place.highwater.push(&place.cluster.wal(&name)).done();
+    assert!(place.objects_of(&name).len() > 2, "the pieces stay beside it");
     let receiver = Receiver::streaming(&place.highwater, &place.cluster, &[]);
-    place.cluster.switch_wal();
-    receiver.wait_acknowledged(&place.cluster);
+    wait_for("the pieces are removed", Duration::from_secs(30), || {
+        place.objects_of(&name) == [whole.as_path()]
+    });
     receiver.terminate().done();
-    let after = contents(place);
-    assert!(pieces.iter().all(|piece| after.contains(piece)), "acknowledged WAL was removed");
-    place.highwater.run(&["verify", "--deep"]).ends_with(4).says(name);
+    place.assert_gives_back(&name, &wanted);
+    place.highwater.run(&["verify", "--deep"]).done();
+}
+
+/// Returns the directory of the newest pieces, and the name of their segment.
+fn newest_parts(objects: &[(PathBuf, Vec<u8>)]) -> (PathBuf, String) {
+    let parts = objects.iter().filter_map(|(path, _)| path.parent());
+    let parts = parts.filter(|parent| parent.extension().is_some()).max().unwrap();
+    (parts.to_owned(), parts.file_stem().unwrap().to_str().unwrap().to_owned())
 }
 
 /// Returns what stands in the repository of WAL.

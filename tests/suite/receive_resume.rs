@@ -105,8 +105,9 @@ pub fn leave_in_pieces(place: &Archived) -> (String, PathBuf) {
     place.cluster.switch_wal();
     let receiver = Receiver::streaming(&place.highwater, &place.cluster, &["--rpo", "10ms"]);
     let name = place.cluster.sql("select pg_walfile_name(pg_current_wal_insert_lsn())");
-    // Only the last part of a segment is stored as a piece beside the segment itself.
-    place.cluster.sql("select pg_logical_emit_message(false, 'x', repeat('x', 900000))");
+    // Only a short last part of a segment is stored as a piece beside the segment itself. A message of a transaction is
+    // flushed when the statement ends.
+    place.cluster.sql("select pg_logical_emit_message(true, 'x', repeat('x', 900000))");
     receiver.wait_acknowledged(&place.cluster);
     let parts = place.objects_of(&name);
     let directory = parts.first().and_then(|piece| piece.parent()).unwrap();

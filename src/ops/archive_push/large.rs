@@ -105,7 +105,7 @@ async fn push_pieces(
         }
         report.stored_bytes += sealed.header.stored_bytes;
         let what = format!("could not store a piece of `{segment}`");
-        match repository.hand_over(&key, sealed).await {
+        match repository.put_complete(piece, sealed).await {
             Ok((Put::Stored, _)) => report.outcome = Put::Stored,
             Ok((Put::AlreadyThere, _)) => {}
             Err(error) => return Err(of_repo(error, what, UNHARMED)),

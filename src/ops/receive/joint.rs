@@ -9,26 +9,16 @@
 //!   server   … |                 [ the same bytes?                                       ]       | stream from here
 //! ```
 
-use std::collections::VecDeque;
-use std::io;
-
 use super::UNHARMED;
 use super::source::{Facts, connect_aside};
 use super::troubles::diverges;
 use crate::causes::in_one_line;
 use crate::failure::{Failure, Kind};
-use crate::format::WalObject;
 use crate::ops::failures::{kind_of_repo, of_postgres, of_repo};
 use crate::pg::{Lsn, SegmentName, Timeline, TimelineHistory};
 use crate::plan::receive::Start;
-use crate::repo::{PIECE_BYTES, RepoError, Repository, SegmentSource, WHOLE_SEGMENT_BYTES_MAX};
+use crate::repo::{Repository, StoredTail};
 use crate::walsender::{PgError, StreamEvent, StreamStart};
-
-/// The usual page of WAL. Where pages are larger these are parts of them.
-const PAGE_BYTES: usize = 8 << 10;
-
-/// How many pages are compared, at most: a last record alone may be the same in two histories by chance.
-const PAGES_MAX: usize = 16;
 
 /// A stretch of stored WAL.
 struct Stretch {
@@ -79,8 +69,8 @@ async fn stored_before(
     let Some(number) = size.segment_of(lsn).checked_sub(1) else { return Ok(None) };
     let timeline = history.owner_of(Lsn(lsn.0 - 1));
     let segment = SegmentName::new(timeline, number, size);
-    match tail_of(repository, facts, segment).await {
-        Ok(tail) => Ok(tail.map(|(offset, bytes)| {
+    match repository.stored_tail(facts.system_id, segment, size).await {
+        Ok(tail) => Ok(tail.map(|StoredTail { offset, bytes }| {
             let start_lsn = Lsn(size.start_of(number).0 + offset);
             Stretch { timeline, start_lsn, bytes }
         })),
@@ -95,96 +85,6 @@ async fn stored_before(
             );
             Ok(None)
         }
-    }
-}
-
-/// Returns the last pages of a segment that are not all zeros, and the offset of the first.
-async fn tail_of(
-    repository: &Repository,
-    facts: &Facts,
-    segment: SegmentName,
-) -> Result<Option<(u64, Vec<u8>)>, RepoError> {
-    let (system_id, size) = (facts.system_id, facts.segment_size);
-    if size.bytes() > WHOLE_SEGMENT_BYTES_MAX {
-        // From the last unit on: the rest need not be read.
-        for start in (0..u32::from(size)).step_by(PIECE_BYTES as usize).rev() {
-            let object = WalObject::Piece { segment, start, end: start + PIECE_BYTES };
-            let mut tail = Tail::default();
-            let key = repository.wal_key(system_id, object);
-            match repository.fetch(&key, tail.sink()).await {
-                Ok(_) if tail.is_empty() => {}
-                Ok(_) => return Ok(Some(tail.end(u64::from(start)))),
-                Err(error) if error.is_absent() => break,
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    let mut tail = Tail::default();
-    let source = repository.fetch_segment(system_id, segment, size, tail.sink()).await?;
-    let is_all = match source {
-        Some(SegmentSource::Whole) => true,
-        Some(SegmentSource::Pieces { valid_bytes }) => valid_bytes == size.bytes(),
-        Some(SegmentSource::Partial { .. }) | None => false,
-    };
-    Ok((is_all && !tail.is_empty()).then(|| tail.end(0)))
-}
-
-/// The last pages that are not all zeros, of bytes that come in order. Behind a switch there are only zeros.
-#[derive(Default)]
-struct Tail {
-    pages: VecDeque<Vec<u8>>,
-    /// The bytes of a page that is not complete.
-    page: Vec<u8>,
-    /// Where the last of `pages` ends.
-    end: u64,
-    taken: u64,
-}
-
-impl Tail {
-    fn sink(&mut self) -> impl FnMut(&[u8]) -> io::Result<()> {
-        |block| {
-            self.feed(block);
-            Ok(())
-        }
-    }
-
-    fn feed(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            let room = PAGE_BYTES - self.page.len();
-            let (now, later) = bytes.split_at(bytes.len().min(room));
-            self.page.extend_from_slice(now);
-            self.taken += now.len() as u64;
-            bytes = later;
-            if self.page.len() == PAGE_BYTES {
-                self.take_page();
-            }
-        }
-    }
-
-    fn take_page(&mut self) {
-        let page = std::mem::take(&mut self.page);
-        if page.iter().all(|byte| *byte == 0) {
-            return;
-        }
-        if self.end + (PAGE_BYTES as u64) < self.taken {
-            // Zeros lie between.
-            self.pages.clear();
-        }
-        if self.pages.len() == PAGES_MAX {
-            self.pages.pop_front();
-        }
-        self.pages.push_back(page);
-        self.end = self.taken;
-    }
-
-    fn is_empty(&self) -> bool {
-        self.pages.is_empty()
-    }
-
-    /// Returns the pages, and the offset of the first in what has `before` bytes more before it.
-    fn end(self, before: u64) -> (u64, Vec<u8>) {
-        let bytes: Vec<u8> = self.pages.into_iter().flatten().collect();
-        (before + self.end - bytes.len() as u64, bytes)
     }
 }
 
@@ -211,30 +111,4 @@ async fn sent(facts: &Facts, stored: &Stretch) -> Result<Option<Vec<u8>>, PgErro
     // Only a matter of good manners.
     drop(stream.stop().await);
     Ok(Some(bytes))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Returns what is kept of pages of these bytes, fed in blocks of that size: the offset, and a byte of each page.
-    fn kept(pages: &[u8], block: usize) -> (u64, Vec<u8>) {
-        let mut tail = Tail::default();
-        let bytes: Vec<u8> = pages.iter().flat_map(|byte| vec![*byte; PAGE_BYTES]).collect();
-        bytes.chunks(block).for_each(|block| tail.feed(block));
-        let (offset, bytes) = tail.end(0);
-        (offset / PAGE_BYTES as u64, bytes.chunks(PAGE_BYTES).map(|page| page[0]).collect())
-    }
-
-    #[test]
-    fn the_last_pages_that_hold_something_are_kept() {
-        for block in [1000, PAGE_BYTES, 50_000] {
-            assert_eq!(kept(&[1, 2, 3], block), (0, vec![1, 2, 3]));
-            assert_eq!(kept(&[1, 2, 3, 0, 0], block), (0, vec![1, 2, 3]));
-            assert_eq!(kept(&[1, 2, 0, 3, 0], block), (3, vec![3]));
-            assert_eq!(kept(&[0, 0], block), (0, vec![]));
-            let many: Vec<u8> = (1..=40).collect();
-            assert_eq!(kept(&many, block), (24, many[24..].to_vec()));
-        }
-    }
 }

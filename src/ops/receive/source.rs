@@ -1,6 +1,6 @@
 //! Choosing the server to follow and the place to begin, and refusing what would do harm.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::line::silence_max;
 use super::{Request, UNHARMED, joint, unfinished};
@@ -31,7 +31,7 @@ pub(super) struct Source {
     pub(super) connection: Connection,
     pub(super) facts: Facts,
     pub(super) start: Start,
-    /// Segments that were stored complete just now, of their pieces, which are not needed any more.
+    /// Complete segments whose pieces are not needed any more.
     pub(super) finished: Vec<SegmentName>,
 }
 
@@ -44,6 +44,8 @@ pub(super) struct Memory {
     pub(super) wal_removed: bool,
     /// The server said that the slot protects nothing any more.
     pub(super) slot_lost: bool,
+    /// Segments whose pieces were compared with their complete objects.
+    compared: BTreeSet<SegmentName>,
 }
 
 impl Memory {
@@ -109,7 +111,10 @@ pub(super) async fn choose(
         start
     };
     let codec = request.codec;
-    let finished = unfinished::finish(repository, &facts, &inventory, start.lsn, codec).await;
+    let known = &mut memory.compared;
+    let mut finished =
+        unfinished::compare(repository, &facts, &inventory, start.lsn, known).await?;
+    finished.extend(unfinished::finish(repository, &facts, &inventory, start.lsn, codec).await);
     joint::check(repository, &facts, &history, start).await?;
     settle_before(repository, &facts, &history, start.first_missing).await?;
     let of = (facts.system_id, start.timeline);

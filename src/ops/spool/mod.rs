@@ -183,7 +183,7 @@ impl<'a> Draining<'a> {
                 Err(error) => return Err(self.not_read(error)),
             };
             let put = async |_, repository: &Repository| match repository
-                .put_sealed(&one.key, &object)
+                .put_complete(one.object, object.clone())
                 .await
             {
                 Ok(_) => Ok(None),

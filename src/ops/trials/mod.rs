@@ -1,6 +1,7 @@
 //! Trials of the use cases on a store that fails or whose objects are damaged.
 
 mod archive;
+mod beside_pieces;
 mod copy;
 mod copy_beside_expire;
 mod copy_beside_expire_wal;

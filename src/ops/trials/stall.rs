@@ -323,6 +323,24 @@ async fn a_failure_that_is_not_the_stores_is_no_reason_for_the_spool() {
     );
 }
 
+/// While the store was away it could not be seen that another server's WAL stands there.
+#[tokio::test]
+async fn a_spooled_segment_over_pieces_of_other_wal_is_put_aside_and_named() {
+    let host = Host::new(SIZE_BYTES).await;
+    let (name, bytes) = host.archive.segment(2);
+    let theirs = vec![7; bytes.len()];
+    host.archive.put_pieces(2, &theirs, &[0, 1000]).await;
+    host.store_goes_away();
+    assert!(is_spooled(&host.push(&name, &bytes).await));
+    host.all_is_well();
+    let drained = host.drain().await.unwrap();
+    assert_eq!((drained.stored, drained.refused.len()), (0, 1));
+    let refused = &drained.refused[0];
+    assert!(refused.is_conflict && refused.name == name && refused.kept_at.exists());
+    assert!(refused.why.contains(".parts/"), "{}", refused.why);
+    assert_eq!(host.archive.keys_below("/wal/").len(), 1, "nothing was stored");
+}
+
 #[tokio::test]
 async fn damage_in_the_spool_is_put_aside_never_stored_and_never_given_out() {
     let host = Host::new(SIZE_BYTES).await;

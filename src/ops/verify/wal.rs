@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::format::{Depth, WalObject, parse_wal_object};
 use crate::pg::{Lsn, SegmentName, SegmentSize, SystemId, WalFileName};
 use crate::plan::window::Hole;
-use crate::repo::{RepoError, WalGroup};
+use crate::repo::{RepoError, Rival, WalGroup};
 use crate::store::{Key, Listed};
 
 /// The pieces of one segment in a listing, and whether the whole segment stands beside them.
@@ -170,7 +170,7 @@ impl Verifying<'_> {
             |piece: &(u32, u32)| piece.0.is_multiple_of(unit) && piece.1 - piece.0 == unit;
         if pieced.is_whole {
             self.redundant_pieces += pieced.pieces.len() as u64;
-            return self.compare_with_whole(system_id, size, segment).await;
+            return self.compare_with_complete(system_id, size, segment).await;
         }
         pieced.pieces.sort_unstable();
         if hole_in(&pieced.pieces).is_some() {
@@ -179,6 +179,9 @@ impl Verifying<'_> {
         }
         // All units of a large segment were walked together when they were stored.
         let units = pieced.pieces.iter().filter(|piece| is_unit(piece)).count();
+        if units > 0 && units < pieced.pieces.len() {
+            self.compare_with_complete(system_id, size, segment).await?;
+        }
         let is_all_units = units as u64 * u64::from(unit) == size.bytes();
         if self.request.depth != Depth::Whole || is_all_units {
             return Ok(());
@@ -193,8 +196,8 @@ impl Verifying<'_> {
         }
     }
 
-    /// Pieces beside a complete segment hold the same WAL, or two servers wrote under one name.
-    async fn compare_with_whole(
+    /// Pieces inside a complete segment, or inside the unit of a large one, hold the same WAL, or two servers wrote under one name.
+    async fn compare_with_complete(
         &mut self,
         system_id: SystemId,
         size: SegmentSize,
@@ -209,11 +212,10 @@ impl Verifying<'_> {
         }
         match self.repository.compare_pieces(system_id, segment, size).await {
             Ok(None) => Ok(()),
-            Ok(Some(piece)) => {
-                let object = WalObject::File(WalFileName::Segment(segment));
-                let whole = self.repository.wal_key(system_id, object);
-                let why =
-                    format!("it holds other WAL than `{whole}`: two servers wrote under this name");
+            Ok(Some(Rival { piece, complete })) => {
+                let why = format!(
+                    "it holds other WAL than `{complete}`: two servers wrote under this name"
+                );
                 let about = About::Rival(system_id, segment, piece);
                 self.raw.push(Raw { about, fault: Fault::Differs, why });
                 Ok(())
