@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 
 use super::backup_writer::settle_pack;
 use super::proving::{expected_of, of_cluster};
-use super::{Put, RepoError, Repository};
+use super::wal_compare::Complete;
+use super::{Put, RepoError, Repository, SealedObject};
 use crate::format::{
     BackupId, Begun, Committed, Document, FileIndex, Header, Kind, PACK_HEADER_BYTES, WalObject,
 };
@@ -52,17 +53,21 @@ impl Transfer<'_> {
     /// # Errors
     /// [`CopyError::From`] with absence if it is gone (pieces go when something larger stands for them); with
     /// [`RepoError::Damaged`] if it cannot be believed: then nothing was stored. [`CopyError::To`] with
-    /// [`RepoError::Conflict`] if the name holds other content there.
+    /// [`RepoError::Conflict`] if the name, or a piece of that segment, holds other content there.
     pub async fn wal(
         self,
         system_id: SystemId,
         size: SegmentSize,
         object: WalObject,
     ) -> Result<(Put, u64), CopyError> {
-        let (header, body) =
+        let (sealed, body) =
             self.read_wal(system_id, size, object).await.map_err(CopyError::From)?;
         let bytes = body.len();
         let key = self.to.wal_key(system_id, object);
+        if let Some(complete) = Complete::of(object, sealed.header.plain_bytes) {
+            self.to.vet_pieces(&key, complete, &sealed).await.map_err(CopyError::To)?;
+        }
+        let header = sealed.header;
         let put = self.to.put_encoded(&key, &header, body).await.map_err(CopyError::To)?;
         Ok((put, bytes))
     }
@@ -72,9 +77,10 @@ impl Transfer<'_> {
         system_id: SystemId,
         size: SegmentSize,
         object: WalObject,
-    ) -> Result<(Header, Body), RepoError> {
+    ) -> Result<(SealedObject, Body), RepoError> {
         let key = self.from.wal_key(system_id, object);
         let (body, fetched) = self.from.fetch_encoded(&key).await?;
+        let frames = fetched.body();
         expected_of(object, size).check(&key, &fetched.header, system_id)?;
         let mut history = Vec::new();
         let unsealed = tokio::task::spawn_blocking(move || {
@@ -91,7 +97,7 @@ impl Transfer<'_> {
             TimelineHistory::parse(timeline, &history)
                 .map_err(|error| RepoError::damaged(&key, error))?;
         }
-        Ok((header, body))
+        Ok((SealedObject { header, body: frames }, body))
     }
 
     /// Returns the packs of a backup that stand on both sides and look the same, by number, with their length. One of

@@ -60,7 +60,7 @@ pub use parent::{KnownFiles, ParentFiles};
 pub use pins::StoredPin;
 pub use proving::Proven;
 pub use wal::{PIECE_BYTES, WHOLE_SEGMENT_BYTES_MAX, WalSealer};
-pub use wal_compare::Rival;
+pub use wal_compare::{Comparison, Rival};
 pub use wal_fetch::{SegmentSource, StoredPrefix};
 pub use wal_tail::StoredTail;
 

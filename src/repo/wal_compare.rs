@@ -8,10 +8,13 @@
 //! pieces inside         |------|----|      |-------------|   of these only the header is read, which says their digest
 //! ```
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use futures_util::StreamExt;
 
 use super::objects::{Fetched, in_short};
-use super::wal_fetch::ListedPiece;
+use super::wal_fetch::{ListedPiece, is_unit};
 use super::{Put, RepoError, Repository, SealedObject, WHOLE_SEGMENT_BYTES_MAX};
 use crate::causes::in_one_line;
 use crate::format::{Header, WalObject};
@@ -23,6 +26,18 @@ const IN_FLIGHT: usize = 8;
 
 /// How often pieces are listed that go away while their headers are read.
 const LISTINGS_MAX: u32 = 8;
+
+/// The pause before they are listed again.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What became of a comparison.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Comparison {
+    /// The first piece that holds other WAL; what follows was not looked at.
+    pub rival: Option<Rival>,
+    /// Where those lie that hold the same WAL, as offsets, the end excluded. Those that could not be read are left out.
+    pub same: BTreeSet<(u32, u32)>,
+}
 
 /// A piece that holds other WAL than the object in which it lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,37 +70,41 @@ impl Repository {
     }
 
     /// Compares what is to be stored with the pieces that stand in its place.
-    async fn vet_pieces(
+    pub(super) async fn vet_pieces(
         &self,
         key: &Key,
         complete: Complete,
         sealed: &SealedObject,
     ) -> Result<(), RepoError> {
         let system_id = sealed.header.system_identifier;
-        for _ in 0..LISTINGS_MAX {
+        for listing in 0..LISTINGS_MAX {
+            if listing > 0 {
+                tokio::time::sleep(PAUSE).await;
+            }
             let pieces = self.pieces(system_id, complete.segment).await?;
             let mut digests = Digests::of(complete.start, complete.around(&pieces));
             if digests.is_empty() {
                 return Ok(());
             }
-            Fetched::of_ours(key, sealed).unseal(|block| {
-                digests.feed(block);
-                Ok(())
-            })?;
-            match self.first_other(system_id, complete.segment, digests).await? {
-                Found::Same => return Ok(()),
-                Found::Other { piece, stored } => {
-                    let ours = format!("that of `{}`", key.file_name());
-                    return Err(RepoError::Conflict { key: piece, stored, ours });
-                }
-                Found::Gone => {}
-            }
-            // Pieces go when something larger stands in their place: the complete object, and then the create compares
-            // with that, or a larger piece, which the next listing shows.
+            // Where it stands already, the create compares with that, and whoever stored it with the pieces. They may be
+            // many where the store deletes none.
             match self.header(key).await {
                 Ok(_) => return Ok(()),
                 Err(error) if error.is_absent() => {}
                 Err(error) => return Err(error),
+            }
+            Fetched::of_ours(key, sealed).unseal(|block| {
+                digests.feed(block);
+                Ok(())
+            })?;
+            match self.look_at_headers(system_id, complete.segment, digests).await? {
+                Found::Same(_) => return Ok(()),
+                Found::Other { piece, stored } => {
+                    let ours = format!("that of `{}`", key.file_name());
+                    return Err(RepoError::Conflict { key: piece, stored, ours });
+                }
+                // Something larger stands in their place: this object, or a piece that the next listing shows.
+                Found::Gone => {}
             }
         }
         let cause = "pieces of it went away again and again while they were compared".into();
@@ -95,8 +114,6 @@ impl Repository {
     /// Reads the complete object of a segment, or the units of one above 16 MiB, and compares the pieces beside it by the
     /// digests in their headers; whether these are true is not looked at. What goes away meanwhile is passed over.
     ///
-    /// Returns the first piece that holds other bytes.
-    ///
     /// # Errors
     /// [`RepoError::Damaged`] of a complete object that cannot be believed; the store's.
     pub async fn compare_pieces(
@@ -104,7 +121,8 @@ impl Repository {
         system_id: SystemId,
         segment: SegmentName,
         size: SegmentSize,
-    ) -> Result<Option<Rival>, RepoError> {
+    ) -> Result<Comparison, RepoError> {
+        let mut comparison = Comparison::default();
         let pieces = self.pieces(system_id, segment).await?;
         let units = pieces.iter().filter(|piece| piece.is_unit()).map(|unit| {
             let object = WalObject::Piece { segment, start: unit.start, end: unit.end };
@@ -131,53 +149,60 @@ impl Repository {
                 Err(error) if error.is_absent() => continue,
                 Err(error) => return Err(error),
             }
-            if let Found::Other { piece, .. } =
-                self.first_other(system_id, segment, digests).await?
-            {
-                return Ok(Some(Rival { piece, complete: key }));
+            match self.look_at_headers(system_id, segment, digests).await? {
+                Found::Same(same) => comparison.same.extend(same),
+                Found::Gone => {}
+                Found::Other { piece, .. } => {
+                    comparison.rival = Some(Rival { piece, complete: key });
+                    return Ok(comparison);
+                }
             }
         }
-        Ok(None)
+        Ok(comparison)
     }
 
-    /// Reads the header of each piece, and looks for one that does not say the digest of these bytes.
-    async fn first_other(
+    /// Reads the header of each piece, until one is gone or does not say the digest of these bytes.
+    async fn look_at_headers(
         &self,
         system_id: SystemId,
         segment: SegmentName,
         digests: Digests,
     ) -> Result<Found, RepoError> {
-        let mut found = Found::Same;
+        let mut same = BTreeSet::new();
         let mut headers = futures_util::stream::iter(digests.end())
             .map(|(piece, digest)| async move {
-                let ListedPiece { start, end, .. } = piece;
-                let key = self.wal_key(system_id, WalObject::Piece { segment, start, end });
+                let at = (piece.start, piece.end);
+                let key =
+                    self.wal_key(system_id, WalObject::Piece { segment, start: at.0, end: at.1 });
                 let header = self.header(&key).await;
-                (key, digest, header)
+                (at, key, digest, header)
             })
             .buffered(IN_FLIGHT);
-        while let Some((key, digest, header)) = headers.next().await {
+        while let Some((at, key, digest, header)) = headers.next().await {
             match header {
-                Ok(header) if header.blake3.as_deref() == Some(digest.to_hex().as_str()) => {}
+                Ok(header) if header.blake3.as_deref() == Some(digest.to_hex().as_str()) => {
+                    same.insert(at);
+                }
                 Ok(header) => {
                     return Ok(Found::Other { piece: key, stored: in_short(&header) });
                 }
-                Err(error) if error.is_absent() => found = Found::Gone,
+                Err(error) if error.is_absent() => return Ok(Found::Gone),
                 // What cannot be read must not keep other WAL from being stored; reading and `verify` tell of it.
-                Err(error @ (RepoError::Damaged { .. } | RepoError::NotReadable { .. })) => {
+                Err(error) if error.is_damage() || error.is_not_allowed() => {
                     tracing::warn!("a piece was not compared: {}", in_one_line(&error));
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(found)
+        Ok(Found::Same(same))
     }
 }
 
 /// What headers say.
 enum Found {
-    Same,
-    /// One was gone; the others said what they should.
+    /// Nothing speaks against it; these were read.
+    Same(BTreeSet<(u32, u32)>),
+    /// One was gone; the others were not all looked at.
     Gone,
     Other {
         piece: Key,
@@ -188,7 +213,7 @@ enum Found {
 
 /// An object that pieces may lie in: from `start` to `end` (excluded) of the segment.
 #[derive(Debug, Clone, Copy)]
-struct Complete {
+pub(super) struct Complete {
     object: WalObject,
     segment: SegmentName,
     start: u32,
@@ -197,13 +222,15 @@ struct Complete {
 
 impl Complete {
     /// Returns `None` of what is neither a complete segment nor a unit.
-    fn of(object: WalObject, plain_bytes: u64) -> Option<Self> {
+    pub(super) fn of(object: WalObject, plain_bytes: u64) -> Option<Self> {
         let (segment, start, end) = match object {
             WalObject::File(WalFileName::Segment(segment)) => {
                 (segment, 0, u32::try_from(plain_bytes).ok()?)
             }
-            WalObject::Piece { segment, start, end } => (segment, start, end),
-            WalObject::File(_) | WalObject::Damaged(_) => return None,
+            WalObject::Piece { segment, start, end } if is_unit(start, end) => {
+                (segment, start, end)
+            }
+            WalObject::File(_) | WalObject::Piece { .. } | WalObject::Damaged(_) => return None,
         };
         Some(Self { object, segment, start, end })
     }

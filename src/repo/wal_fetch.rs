@@ -94,8 +94,13 @@ pub(super) struct ListedPiece {
 impl ListedPiece {
     /// Returns whether it is what stands for 16 MiB of a large segment once they are complete.
     pub(super) fn is_unit(self) -> bool {
-        self.start.is_multiple_of(PIECE_BYTES) && self.end - self.start == PIECE_BYTES
+        is_unit(self.start, self.end)
     }
+}
+
+/// Returns whether a piece from `start` to `end` is what stands for 16 MiB of a large segment.
+pub(super) fn is_unit(start: u32, end: u32) -> bool {
+    start.is_multiple_of(PIECE_BYTES) && end.checked_sub(start) == Some(PIECE_BYTES)
 }
 
 /// Which segment of which cluster.

@@ -4,6 +4,8 @@
 //! same call. Readers rely on that order (`wal_fetch`). The larger object is a merged piece, a unit (16 MiB
 //! of a segment above that size) or the whole segment; nothing here decides when, and nothing else is ever deleted here.
 
+use std::collections::BTreeSet;
+
 use super::wal_fetch::ListedPiece;
 use super::{RepoError, Repository, WHOLE_SEGMENT_BYTES_MAX};
 use crate::format::{Header, Kind, WalObject};
@@ -27,6 +29,30 @@ impl Repository {
         segment: SegmentName,
         size: SegmentSize,
     ) -> Result<u64, RepoError> {
+        self.drop_redundant(system_id, segment, size, |_| true).await
+    }
+
+    /// As [`Self::drop_redundant_pieces`], but only those of `same`, which were compared: see [`Self::compare_pieces`].
+    ///
+    /// # Errors
+    /// As [`Self::drop_redundant_pieces`].
+    pub async fn drop_same_pieces(
+        &self,
+        system_id: SystemId,
+        segment: SegmentName,
+        size: SegmentSize,
+        same: &BTreeSet<(u32, u32)>,
+    ) -> Result<u64, RepoError> {
+        self.drop_redundant(system_id, segment, size, |at| same.contains(&at)).await
+    }
+
+    async fn drop_redundant(
+        &self,
+        system_id: SystemId,
+        segment: SegmentName,
+        size: SegmentSize,
+        is_wanted: impl Fn(Stretch) -> bool,
+    ) -> Result<u64, RepoError> {
         if size.bytes() > WHOLE_SEGMENT_BYTES_MAX {
             let pieces = self.pieces(system_id, segment).await?;
             let units = pieces.into_iter().filter(|piece| piece.is_unit());
@@ -34,7 +60,10 @@ impl Repository {
             for unit in &units {
                 self.believe_piece(system_id, segment, *unit).await?;
             }
-            return self.drop_pieces(system_id, segment, |piece| is_inside(&units, piece)).await;
+            let is_redundant = |piece: &ListedPiece| {
+                is_inside(&units, piece) && is_wanted((piece.start, piece.end))
+            };
+            return self.drop_pieces(system_id, segment, is_redundant).await;
         }
         let key = self.segment_key(system_id, segment);
         match self.header(&key).await {
@@ -43,7 +72,9 @@ impl Repository {
             Err(error) => return Err(error),
         }
         let size_bytes = u32::from(size);
-        self.drop_pieces(system_id, segment, |piece| piece.end <= size_bytes).await
+        let is_redundant =
+            |piece: &ListedPiece| piece.end <= size_bytes && is_wanted((piece.start, piece.end));
+        self.drop_pieces(system_id, segment, is_redundant).await
     }
 
     /// Deletes the pieces that lie in the piece from `start` to `end` (excluded), but not that one; returns how many.

@@ -300,10 +300,15 @@ impl Way<'_> {
     }
 }
 
-/// Deletes the pieces that lie in a complete segment which was just brought.
+/// Deletes the pieces that lie in a complete segment which was just brought, and hold the same.
 async fn tidy(to: &Side, system_id: SystemId, size: SegmentSize, object: WalObject) {
     let WalObject::File(WalFileName::Segment(segment)) = object else { return };
-    if let Err(error) = to.repository.drop_redundant_pieces(system_id, segment, size).await {
+    let place = &to.repository;
+    let dropped = async {
+        let same = place.compare_pieces(system_id, segment, size).await?.same;
+        place.drop_same_pieces(system_id, segment, size, &same).await
+    };
+    if let Err(error) = dropped.await {
         // They harm nobody, and go with the segment.
         tracing::debug!("pieces of `{segment}` stay: {error}");
     }

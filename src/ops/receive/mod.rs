@@ -185,13 +185,14 @@ impl Service<'_> {
                 source.facts.place,
                 source.start.lsn,
             );
-            let Source { connection, facts, start, finished } = source;
+            let Source { connection, facts, start, left } = source;
             let timeline = start.timeline;
             let mut session =
                 Session::new(self.repository, self.request, &facts, start, &mut self.report);
-            session.tidy_later(finished);
+            session.tidy_later(left);
             let end = session.run(connection, &mut watch, self.stop.clone()).await;
             self.memory.note(timeline, session.stored_lsn());
+            self.memory.note_compared(session.take_completed());
             self.ever_streamed = true;
             let (next, switch_lsn, connection) = match end? {
                 End::Switched { next, switch_lsn, connection } => (next, switch_lsn, connection),
@@ -212,7 +213,7 @@ impl Service<'_> {
                 start = source::at_switch(self.repository, &facts, next, switch_lsn, memory) => start?,
                 _ = stop.wanted() => return Ok(End::Asked),
             };
-            source = Source { connection, facts, start, finished: Vec::new() };
+            source = Source { connection, facts, start, left: unfinished::Left::new() };
         }
     }
 

@@ -6,7 +6,7 @@
 mod drain;
 mod settle;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::line::{Line, silence_max};
 use super::source::Facts;
 use super::troubles::{Trouble, no_memory, not_taken, slot_lost, trouble};
+use super::unfinished::Left;
 use super::uploads::Uploads;
 use super::watch::{News, Watch};
 use super::{Report, Request, UNHARMED};
@@ -88,7 +89,9 @@ pub(super) struct Session<'a> {
     merges: Merges,
     uploads: Uploads,
     /// Segments that have pieces, are stored complete and not tidied yet.
-    untidy: BTreeSet<SegmentName>,
+    untidy: BTreeMap<SegmentName, Option<BTreeSet<(u32, u32)>>>,
+    /// Segments that were stored complete in this session: what stands of them is what its server sent.
+    completed: BTreeSet<SegmentName>,
     began: Instant,
     /// Until when an ordered stop may go on storing what is in hand.
     stop_at: Option<Instant>,
@@ -119,15 +122,21 @@ impl<'a> Session<'a> {
             pace: Pace::new(request.uploads_max),
             merges: Merges::default(),
             uploads: Uploads::new(repository, facts.system_id, facts.segment_size),
-            untidy: BTreeSet::new(),
+            untidy: BTreeMap::new(),
+            completed: BTreeSet::new(),
             began: Instant::now(),
             stop_at: None,
         }
     }
 
-    /// Has the pieces of complete segments removed, beside everything else.
-    pub(super) fn tidy_later(&mut self, segments: Vec<SegmentName>) {
-        self.untidy.extend(segments);
+    /// Has these pieces of complete segments removed, beside everything else.
+    pub(super) fn tidy_later(&mut self, left: Left) {
+        self.untidy.extend(left.into_iter().map(|(segment, same)| (segment, Some(same))));
+    }
+
+    /// Returns the segments that were stored complete.
+    pub(super) fn take_completed(&mut self) -> BTreeSet<SegmentName> {
+        std::mem::take(&mut self.completed)
     }
 
     /// Returns the end of the unbroken WAL that is stored.

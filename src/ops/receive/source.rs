@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::line::silence_max;
-use super::{Request, UNHARMED, joint, unfinished};
+use super::unfinished::{Before, Left};
+use super::{Request, UNHARMED, joint};
 use crate::failure::{Failure, Kind};
 use crate::format::{Codec, Identity};
 use crate::ops::claimed_identity;
@@ -23,6 +24,9 @@ use crate::walsender::{ConnInfo, Connection, Mode, PgError, SlotName, SlotState,
 /// Segments before the first missing byte whose names are made durable: as many as a receiver has in hand at a time.
 const SETTLED_SEGMENTS: u64 = AHEAD_SEGMENTS + 1;
 
+/// Of how many segments it is remembered that their pieces were compared.
+const COMPARED_MAX: usize = 256;
+
 /// What we are called where only a little WAL is asked for.
 const ASIDE: &str = "highwater aside";
 
@@ -31,8 +35,8 @@ pub(super) struct Source {
     pub(super) connection: Connection,
     pub(super) facts: Facts,
     pub(super) start: Start,
-    /// Complete segments whose pieces are not needed any more.
-    pub(super) finished: Vec<SegmentName>,
+    /// Pieces that are not needed any more.
+    pub(super) left: Left,
 }
 
 /// What earlier streams have stored: saves listing the whole archive at each reconnection.
@@ -52,6 +56,14 @@ impl Memory {
     /// Takes note of the end of unbroken stored WAL on a timeline.
     pub(super) fn note(&mut self, timeline: Timeline, stored_lsn: Lsn) {
         self.stored = Some((timeline, stored_lsn));
+    }
+
+    /// Takes note of segments whose pieces need not be compared; the oldest are forgotten.
+    pub(super) fn note_compared(&mut self, segments: BTreeSet<SegmentName>) {
+        self.compared.extend(segments);
+        while self.compared.len() > COMPARED_MAX {
+            self.compared.pop_first();
+        }
     }
 
     /// Returns how much of that lies on this way; `None` where its timeline does not.
@@ -111,15 +123,14 @@ pub(super) async fn choose(
         start
     };
     let codec = request.codec;
-    let known = &mut memory.compared;
-    let mut finished =
-        unfinished::compare(repository, &facts, &inventory, start.lsn, known).await?;
-    finished.extend(unfinished::finish(repository, &facts, &inventory, start.lsn, codec).await);
+    let before = Before { facts: &facts, history: &history, inventory: &inventory, lsn: start.lsn };
+    let mut left = before.compare(repository, &mut memory.compared).await?;
+    left.extend(before.finish(repository, codec).await);
     joint::check(repository, &facts, &history, start).await?;
     settle_before(repository, &facts, &history, start.first_missing).await?;
     let of = (facts.system_id, start.timeline);
     store_ancestors(repository, &mut connection, of, &history, codec).await?;
-    Ok(Source { connection, facts, start, finished })
+    Ok(Source { connection, facts, start, left })
 }
 
 /// Stores the histories of the timelines between that on which streaming begins and the server's own: WAL of each

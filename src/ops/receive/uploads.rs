@@ -216,14 +216,17 @@ impl Uploads {
         })
     }
 
-    /// Removes the pieces of a segment that is stored complete.
-    pub(super) fn tidy(&mut self, segment: SegmentName) {
+    /// Removes the pieces of a segment that is stored complete: these alone, where they are given.
+    pub(super) fn tidy(&mut self, segment: SegmentName, only: Option<BTreeSet<(u32, u32)>>) {
         let repository = self.repository.clone();
         let (system_id, size) = (self.system_id, self.size);
         self.others += 1;
         self.spawn(async move {
-            let dropped = repository.drop_redundant_pieces(system_id, segment, size);
-            tell_left_behind(dropped.await, segment);
+            let dropped = match only {
+                Some(same) => repository.drop_same_pieces(system_id, segment, size, &same).await,
+                None => repository.drop_redundant_pieces(system_id, segment, size).await,
+            };
+            tell_left_behind(dropped, segment);
             Ok(Done::Tidied)
         });
     }

@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::format::{Depth, WalObject, parse_wal_object};
 use crate::pg::{Lsn, SegmentName, SegmentSize, SystemId, WalFileName};
 use crate::plan::window::Hole;
-use crate::repo::{RepoError, Rival, WalGroup};
+use crate::repo::{Comparison, RepoError, Rival, WalGroup};
 use crate::store::{Key, Listed};
 
 /// The pieces of one segment in a listing, and whether the whole segment stands beside them.
@@ -211,8 +211,8 @@ impl Verifying<'_> {
             return Ok(());
         }
         match self.repository.compare_pieces(system_id, segment, size).await {
-            Ok(None) => Ok(()),
-            Ok(Some(Rival { piece, complete })) => {
+            Ok(Comparison { rival: None, .. }) => Ok(()),
+            Ok(Comparison { rival: Some(Rival { piece, complete }), .. }) => {
                 let why = format!(
                     "it holds other WAL than `{complete}`: two servers wrote under this name"
                 );

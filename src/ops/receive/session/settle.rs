@@ -7,6 +7,9 @@ use crate::ops::receive::uploads::{Purpose, Settled, Stored};
 use crate::pg::Lsn;
 use crate::repo::PIECE_BYTES;
 
+/// How many of the newest segments that were completed are remembered.
+const COMPLETED_MAX: usize = 64;
+
 impl Session<'_> {
     /// Takes note of what has ended; returns whether the store has taken something.
     pub(super) fn settle(&mut self, settled: Settled) -> bool {
@@ -33,9 +36,13 @@ impl Session<'_> {
             }
             Purpose::Unit => {
                 self.report.segments += 1;
+                self.completed.insert(stored.segment);
+                if self.completed.len() > COMPLETED_MAX {
+                    self.completed.pop_first();
+                }
                 self.progress.store(stored.start_lsn, stored.end_lsn);
                 if self.uploads.take_pieced(stored.segment) {
-                    self.untidy.insert(stored.segment);
+                    self.untidy.insert(stored.segment, None);
                 }
             }
             Purpose::Merge(merge) => {
@@ -76,10 +83,10 @@ impl Session<'_> {
             return Ok(());
         }
         let uploads = &self.uploads;
-        let ready = self.untidy.iter().find(|segment| !uploads.has_piece_of(**segment)).copied();
+        let ready = self.untidy.keys().find(|segment| !uploads.has_piece_of(**segment)).copied();
         if let Some(segment) = ready {
-            self.untidy.remove(&segment);
-            self.uploads.tidy(segment);
+            let only = self.untidy.remove(&segment).flatten();
+            self.uploads.tidy(segment, only);
         }
         Ok(())
     }

@@ -174,7 +174,7 @@ async fn what_counts_as_stored_is_stored_whatever_fails_and_all_is_stored_in_the
             }
             assert_eq!((told, memory.keys().len()), (4, 4), "call {n}");
             // What is left over after a failure is left to retention, and the whole segment stays.
-            uploads.tidy(segment());
+            uploads.tidy(segment(), None);
             assert!(matches!(uploads.next().await.unwrap(), Settled::Tidied));
             let struck = faults.calls().len() as u64 >= n;
             faults.heal();
