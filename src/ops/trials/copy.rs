@@ -130,6 +130,22 @@ async fn each_has_what_the_other_lacked() {
     }
 }
 
+/// What a server has acknowledged stands there in pieces; a copy of it has archived the segment here.
+#[tokio::test]
+async fn a_segment_is_not_brought_over_pieces_of_other_wal() {
+    let (first, _) = Archive::with_backups().await;
+    let second = Archive::claimed(SIZE_BYTES).await;
+    second.put_pieces(2, &vec![7; SIZE_BYTES as usize], &[0, 20_000]).await;
+    let pieces = second.keys_below(".parts/");
+    let wal = Request { backups: Choice::Nothing, ..everything() };
+    let report = copy(&first, &second, &wal).await.unwrap();
+    assert_eq!(report.failed(), Some(Kind::Conflict), "{report:?}");
+    assert!(report.ways[0].troubles[0].why.contains(".parts/"));
+    assert_eq!(second.keys_below(".parts/"), pieces, "they are still there");
+    let (name, _) = first.segment(2);
+    assert!(!second.memory.keys().iter().any(|key| key.ends_with(&name)), "and not hidden");
+}
+
 #[tokio::test]
 async fn pieces_come_along_and_go_when_the_whole_segment_does() {
     let first = Archive::claimed(SIZE_BYTES).await;
