@@ -43,6 +43,9 @@ impl Repository {
         size: SegmentSize,
         same: &BTreeSet<(u32, u32)>,
     ) -> Result<u64, RepoError> {
+        if same.is_empty() {
+            return Ok(0);
+        }
         self.drop_redundant(system_id, segment, size, |at| same.contains(&at)).await
     }
 

@@ -88,7 +88,8 @@ pub(super) struct Session<'a> {
     pace: Pace,
     merges: Merges,
     uploads: Uploads,
-    /// Segments that have pieces, are stored complete and not tidied yet.
+    /// Segments that have pieces, are stored complete and not tidied yet. `Some` of those that an earlier receiver left: only
+    /// these pieces were compared.
     untidy: BTreeMap<SegmentName, Option<BTreeSet<(u32, u32)>>>,
     /// Segments that were stored complete in this session: what stands of them is what its server sent.
     completed: BTreeSet<SegmentName>,

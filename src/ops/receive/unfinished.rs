@@ -94,7 +94,14 @@ impl Before<'_> {
             };
             match finished.await {
                 Ok(None) => {}
-                Ok(Some(comparison)) => drop(left.insert(segment, comparison.same)),
+                Ok(Some(Comparison { rival, same })) => {
+                    if let Some(rival) = rival {
+                        // The next start finds it beside the complete segment, and ends.
+                        let failure = other_server(segment, &rival);
+                        tracing::error!("{failure}. {} {}", failure.unharmed, failure.next);
+                    }
+                    left.insert(segment, same);
+                }
                 Err(error) => {
                     tracing::warn!(
                         "{segment} is stored in pieces, which are as good to read, and could not be stored complete; it is tried again at the next start: {}",
