@@ -63,6 +63,7 @@ pub use wal::{PIECE_BYTES, WHOLE_SEGMENT_BYTES_MAX, WalSealer};
 pub use wal_compare::{Comparison, Rival};
 pub use wal_fetch::{SegmentSource, StoredPrefix};
 pub use wal_tail::StoredTail;
+pub use wal_tidy::Tidied;
 
 use tokio::sync::OnceCell;
 

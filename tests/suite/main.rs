@@ -58,6 +58,7 @@ mod stall_two;
 mod stops;
 mod timelines;
 mod two_hosts;
+mod two_receivers;
 mod two_repos;
 mod two_streams;
 mod verify;

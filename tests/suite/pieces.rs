@@ -5,6 +5,7 @@ use highwater::format::{Codec, Header};
 use highwater::pg::{SegmentName, SegmentSize, SystemId, WalCarry};
 use highwater::repo::{Repository, SealedPiece, SegmentAssembly};
 use highwater::store::file::FileStore;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -99,8 +100,9 @@ fn a_streamed_segment_comes_back_and_ends_as_archive_push_stores_it() {
 
             place.highwater.push(&place.cluster.wal(&name)).done();
             let segment = SegmentName::parse(&name).unwrap();
-            let drop = seen.repository.drop_redundant_pieces(seen.system_id, segment, seen.size);
-            let dropped = seen.runtime.block_on(drop).unwrap();
+            let (place_of, none) = (seen.system_id, BTreeSet::new());
+            let drop = seen.repository.drop_redundant_pieces(place_of, segment, seen.size, &none);
+            let dropped = seen.runtime.block_on(drop).unwrap().dropped;
             assert_eq!(place.objects_of(&name).len(), units.len(), "{name}: {pieces} pieces");
             assert!(dropped + units.len() as u64 >= pieces as u64, "{name}");
             for unit in &units {

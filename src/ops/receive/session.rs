@@ -91,7 +91,7 @@ pub(super) struct Session<'a> {
     /// Segments that have pieces, are stored complete and not tidied yet. `Some` of those that an earlier receiver left: only
     /// these pieces were compared.
     untidy: BTreeMap<SegmentName, Option<BTreeSet<(u32, u32)>>>,
-    /// Segments that were stored complete in this session: what stands of them is what its server sent.
+    /// Segments that were stored complete in this session, and beside which no piece is left.
     completed: BTreeSet<SegmentName>,
     began: Instant,
     /// Until when an ordered stop may go on storing what is in hand.
@@ -135,7 +135,7 @@ impl<'a> Session<'a> {
         self.untidy.extend(left.into_iter().map(|(segment, same)| (segment, Some(same))));
     }
 
-    /// Returns the segments that were stored complete.
+    /// Returns the segments that were stored complete, and beside which no piece is left.
     pub(super) fn take_completed(&mut self) -> BTreeSet<SegmentName> {
         std::mem::take(&mut self.completed)
     }

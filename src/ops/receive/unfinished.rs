@@ -136,7 +136,7 @@ impl Before<'_> {
 }
 
 /// Pieces were acknowledged that readers do not look at, since another server's object stands for the segment.
-fn other_server(segment: SegmentName, Rival { piece, complete }: &Rival) -> Failure {
+pub(super) fn other_server(segment: SegmentName, Rival { piece, complete }: &Rival) -> Failure {
     Failure::new(
         Kind::Conflict,
         format!("`{piece}`, which a receiver stored, holds other WAL than `{complete}`"),

@@ -1,6 +1,6 @@
 //! Objects on their way to the store: several at a time, each tried until it is stored.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -10,13 +10,16 @@ use tracing::Instrument;
 use super::UNHARMED;
 use super::sealer::Sealer;
 use super::troubles::no_memory;
+use super::unfinished::other_server;
 use crate::causes::in_one_line;
 use crate::failure::{Failure, Kind};
 use crate::format::WalObject;
 use crate::ops::failures::{kind_of_repo, of_repo, of_task};
 use crate::pg::{Lsn, SegmentName, SegmentSize, SystemId};
 use crate::plan::receive::Merge;
-use crate::repo::{Put, RepoError, Repository, SealedPiece, Unsealed};
+use crate::repo::{
+    Put, RepoError, Repository, SealedPiece, Tidied, Unsealed, WHOLE_SEGMENT_BYTES_MAX,
+};
 
 /// The pause before an upload is tried again, at first and at last.
 const AGAIN_FIRST: Duration = Duration::from_millis(100);
@@ -57,8 +60,9 @@ pub(super) enum Settled {
     Stored(Stored),
     /// A unit or a merge is one object now, and on its way.
     Sealed(Box<SealedPiece>),
-    /// Pieces that are not needed any more were removed, or will be by retention.
-    Tidied,
+    /// Pieces that are not needed any more were removed, or will be by retention. Named is a complete segment beside
+    /// which none is left.
+    Tidied(Option<SegmentName>),
 }
 
 /// A task that ended well.
@@ -72,7 +76,10 @@ enum Done {
         piece: Box<SealedPiece>,
     },
     Stored(Stored),
-    Tidied,
+    Tidied {
+        segment: SegmentName,
+        tidied: Option<Tidied>,
+    },
 }
 
 /// A task that failed, and what it was about.
@@ -93,6 +100,26 @@ struct OnItsWay {
     redundant: bool,
 }
 
+/// What this session has stored of a segment: what another receiver may have stored is not its to remove.
+#[derive(Debug, Default)]
+struct Own {
+    /// As offsets, the end excluded. Not those that were merged.
+    pieces: BTreeSet<Stretch>,
+    /// Units, or the complete segment, in the same way.
+    units: Vec<Stretch>,
+}
+
+impl Own {
+    fn take_inside(&mut self, larger: &[Stretch]) -> BTreeSet<Stretch> {
+        let is_inside =
+            |at: &Stretch| larger.iter().any(|(start, end)| *start <= at.0 && at.1 <= *end);
+        self.pieces.extract_if(.., is_inside).collect()
+    }
+}
+
+/// A stretch of a segment as byte offsets, the end excluded.
+type Stretch = (u32, u32);
+
 /// Objects on their way.
 #[derive(Debug)]
 pub(super) struct Uploads {
@@ -104,6 +131,8 @@ pub(super) struct Uploads {
     pieces: Vec<OnItsWay>,
     /// Segments that have, or had, pieces, and are not stored complete.
     pieced: BTreeSet<SegmentName>,
+    /// What is stored of segments that are not tidied.
+    own: BTreeMap<SegmentName, Own>,
     /// Memory of units on their way; pieces share theirs with the segment in the making, and a merge is
     /// small.
     unit_bytes: u64,
@@ -120,6 +149,7 @@ impl Uploads {
             sealer: Sealer::default(),
             pieces: Vec::new(),
             pieced: BTreeSet::new(),
+            own: BTreeMap::new(),
             unit_bytes: 0,
             others: 0,
         }
@@ -202,13 +232,19 @@ impl Uploads {
         let object_bytes = piece.sealed.header.stored_bytes;
         let repository = self.repository.clone();
         let system_id = self.system_id;
+        let merged = match purpose {
+            Purpose::Merge(Merge { start, end, .. }) => self.own.get_mut(&segment).map(|own| {
+                let stretch = (start, end);
+                (stretch, own.take_inside(&[stretch]))
+            }),
+            Purpose::Piece | Purpose::Unit => None,
+        };
         self.spawn(async move {
             let put = put_until_stored(&repository, &piece).await;
             let lsn = piece.start_lsn;
             put.map_err(|error| Undone::Refused { purpose, segment, lsn, error })?;
-            if let Purpose::Merge(merge) = purpose {
-                let dropped =
-                    repository.drop_pieces_inside(system_id, segment, merge.start, merge.end);
+            if let Some((stretch, own)) = merged {
+                let dropped = repository.drop_pieces_inside(system_id, segment, stretch, own);
                 tell_left_behind(dropped.await, segment);
             }
             let (start_lsn, end_lsn) = (piece.start_lsn, piece.end_lsn);
@@ -216,18 +252,34 @@ impl Uploads {
         })
     }
 
-    /// Removes the pieces of a segment that is stored complete: these alone, where they are given.
-    pub(super) fn tidy(&mut self, segment: SegmentName, only: Option<BTreeSet<(u32, u32)>>) {
+    /// Removes the pieces of a segment that is stored complete: these alone, where they are given. Must be called only when
+    /// none is on its way ([`Self::has_piece_of`]).
+    pub(super) fn tidy(&mut self, segment: SegmentName, only: Option<BTreeSet<Stretch>>) {
         let repository = self.repository.clone();
         let (system_id, size) = (self.system_id, self.size);
         self.others += 1;
+        if let Some(same) = only {
+            self.spawn(async move {
+                let dropped = repository.drop_same_pieces(system_id, segment, size, &same).await;
+                tell_left_behind(dropped, segment);
+                Ok(Done::Tidied { segment, tidied: None })
+            });
+            return;
+        }
+        let mut own = self.own.remove(&segment).unwrap_or_default();
+        let redundant = own.take_inside(&own.units.clone());
+        if !own.pieces.is_empty() {
+            // They lie in units that are not stored yet.
+            self.own.insert(segment, Own { pieces: own.pieces, units: Vec::new() });
+        }
         self.spawn(async move {
-            let dropped = match only {
-                Some(same) => repository.drop_same_pieces(system_id, segment, size, &same).await,
-                None => repository.drop_redundant_pieces(system_id, segment, size).await,
+            let tidied = repository.drop_redundant_pieces(system_id, segment, size, &redundant);
+            let (dropped, tidied) = match tidied.await {
+                Ok(tidied) => (Ok(tidied.dropped), Some(tidied)),
+                Err(error) => (Err(error), None),
             };
             tell_left_behind(dropped, segment);
-            Ok(Done::Tidied)
+            Ok(Done::Tidied { segment, tidied })
         });
     }
 
@@ -238,7 +290,7 @@ impl Uploads {
                 // Nobody waits for that piece any more.
                 Some(Err(error)) if error.is_cancelled() => {}
                 Some(ended) => break ended,
-                None => return Ok(Settled::Tidied),
+                None => return Ok(Settled::Tidied(None)),
             }
         };
         let ended = ended.map_err(|error| of_task(error, UNHARMED))?;
@@ -265,17 +317,24 @@ impl Uploads {
                 self.forget(&stored);
                 Ok(Settled::Stored(stored))
             }
-            Done::Tidied => {
+            Done::Tidied { segment, tidied } => {
                 self.others -= 1;
-                Ok(Settled::Tidied)
+                if let Some(Tidied { rival: Some(rival), .. }) = &tidied {
+                    return Err(other_server(segment, rival));
+                }
+                // Of a large one the other units may not be stored yet.
+                let is_whole = tidied.is_some() && self.size.bytes() <= WHOLE_SEGMENT_BYTES_MAX;
+                Ok(Settled::Tidied(is_whole.then_some(segment)))
             }
         }
     }
 
     /// Counts an upload no more.
     fn forget(&mut self, stored: &Stored) {
+        let stretch = self.stretch_of(stored);
         match stored.purpose {
             Purpose::Piece => {
+                self.own.entry(stored.segment).or_default().pieces.extend(stretch);
                 let is_it = |piece: &OnItsWay| {
                     (piece.start_lsn, piece.end_lsn) == (stored.start_lsn, stored.end_lsn)
                 };
@@ -285,10 +344,22 @@ impl Uploads {
             }
             Purpose::Unit => {
                 self.unit_bytes -= counted(stored.object_bytes);
+                if self.pieced.contains(&stored.segment) || self.own.contains_key(&stored.segment) {
+                    self.own.entry(stored.segment).or_default().units.extend(stretch);
+                }
                 self.let_go_of_pieces_in(stored);
             }
-            Purpose::Merge(_) => self.others -= 1,
+            Purpose::Merge(_) => {
+                self.own.entry(stored.segment).or_default().pieces.extend(stretch);
+                self.others -= 1;
+            }
         }
+    }
+
+    fn stretch_of(&self, stored: &Stored) -> Option<Stretch> {
+        let begin = stored.segment.start_lsn(self.size)?;
+        let offset = |lsn: Lsn| u32::try_from(lsn.0.checked_sub(begin.0)?).ok();
+        Some((offset(stored.start_lsn)?, offset(stored.end_lsn)?))
     }
 
     /// Pieces on their way whose bytes stand in a stored unit are waited for no longer. They may still arrive, and are
@@ -305,7 +376,7 @@ impl Uploads {
 
     /// Takes note that a unit of `segment` is stored; returns whether it has pieces to tidy.
     pub(super) fn take_pieced(&mut self, segment: SegmentName) -> bool {
-        self.pieced.remove(&segment)
+        self.pieced.remove(&segment) || self.own.contains_key(&segment)
     }
 
     /// Somebody else has stored a segment ahead of us that is not what this server sends, and pieces of ours were

@@ -1,5 +1,7 @@
 //! WAL that is streamed piece by piece ends up as `archive-push` would have stored it.
 
+use std::collections::BTreeSet;
+
 use super::archive::{Archive, MODES, SIZE_BYTES, SYSTEM};
 use crate::format::{Codec, WalObject};
 use crate::pg::wal_build::{RecordSpec, WalBuilder};
@@ -67,8 +69,9 @@ async fn streamed_segments_are_what_archive_push_stores_of_them() {
             (_, carry) = assembly.finish().unwrap();
 
             let name = segment.to_string();
-            let dropped = streamed.calm.drop_redundant_pieces(SYSTEM, segment, streamed.size);
-            assert!(dropped.await.unwrap() > 20);
+            let none = BTreeSet::new();
+            let tidied = streamed.calm.drop_redundant_pieces(SYSTEM, segment, streamed.size, &none);
+            assert!(tidied.await.unwrap().dropped > 20);
             let report = streamed.push(&name, &bytes).await.unwrap();
             assert_eq!(report.outcome, Put::AlreadyThere, "the very same names and digests");
             assert_eq!(streamed.get(&name).await.1.unwrap(), bytes);
@@ -102,9 +105,18 @@ async fn what_is_streamed_of_a_segment_can_be_fetched_before_it_is_complete() {
     };
     let (first, second) = (300_001, 700_000);
     let mut assembly = begin(None);
+    let mut own = BTreeSet::new();
+    let mut note = |pieces: &[SealedPiece]| {
+        own.extend(pieces.iter().filter_map(|piece| match piece.object {
+            WalObject::Piece { start, end, .. } => Some((start, end)),
+            _ => None,
+        }));
+    };
     for block in bytes[..first].chunks(10_000) {
         assembly.push(block, &mut |_| {}).unwrap();
-        put(&archive, assembly.cut().unwrap()).await;
+        let cut = assembly.cut().unwrap();
+        note(&cut);
+        put(&archive, cut).await;
     }
     // Another process goes on where the first one was killed.
     let stored = place.stored_prefix(SYSTEM, segment, archive.size).await.unwrap().unwrap();
@@ -114,9 +126,10 @@ async fn what_is_streamed_of_a_segment_can_be_fetched_before_it_is_complete() {
     let cut = assembly.cut().unwrap();
     let (start, end) = (stored.end, u32::try_from(second).unwrap());
     assert_eq!(cut[0].object, WalObject::Piece { segment, start, end });
+    note(&cut);
     put(&archive, cut).await;
     put(&archive, vec![assembly.to_merge(0, end).unwrap().seal().unwrap()]).await;
-    let dropped = place.drop_pieces_inside(SYSTEM, segment, 0, end).await.unwrap();
+    let dropped = place.drop_pieces_inside(SYSTEM, segment, (0, end), own).await.unwrap();
     assert_eq!(dropped, 32);
     assert_eq!(archive.keys_below(".parts/").len(), 1);
 
@@ -173,8 +186,9 @@ async fn a_segment_that_was_left_in_pieces_becomes_what_archive_push_stores_of_i
             assert_eq!(complete().await.unwrap(), missing);
             assert_eq!(complete().await.unwrap(), 0, "it is complete");
             assert_eq!(unfinished(&left).await, []);
-            let dropped = left.calm.drop_redundant_pieces(SYSTEM, segment, left.size);
-            assert!(dropped.await.unwrap() > 10, "pieces stay until they are told to go");
+            let none = BTreeSet::new();
+            let tidied = left.calm.drop_redundant_pieces(SYSTEM, segment, left.size, &none);
+            assert!(tidied.await.unwrap().dropped > 10, "pieces stay until they are told to go");
             assert!(left.get(&name).await.1.unwrap() == bytes);
             let report = left.push(&name, &bytes).await.unwrap();
             assert_eq!(report.outcome, Put::AlreadyThere, "the very same names and digests");

@@ -67,11 +67,15 @@ impl Place {
     }
 
     async fn drop_redundant(&self) -> Result<u64, RepoError> {
-        self.repository.drop_redundant_pieces(SYSTEM, self.segment, self.size).await
+        let (place, none) = (&self.repository, BTreeSet::new());
+        let tidied = place.drop_redundant_pieces(SYSTEM, self.segment, self.size, &none).await?;
+        assert_eq!(tidied.rival, None);
+        Ok(tidied.dropped)
     }
 
     async fn drop_inside(&self, start: u32, end: u32) -> Result<u64, RepoError> {
-        self.repository.drop_pieces_inside(SYSTEM, self.segment, start, end).await
+        let own = self.left().await.into_iter().collect();
+        self.repository.drop_pieces_inside(SYSTEM, self.segment, (start, end), own).await
     }
 }
 
@@ -178,4 +182,61 @@ proptest! {
             prop_assert!(start <= *s && *e <= end);
         }
     }
+}
+
+impl Place {
+    /// Puts a piece of these bytes: other WAL than the zeros of [`Self::put`].
+    async fn put_other(&self, (start, end): (u32, u32)) {
+        let key = self.repository.wal_key(SYSTEM, self.piece(start, end));
+        let codec = Codec::DEFAULT;
+        let header = Header::new(Kind::Piece, self.repository.below(&key), SYSTEM, codec.packing());
+        let mut sealer = WalSealer::new(codec, None).unwrap();
+        sealer.push(&vec![7; (end - start) as usize]).unwrap();
+        self.repository.put_sealed(&key, &sealer.finish(header).unwrap()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn anothers_piece_goes_only_if_it_holds_the_same_and_the_callers_own_without_a_look() {
+    let unit = PIECE_BYTES;
+    for size in [MIB, 64 * MIB] {
+        let place = Place::new(size);
+        let own = [(0, 100), (100, 200)];
+        place.put_pieces(&own).await;
+        place.put_pieces(&[(0, 150)]).await;
+        place.put_other((120, 220)).await;
+        let is_large = size > unit;
+        if is_large {
+            place.put_pieces(&[(0, unit)]).await;
+        } else {
+            place.put_whole().await;
+        }
+        let own = BTreeSet::from(own);
+        let drop =
+            || place.repository.drop_redundant_pieces(SYSTEM, place.segment, place.size, &own);
+        let tidied = drop().await.unwrap();
+        let rival = tidied.rival.unwrap();
+        let theirs = place.repository.wal_key(SYSTEM, place.piece(120, 220));
+        assert_eq!((tidied.dropped, rival.piece), (2, theirs.clone()));
+        assert!(place.memory.bytes(theirs.as_str()).is_some(), "what differs is never deleted");
+        assert!(!place.left().await.iter().any(|at| own.contains(at)));
+
+        // Alone, what is the same goes.
+        place.repository.store().delete(&theirs).await.unwrap();
+        place.put_pieces(&[(300, 400)]).await;
+        let tidied = drop().await.unwrap();
+        assert_eq!((tidied.dropped, tidied.rival), (2, None));
+        assert_eq!(place.left().await, if is_large { vec![(0, unit)] } else { vec![] });
+    }
+}
+
+#[tokio::test]
+async fn a_merged_piece_takes_only_those_it_was_made_of() {
+    let place = Place::new(MIB);
+    place.put_pieces(&[(0, 100), (100, 200), (0, 200)]).await;
+    place.put_other((50, 150)).await;
+    let own = BTreeSet::from([(0, 100), (100, 200)]);
+    let dropped = place.repository.drop_pieces_inside(SYSTEM, place.segment, (0, 200), own);
+    assert_eq!(dropped.await.unwrap(), 2);
+    assert_eq!(place.left().await, [(0, 200), (50, 150)]);
 }

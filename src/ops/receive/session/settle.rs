@@ -7,7 +7,7 @@ use crate::ops::receive::uploads::{Purpose, Settled, Stored};
 use crate::pg::Lsn;
 use crate::repo::PIECE_BYTES;
 
-/// How many of the newest segments that were completed are remembered.
+/// How many of the newest segments that were tidied are remembered.
 const COMPLETED_MAX: usize = 64;
 
 impl Session<'_> {
@@ -21,7 +21,13 @@ impl Session<'_> {
                 }
                 return false;
             }
-            Settled::Tidied => return false,
+            Settled::Tidied(segment) => {
+                self.completed.extend(segment);
+                if self.completed.len() > COMPLETED_MAX {
+                    self.completed.pop_first();
+                }
+                return false;
+            }
         };
         self.report.stored_bytes += stored.object_bytes;
         match stored.purpose {
@@ -36,10 +42,6 @@ impl Session<'_> {
             }
             Purpose::Unit => {
                 self.report.segments += 1;
-                self.completed.insert(stored.segment);
-                if self.completed.len() > COMPLETED_MAX {
-                    self.completed.pop_first();
-                }
                 self.progress.store(stored.start_lsn, stored.end_lsn);
                 if self.uploads.take_pieced(stored.segment) {
                     self.untidy.insert(stored.segment, None);

@@ -169,16 +169,17 @@ async fn what_counts_as_stored_is_stored_whatever_fails_and_all_is_stored_in_the
                         let (_, _, key) = keys.iter().find(is_it).unwrap();
                         assert!(memory.bytes(key).is_some(), "call {n}: `{key}` was told");
                     }
-                    Settled::Tidied => {}
+                    Settled::Tidied(_) => {}
                 }
             }
             assert_eq!((told, memory.keys().len()), (4, 4), "call {n}");
             // What is left over after a failure is left to retention, and the whole segment stays.
             uploads.tidy(segment(), None);
-            assert!(matches!(uploads.next().await.unwrap(), Settled::Tidied));
+            assert!(matches!(uploads.next().await.unwrap(), Settled::Tidied(_)));
             let struck = faults.calls().len() as u64 >= n;
             faults.heal();
-            place.drop_redundant_pieces(SYSTEM, segment(), size()).await.unwrap();
+            let none = BTreeSet::new();
+            place.drop_redundant_pieces(SYSTEM, segment(), size(), &none).await.unwrap();
             assert_eq!(memory.keys(), [keys[3].2.clone()], "call {n}");
             if !struck {
                 assert!(n > 6, "the fault never struck");
@@ -427,7 +428,7 @@ async fn pieces_are_waited_for_only_until_their_unit_is_stored_and_kept_only_unt
     uploads.unit_bytes += 1;
     uploads.forget(&stored);
     assert!(!uploads.has_piece_of(segment()), "given up");
-    assert!(matches!(uploads.next().await.unwrap(), Settled::Tidied));
+    assert!(matches!(uploads.next().await.unwrap(), Settled::Tidied(_)));
     assert!(uploads.is_empty());
 }
 
@@ -457,6 +458,47 @@ async fn a_segment_of_somebody_else_over_acknowledged_pieces_is_said_with_both_n
             assert!(failure.next.contains(&theirs), "{}", failure.next);
         } else {
             assert_eq!(failure.unharmed, UNHARMED);
+        }
+    }
+}
+
+/// Two servers write one timeline, and each has a receiver: whoever completes the segment leaves the other's pieces.
+#[tokio::test]
+async fn of_two_receivers_neither_removes_what_the_other_was_acknowledged_unless_it_is_the_same() {
+    for is_same in [true, false] {
+        let memory = MemoryStore::new();
+        let place = repository(&memory);
+        let mut theirs = Uploads::new(&place, SYSTEM, size());
+        let (_, pieces) = received(&place, if is_same { 700 } else { 900 });
+        let acknowledged: Vec<String> =
+            pieces[7..12].iter().map(|piece| piece.key.to_string()).collect();
+        for piece in &pieces[7..12] {
+            theirs.put_piece(segment(), piece.clone());
+            theirs.next().await.unwrap();
+        }
+        let mut uploads = Uploads::new(&place, SYSTEM, size());
+        let (mut assembly, pieces) = received(&place, 700);
+        for piece in &pieces[..7] {
+            uploads.put_piece(segment(), piece.clone());
+            uploads.next().await.unwrap();
+        }
+        uploads.put_unit(segment(), unit_of(&mut assembly));
+        while !uploads.is_empty() {
+            uploads.next().await.unwrap();
+        }
+        assert!(uploads.take_pieced(segment()));
+        uploads.tidy(segment(), None);
+        let tidied = uploads.next().await;
+        let left: Vec<String> =
+            memory.keys().into_iter().filter(|key| key.contains(".parts/")).collect();
+        if is_same {
+            assert!(matches!(tidied, Ok(Settled::Tidied(Some(named))) if named == segment()));
+            assert_eq!(left, Vec::<String>::new());
+        } else {
+            let failure = tidied.err().unwrap();
+            assert_eq!(failure.kind, Kind::Conflict);
+            assert!(failure.to_string().contains(&acknowledged[0]), "{failure}");
+            assert_eq!(left, acknowledged);
         }
     }
 }
