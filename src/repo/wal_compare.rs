@@ -112,7 +112,8 @@ impl Repository {
     }
 
     /// Reads the complete object of a segment, or the units of one above 16 MiB, and compares the pieces beside it by the
-    /// digests in their headers; whether these are true is not looked at. What goes away meanwhile is passed over.
+    /// digests in their headers; whether these are true is not looked at. Where pieces go away meanwhile they are listed
+    /// again; where they do so again and again nothing is said of them.
     ///
     /// # Errors
     /// [`RepoError::Damaged`] of a complete object that cannot be believed; the store's.
@@ -122,6 +123,24 @@ impl Repository {
         segment: SegmentName,
         size: SegmentSize,
     ) -> Result<Comparison, RepoError> {
+        for listing in 0..LISTINGS_MAX {
+            if listing > 0 {
+                tokio::time::sleep(PAUSE).await;
+            }
+            if let Some(comparison) = self.compare_listed(system_id, segment, size).await? {
+                return Ok(comparison);
+            }
+        }
+        Ok(Comparison::default())
+    }
+
+    /// Compares once; `None` where a piece went away.
+    async fn compare_listed(
+        &self,
+        system_id: SystemId,
+        segment: SegmentName,
+        size: SegmentSize,
+    ) -> Result<Option<Comparison>, RepoError> {
         let mut comparison = Comparison::default();
         let pieces = self.pieces(system_id, segment).await?;
         let units = pieces.iter().filter(|piece| piece.is_unit()).map(|unit| {
@@ -151,14 +170,14 @@ impl Repository {
             }
             match self.look_at_headers(system_id, segment, digests).await? {
                 Found::Same(same) => comparison.same.extend(same),
-                Found::Gone => {}
+                Found::Gone => return Ok(None),
                 Found::Other { piece, .. } => {
                     comparison.rival = Some(Rival { piece, complete: key });
-                    return Ok(comparison);
+                    return Ok(Some(comparison));
                 }
             }
         }
-        Ok(comparison)
+        Ok(Some(comparison))
     }
 
     /// Reads the header of each piece, until one is gone or does not say the digest of these bytes.

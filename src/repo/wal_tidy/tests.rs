@@ -1,13 +1,16 @@
 //! What is deleted lies in something larger that was read back; nothing else ever goes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::FutureExt;
 use proptest::prelude::*;
 
 use super::*;
 use crate::format::Codec;
 use crate::pg::{Timeline, WalFileName};
 use crate::repo::{PIECE_BYTES, WalSealer};
+use crate::store::Store;
 use crate::store::faults::{Call, Fault, FaultStore, Symptom};
 use crate::store::memory::MemoryStore;
 
@@ -239,4 +242,23 @@ async fn a_merged_piece_takes_only_those_it_was_made_of() {
     let dropped = place.repository.drop_pieces_inside(SYSTEM, place.segment, (0, 200), own);
     assert_eq!(dropped.await.unwrap(), 2);
     assert_eq!(place.left().await, [(0, 200), (50, 150)]);
+}
+
+/// Their own receiver removes them meanwhile; the listing is then repeated.
+#[tokio::test]
+async fn pieces_that_go_away_while_they_are_compared_hide_no_other_wal() {
+    let place = Place::new(MIB);
+    place.put_pieces(&[(0, 100), (100, 110)]).await;
+    place.put_other((120, 220)).await;
+    place.put_whole().await;
+    let going = place.repository.wal_key(SYSTEM, place.piece(0, 100));
+    let memory = place.memory.clone();
+    let hook = move |_, key: &Key| drop(memory.delete(key).now_or_never());
+    let slow = Symptom::Slow(Duration::ZERO);
+    let fault = Fault::on(Call::Read).key_contains(going.as_str()).symptom(slow);
+    place.faults.inject(fault.hook(hook));
+    let found = place.repository.compare_pieces(SYSTEM, place.segment, place.size).await.unwrap();
+    let theirs = place.repository.wal_key(SYSTEM, place.piece(120, 220));
+    assert_eq!(found.rival.unwrap().piece, theirs);
+    assert!(place.memory.bytes(going.as_str()).is_none(), "it went away");
 }
